@@ -1,0 +1,81 @@
+"""Kernel quantizers: what a quantized filter becomes.
+
+| name for `get` | class |
+|---|---|
+| `"binary"` | `BinaryQuantizer()` |
+| `"ternary"` | `TernaryQuantizer()` |
+| `"uniform-2"` … `"uniform-8"` | `UniformQuantizer(num_bits)` |
+
+A new one is a subclass of `Quantizer` with `@keras_sq.quantizers.register`.
+"""
+
+from typing import Any
+
+import keras
+
+from keras_sq import _checks
+from keras_sq.quantizers.binary import BinaryQuantizer as BinaryQuantizer
+from keras_sq.quantizers.quantizer import Quantizer as Quantizer
+from keras_sq.quantizers.quantizer import register as register
+from keras_sq.quantizers.ternary import TernaryQuantizer as TernaryQuantizer
+from keras_sq.quantizers.uniform import UniformQuantizer as UniformQuantizer
+from keras_sq.types import Config
+
+
+def names() -> list[str]:
+    """Returns the names that `get` knows."""
+    return ["binary", "ternary", *(f"uniform-{bits}" for bits in range(2, 9))]
+
+
+def get(identifier: Any) -> Quantizer:
+    """Returns the quantizer that `identifier` stands for.
+
+    Args:
+        identifier: A `Quantizer`, one of its names, or what `serialize`
+            returned.
+
+    Raises:
+        ValueError: If the name is unknown (the known ones are listed).
+        TypeError: If it is something else altogether.
+
+    Example:
+        >>> keras_sq.quantizers.get("uniform-4")
+        UniformQuantizer(num_bits=4, scale='max')
+    """
+    if isinstance(identifier, Quantizer):
+        return identifier
+    if isinstance(identifier, dict):
+        return deserialize(identifier)
+    if isinstance(identifier, str):
+        _checks.one_of("quantizer", identifier, names())
+        if identifier.startswith("uniform-"):
+            return UniformQuantizer(int(identifier.removeprefix("uniform-")))
+        return BinaryQuantizer() if identifier == "binary" else TernaryQuantizer()
+    hint = ""
+    if isinstance(identifier, type) and issubclass(identifier, Quantizer):
+        hint = f" Pass an instance: {identifier.__name__}(…)."
+    raise TypeError(
+        "A quantizer must be a `keras_sq.quantizers.Quantizer`, a name "
+        f"({', '.join(map(repr, names()))}) or a serialized quantizer. "
+        f"Received: {identifier!r} (of type {type(identifier).__name__}).{hint}"
+    )
+
+
+def serialize(quantizer: Quantizer) -> Config:
+    """Returns the quantizer as a JSON-serializable dict."""
+    return keras.saving.serialize_keras_object(quantizer)  # type: ignore[no-any-return]
+
+
+def deserialize(config: Config) -> Quantizer:
+    """Returns the quantizer that `serialize` described.
+
+    Raises:
+        TypeError: If the dict describes something else.
+    """
+    quantizer = keras.saving.deserialize_keras_object(config)
+    if not isinstance(quantizer, Quantizer):
+        raise TypeError(
+            "Expected the configuration of a quantizer. "
+            f"Received one of a {type(quantizer).__name__}."
+        )
+    return quantizer

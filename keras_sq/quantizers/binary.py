@@ -1,0 +1,53 @@
+"""Binary kernels (BWN)."""
+
+from keras import ops
+
+from keras_sq import functional
+from keras_sq.quantizers.quantizer import Quantizer, register
+from keras_sq.types import Tensor
+
+
+@register
+class BinaryQuantizer(Quantizer):
+    """Maps each filter to {-scale, +scale}.
+
+    Forward:  `q = scale * (+1 if w >= 0 else -1)`, `scale = mean(|w|)` of the
+    filter, which minimizes `‖W_i − Q_i‖₂`.
+    Backward: by the split update; no gradient through the scale.
+
+    Example:
+        >>> q = keras_sq.quantizers.BinaryQuantizer()
+        >>> q(keras.ops.array([[0.5], [-1.5]])).numpy().tolist()
+        [[1.0], [-1.0]]
+
+    References:
+        - [Rastegari et al., 2016, section 3.1](https://arxiv.org/abs/1603.05279)
+    """
+
+    @property
+    def max_code(self) -> int:
+        """The largest absolute code."""
+        return 1
+
+    @property
+    def num_levels(self) -> int:
+        """How many values a weight of a filter can take."""
+        return 2
+
+    def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        """Returns `(scale,)`."""
+        count = functional.weights_per_filter(kernel)
+        return (functional.absolute_sums(kernel) / count,)
+
+    def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
+        """Returns the signs, with +1 for 0."""
+        return functional.binary_codes(kernel)
+
+    def filter_errors(self, kernel: Tensor) -> Tensor:
+        """Returns the error per filter; `Σ|w − q|` is `Σ||w| − scale|` here."""
+        norm = functional.absolute_sums(kernel)
+        scale = norm / functional.weights_per_filter(kernel)
+        (difference,) = functional.filter_sums(
+            lambda w, s: (ops.abs(ops.abs(w) - s),), kernel, scale
+        )
+        return functional.relative_error(difference, norm)

@@ -1,0 +1,145 @@
+"""The base class of all kernel quantizers."""
+
+import abc
+import json
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_sq import functional
+from keras_sq.types import Config, Tensor
+
+
+class Quantizer(abc.ABC):
+    """Maps a kernel to few values per filter: `codes · scale`.
+
+    A subclass says how the scale (and whatever else is fitted to the kernel)
+    is found, and how a weight becomes a code. Both see the kernel with its
+    filter axis last, whatever the layer's own layout. A quantizer has no
+    state and defines no gradient (see `split_update`).
+
+    Two quantizers with the same configuration are equal.
+
+    Example:
+        >>> from keras import ops
+        >>> class PowerOfTwo(keras_sq.quantizers.BinaryQuantizer):
+        ...     '''Binary, with scales rounded to a power of two.'''
+        ...     def fit(self, kernel):
+        ...         (scale,) = super().fit(kernel)
+        ...         return (2.0 ** ops.round(ops.log2(scale)),)
+        >>> PowerOfTwo()(ops.array([[0.2], [-0.4]])).numpy().tolist()
+        [[0.25], [-0.25]]
+    """
+
+    @abc.abstractmethod
+    def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        """Returns what is fitted to a kernel: the scale, then the rest.
+
+        Args:
+            kernel: Float tensor `(..., filters)`.
+
+        Returns:
+            Float32 tensors, `(filters,)` or scalar; the first is the scale,
+            `(filters,)` and not negative.
+        """
+
+    @abc.abstractmethod
+    def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
+        """Returns the codes, element by element.
+
+        Args:
+            kernel: Float tensor `(..., filters)`.
+            *fitted: What `fit` returned.
+
+        Returns:
+            Integer values in the kernel's dtype and shape.
+        """
+
+    @property
+    @abc.abstractmethod
+    def max_code(self) -> int:
+        """The largest absolute code."""
+
+    @property
+    def num_levels(self) -> int:
+        """How many values a weight of a filter can take."""
+        return 2 * self.max_code + 1
+
+    def decode(self, codes: Tensor, *fitted: Tensor) -> Tensor:
+        """Returns `codes · scale` in the dtype of `codes`."""
+        return codes * ops.cast(fitted[0], codes.dtype)
+
+    def quantize(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
+        """Returns `decode(encode(kernel))` for what was fitted before."""
+        return self.decode(self.encode(kernel, *fitted), *fitted)
+
+    def __call__(self, kernel: Tensor) -> Tensor:
+        """Returns the quantized kernel.
+
+        Call arguments:
+            kernel: Float tensor `(..., filters)`.
+
+        Returns:
+            Tensor with the shape and dtype of `kernel`.
+        """
+        kernel = ops.convert_to_tensor(kernel)
+        return self.quantize(kernel, *self.fit(kernel))
+
+    def filter_errors(self, kernel: Tensor) -> Tensor:
+        """Returns the quantization error `‖W_i − Q_i‖₁ / ‖W_i‖₁` per filter.
+
+        Args:
+            kernel: Float tensor `(..., filters)`.
+
+        Returns:
+            Float32 `(filters,)`; 0 where the norm is 0, NaN where the filter
+            is not finite.
+        """
+
+        def terms(weights: Tensor, *fitted: Tensor) -> tuple[Tensor, Tensor]:
+            difference = weights - self.quantize(weights, *fitted)
+            return ops.abs(difference), ops.abs(weights)
+
+        difference, norm = functional.filter_sums(terms, kernel, *self.fit(kernel))
+        return functional.relative_error(difference, norm)
+
+    def element_errors(self, kernel: Tensor) -> Tensor:
+        """Returns the error `|w − q| / |w|` of every weight.
+
+        Args:
+            kernel: Float tensor `(..., filters)`.
+
+        Returns:
+            Float32 tensor of the kernel's shape; 0 where the weight is 0.
+        """
+        wide = ops.cast(kernel, "float32")
+        quantized = self.quantize(wide, *self.fit(kernel))
+        return functional.relative_error(ops.abs(wide - quantized), ops.abs(wide))
+
+    def get_config(self) -> Config:
+        """Returns the constructor's arguments, JSON-serializable."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Quantizer":
+        """Returns the quantizer that `get_config` described."""
+        return cls(**config)
+
+    def _key(self) -> tuple[Any, ...]:
+        return (type(self), json.dumps(self.get_config(), sort_keys=True))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Quantizer) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def register(cls: type[Quantizer]) -> type[Quantizer]:
+    """Class decorator: makes the quantizer loadable from a `.keras` file."""
+    return keras.saving.register_keras_serializable("keras_sq")(cls)  # type: ignore[no-any-return]

@@ -1,0 +1,79 @@
+"""Uniform k-bit kernels."""
+
+from keras import ops
+
+from keras_sq import _checks, functional
+from keras_sq.quantizers.quantizer import Quantizer, register
+from keras_sq.types import Config, Tensor
+
+SCALES = ("max", "least_squares")
+
+LEAST_SQUARES_STEPS = 4
+
+
+@register
+class UniformQuantizer(Quantizer):
+    """Maps each filter to `scale · {-n, …, 0, …, +n}`, `n = 2^(num_bits-1) - 1`.
+
+    Forward:  `q = scale * clip(round(w / scale), -n, n)`.
+    Backward: by the split update; no gradient through the scale.
+
+    The levels are symmetric, as integer kernels of TFLite are; 2 bits are
+    three levels.
+
+    The scale of a filter is
+
+    | `scale` | |
+    |---|---|
+    | `"max"` | `max(\\|w\\|) / n`: nothing is clipped; good from about 4 bits on |
+    | `"least_squares"` | what four rounds of `scale = <w, codes> / <codes, codes>` reach from `2·mean(\\|w\\|)/√n`: clips the tails for a finer grid; better below 5 bits |
+
+    Args:
+        num_bits: Int from 2 to 8.
+        scale: String, see the table.
+
+    Raises:
+        TypeError: If `num_bits` is no integer.
+        ValueError: If `num_bits` or `scale` is out of its range.
+
+    Example:
+        >>> q = keras_sq.quantizers.UniformQuantizer(3)
+        >>> q(keras.ops.array([[0.9], [-3.0], [1.6]])).numpy().tolist()
+        [[1.0], [-3.0], [2.0]]
+    """  # noqa: E501 (a table row cannot be broken)
+
+    def __init__(self, num_bits: int, scale: str = "max") -> None:
+        self.num_bits = _checks.integer("num_bits", num_bits, 2, 8)
+        self.scale = _checks.one_of("scale", scale, SCALES)
+
+    @property
+    def max_code(self) -> int:
+        """The largest absolute code."""
+        return int(2 ** (self.num_bits - 1) - 1)
+
+    def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        """Returns `(scale,)`."""
+        wide = ops.cast(kernel, "float32")
+        filters = kernel.shape[-1]
+        if self.scale == "max":
+            largest = ops.max(ops.abs(ops.reshape(wide, (-1, filters))), axis=0)
+            return (largest / self.max_code,)
+        count = functional.weights_per_filter(kernel)
+        scale = 2.0 * functional.absolute_sums(kernel) / count / self.max_code**0.5
+
+        def terms(weights: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+            codes = functional.uniform_codes(weights, step, self.max_code)
+            return weights * codes, codes * codes
+
+        for _ in range(LEAST_SQUARES_STEPS):
+            product, square = functional.filter_sums(terms, kernel, scale)
+            scale = ops.divide_no_nan(product, square)
+        return (scale,)
+
+    def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
+        """Returns integers from -n to n."""
+        return functional.uniform_codes(kernel, fitted[0], self.max_code)
+
+    def get_config(self) -> Config:
+        """Returns the constructor's arguments, JSON-serializable."""
+        return {"num_bits": self.num_bits, "scale": self.scale}

@@ -1,0 +1,115 @@
+"""The hybrid kernel and its gradient: the split update of the SQ paper.
+
+    hybrid = where(mask, Q(latent), latent)
+
+The full-precision part (mask 0) receives its own gradient. For the quantized
+part (mask 1), whose derivative is zero almost everywhere, one of three rules
+holds, by name:
+
+| name | gradient of a quantized weight |
+|---|---|
+| `"straight_through"` | the hybrid kernel's, unchanged (SQ, section 3.3) |
+| `"clipped_straight_through"` | the same where `|w| <= 1`, else 0 (BinaryConnect) |
+| `"blocked"` | 0 (StoMPP) |
+
+No gradient reaches scales, thresholds or the mask. With `"straight_through"`
+both parts receive the hybrid kernel's gradient as it is, so that the backward
+pass of a layer costs exactly what the float layer's does.
+
+References:
+    - [Dong et al., 2017, section 3.3](https://arxiv.org/abs/1708.01001)
+"""
+
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+from keras_sq import _checks
+from keras_sq.types import Tensor
+
+QUANTIZED_GRADIENTS = ("straight_through", "clipped_straight_through", "blocked")
+
+CLIP = 1.0
+"""Weights beyond ±CLIP get no gradient under clipped straight-through."""
+
+
+def split_update(
+    latent: Tensor,
+    mask: Tensor,
+    forward: Callable[[Tensor, Tensor], Tensor],
+    quantized_gradient: str = "straight_through",
+) -> Tensor:
+    """Returns the hybrid kernel, with the gradient of the split update.
+
+    Forward:  `forward(latent, mask)`, meant as `where(mask, Q(latent), latent)`.
+    Backward: see the table in this module's docstring.
+
+    Args:
+        latent: Float tensor, the latent kernel.
+        mask: Bool tensor that broadcasts to `latent`: True = quantized.
+        forward: Computes the hybrid kernel, in any float dtype.
+        quantized_gradient: One of the names in the table.
+
+    Returns:
+        What `forward` returns; its gradient arrives at `latent`, in the
+        dtype of `latent`.
+
+    Raises:
+        ValueError: If `quantized_gradient` is not a known name, or the
+            backend is not supported.
+
+    Example:
+        >>> w = keras.ops.array([-0.5, 2.0, 0.25])
+        >>> mask = keras.ops.array([True, True, False])
+        >>> sign = lambda w, m: keras.ops.where(m, keras.ops.sign(w), w)
+        >>> split_update(w, mask, sign).numpy().tolist()
+        [-1.0, 1.0, 0.25]
+    """
+    _checks.one_of("quantized_gradient", quantized_gradient, QUANTIZED_GRADIENTS)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def hybrid(
+            latent: Tensor, mask: Tensor
+        ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, None]]]:
+            def backward(upstream: Tensor) -> tuple[Tensor, None]:
+                return (
+                    latent_gradient(upstream, latent, mask, quantized_gradient),
+                    None,
+                )
+
+            return forward(latent, mask), backward
+
+        return hybrid(tf.convert_to_tensor(latent), tf.convert_to_tensor(mask))
+    raise ValueError(
+        "The split update is implemented for the TensorFlow backend. "
+        f"Received: keras.backend.backend()={backend!r}. "
+        "Set the environment variable KERAS_BACKEND=tensorflow."
+    )
+
+
+def latent_gradient(
+    upstream: Tensor, latent: Tensor, mask: Tensor, quantized_gradient: str
+) -> Tensor:
+    """Returns the latent kernel's gradient from the hybrid kernel's.
+
+    Args:
+        upstream: Gradient of the loss in the hybrid kernel.
+        latent: The latent kernel.
+        mask: Bool, broadcasts to `latent`: True = quantized.
+        quantized_gradient: One of `QUANTIZED_GRADIENTS`.
+
+    Returns:
+        Tensor with the shape and dtype of `latent`.
+    """
+    gradient = ops.cast(upstream, latent.dtype)
+    if quantized_gradient == "straight_through":
+        return gradient
+    if quantized_gradient == "blocked":
+        passes = ops.logical_not(mask)
+    else:
+        passes = ops.logical_or(ops.logical_not(mask), ops.abs(latent) <= CLIP)
+    return ops.where(passes, gradient, ops.zeros((), latent.dtype))
