@@ -1,0 +1,24 @@
+"""Stochastic quantization for Keras: binary, ternary and k-bit networks.
+
+```python
+sq_model = keras_sq.quantize_model(model, "ternary")
+sq_model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+sq_model.fit(x, y, epochs=40, callbacks=[keras_sq.callbacks.StochasticQuantization()])
+keras_sq.export(sq_model, "model.tflite")
+```
+"""
+
+from keras_sq import callbacks as callbacks
+from keras_sq import layers as layers
+from keras_sq import learning_rates as learning_rates
+from keras_sq import quantizers as quantizers
+from keras_sq import schedules as schedules
+from keras_sq._version import __version__ as __version__
+from keras_sq.conversion import KernelCodes as KernelCodes
+from keras_sq.conversion import get_codes as get_codes
+from keras_sq.conversion import quantize_model as quantize_model
+from keras_sq.conversion import strip_quantization as strip_quantization
+from keras_sq.layers import register as register
+from keras_sq.masks import get_ratio as get_ratio
+from keras_sq.masks import set_ratio as set_ratio
+from keras_sq.model_summary import summary as summary

@@ -1,0 +1,93 @@
+"""What this package needs of Keras and Keras does not offer in public.
+
+Everything that reaches below `keras.*` stands here, each with its reason, so
+that a new Keras release is checked in one place (`tests/test_internals.py`).
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+
+# Whether a layer trains or infers is known to the call context only: layers
+# without a `training` argument (Dense, the convolutions) are not told.
+from keras.src.backend.common import global_state
+
+# A variable read during a mixed-precision call arrives in float16; scales and
+# thresholds must be found in the variable's own dtype.
+from keras.src.backend.common.variables import AutocastScope
+
+# `type(keras.Model(inputs, outputs))` without building one.
+from keras.src.models.functional import Functional as Functional
+
+from keras_sq import _backend
+from keras_sq.types import Layer, Model, Tensor, Variable
+
+
+def training_phase() -> bool | None:
+    """Returns the `training` value of the Keras call under way, if any."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    return None if context is None else context.get_value("training")
+
+
+def called_layer() -> Layer:
+    """Returns the outermost layer or model of the Keras call under way."""
+    return global_state.get_global_attribute("current_call_ctx").entry_layer
+
+
+def in_autocast() -> bool:
+    """Whether variables are being read in a lower precision just now."""
+    scope = global_state.get_global_attribute("autocast_scope")
+    return scope is not None and scope.dtype is not None
+
+
+def read(variable: Variable) -> Tensor:
+    """Returns a variable's value in the variable's own dtype."""
+    with AutocastScope(None):
+        return _backend.as_tensor(keras.ops.convert_to_tensor(variable))
+
+
+def flatten_layers(layer: Layer, include_self: bool = False) -> list[Layer]:
+    """Returns all layers below a layer or model, each once.
+
+    `Model.layers` stops at custom layers; this enters them. The order is that
+    of their creation, the same for every instance of a class.
+    """
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def sublayers(layer: Layer) -> list[Layer]:
+    """Returns the layers that a layer holds itself."""
+    return list(layer._layers)
+
+
+def own_variables(layer: Layer) -> list[Variable]:
+    """Returns a layer's variables without those of its sublayers, in order."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def seed_states(layer: Layer) -> list[Variable]:
+    """Returns the states of a layer's own random generators."""
+    return [generator.state for generator in layer._seed_generators]
+
+
+@contextlib.contextmanager
+def unlocked(layer: Layer) -> Iterator[None]:
+    """Allows a built layer to get new variables, under its own name scope.
+
+    Keras locks a layer when it is built; its own `quantize()` and
+    `enable_lora()` lift the lock in the same way.
+    """
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        with layer._open_name_scope():
+            yield
+    finally:
+        if locked:
+            layer._lock_state()
+
+
+def is_graph_model(model: Model) -> bool:
+    """Whether a model's configuration describes its layers one by one."""
+    return type(model) in (Functional, keras.Sequential)

@@ -1,0 +1,200 @@
+"""The callback of stochastic quantization.
+
+Before each batch it computes the ratio of the schedule at the optimizer's
+step and redraws the masks, for all layers in one compiled call. The step is
+`optimizer.iterations` and the random state is part of the layers, so that a
+run restored by `keras.callbacks.BackupAndRestore` goes on as if it had never
+stopped, bit for bit.
+
+Nothing of this waits for the accelerator: the step is read, the schedule
+computed and the masks drawn inside the compiled call. Whether the kernels
+were finite is looked at one batch later, when the answer is there already.
+"""
+
+import warnings
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_sq import _backend, _checks, masks, schedules
+from keras_sq.types import Tensor
+
+ZERO_SLOT_OPTIMIZERS = (
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "Lamb",
+    "Nadam",
+    "RMSprop",
+)
+"""Optimizers whose per-weight state starts at zero."""
+
+
+class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
+    """Steps the ratio schedule and redraws the masks during `fit`.
+
+    Adds `quantized_ratio`, the ratio of the epoch's last batch, to the logs.
+
+    Args:
+        schedule: A `keras_sq.schedules.RatioSchedule`, or its name.
+            A schedule in epochs or fractions is bound to the run's length
+            when training begins.
+        resample_every: Int >= 1: optimizer steps between two draws. The masks
+            are drawn at the start of every stage in any case. With
+            `steps_per_execution=k` they change every k steps at most; with
+            gradient accumulation each micro-batch of a due step draws anew.
+        clear_momentum: Whether the optimizer's per-weight state (momentum,
+            Adam's moments) is set to zero when a stage begins: the protocol
+            of the paper, together with
+            `keras_sq.learning_rates.StagewiseLearningRate`. Meant for SGD: Adam's
+            bias correction is not restarted, so that its first steps of a
+            stage are larger.
+        total_steps: Int, optimizer steps of the whole run, where Keras cannot
+            know them (a generator, a data set of unknown size).
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the schedule's name is unknown or `resample_every` < 1.
+            When training begins: if the model has no quantized layer, a
+            kernel is not finite, or the run's length is needed and unknown.
+
+    Example:
+        >>> callback = keras_sq.callbacks.StochasticQuantization(
+        ...     keras_sq.schedules.exponential(), resample_every=10)
+        >>> # model.fit(x, y, epochs=40, callbacks=[callback])
+
+    References:
+        - [Dong et al., 2017, section 3](https://arxiv.org/abs/1708.01001)
+    """
+
+    def __init__(
+        self,
+        schedule: Any = "exponential",
+        *,
+        resample_every: int = 1,
+        clear_momentum: bool = False,
+        total_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedules.get(schedule)
+        self.resample_every = _checks.integer("resample_every", resample_every, 1)
+        if not isinstance(clear_momentum, bool):
+            raise TypeError(
+                "Argument `clear_momentum` must be a bool. "
+                f"Received: clear_momentum={clear_momentum!r}"
+            )
+        self.clear_momentum = clear_momentum
+        if total_steps is not None:
+            _checks.integer("total_steps", total_steps, 1)
+        self.total_steps = total_steps
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Binds the schedule to the run, and checks the kernels."""
+        pairs = masks.require_quantized(self.model)
+        self._paths = [path for path, _ in pairs]
+        self._layers = [layer for _, layer in pairs]
+        self.bound_schedule = self._bind()
+        masks.require_finite(self._paths, masks.finite_kernels(self._layers))
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        self._slots = self._momentum_slots() if self.clear_momentum else []
+        for layer in self._layers:
+            layer.ratio_is_controlled = True
+        self._update = _backend.compiled(self._update_at_this_step)
+        self._finite: Tensor | None = None
+        self._batches = 0
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Sets ratio and masks for the batch that comes."""
+        if self._batches == 0:
+            self._warn_if_over()
+        self._batches += 1
+        if self._finite is not None:
+            masks.require_finite(self._paths, self._finite)
+        self._finite = self._update()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Logs the ratio."""
+        if logs is not None:
+            ratios = [float(ops.convert_to_numpy(x.ratio)) for x in self._layers]
+            logs["quantized_ratio"] = sum(ratios) / len(ratios)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Quantizes the rest where the schedule ends with the run."""
+        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        if float(ops.convert_to_numpy(self.bound_schedule(step))) >= 1.0:
+            self._update()
+
+    def _update_at_this_step(self) -> Tensor:
+        step = ops.cast(self.model.optimizer.iterations, "int32")
+        ratio = self.bound_schedule(step)
+        stride = int(self.model.steps_per_execution or 1)
+        # Steps passed since the last call count too, if several ran in one.
+        due = step // self.resample_every != (step - stride) // self.resample_every
+        starts = ops.convert_to_tensor(list(self.bound_schedule.stage_starts), "int32")
+        begins = ops.any(
+            ops.logical_and(starts <= step, starts > step - stride)
+        )
+        if self._slots:
+            restart = ops.logical_and(begins, step > 0)
+            for slot in self._slots:
+                slot.assign(ops.where(restart, ops.zeros_like(slot), slot))
+        return masks.update_masks(self._layers, ratio, ops.logical_or(due, begins))
+
+    def _bind(self) -> schedules.RatioSchedule:
+        """Returns the schedule in steps; it says itself what it lacks."""
+        steps = self.params.get("steps")
+        optimizer = _inner(self.model.optimizer)
+        batches_per_step = optimizer.gradient_accumulation_steps or 1
+        per_epoch = total = None
+        if steps is not None:
+            per_epoch = max(1, steps // batches_per_step)
+            total = max(1, self.params["epochs"] * steps // batches_per_step)
+        return self.schedule.bind(
+            total_steps=self.total_steps or total, steps_per_epoch=per_epoch
+        )
+
+    def _warn_if_over(self) -> None:
+        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        end = self.bound_schedule.end_step
+        if self.params.get("epochs") and step > 0 and step >= end > 0:
+            if not self.model._initial_epoch:
+                warnings.warn(
+                    f"The schedule ended at step {end}, and the optimizer is at step "
+                    f"{step} already: everything stays quantized in this run. To "
+                    "go through the schedule again, compile the model again.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+
+    def _momentum_slots(self) -> list[Any]:
+        optimizer = _inner(self.model.optimizer)
+        kind = type(optimizer).__name__
+        if kind not in ZERO_SLOT_OPTIMIZERS:
+            raise ValueError(
+                "Argument `clear_momentum=True` needs an optimizer whose state "
+                f"starts at zero ({', '.join(ZERO_SLOT_OPTIMIZERS)}). Received a "
+                f"model compiled with {kind}."
+            )
+        shapes = {tuple(v.shape) for v in self.model.trainable_variables}
+        # The moving average of the weights (`use_ema`) is no momentum.
+        averages = getattr(optimizer, "_model_variables_moving_average", None) or []
+        kept = {id(optimizer.iterations), *(id(v) for v in averages)}
+        kept.add(id(getattr(optimizer, "_iterations", None)))
+        kept.add(id(getattr(optimizer, "_learning_rate", None)))
+        return [
+            v
+            for v in optimizer.variables
+            if id(v) not in kept and tuple(v.shape) in shapes and v.shape != ()
+        ]
+
+
+def _inner(optimizer: Any) -> Any:
+    """Returns the optimizer inside a loss-scaling one, or itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

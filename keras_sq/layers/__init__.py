@@ -1,0 +1,68 @@
+"""Stochastically quantized layers.
+
+`SQ` and the name of the Keras layer; the same constructor, plus the fields of
+`Settings` as keyword arguments. `keras_sq.quantize_model` makes them from the
+layers of a float model.
+"""
+
+from keras_sq import _keras_internals as _internals
+from keras_sq.layers.attention import SQMultiHeadAttention as SQMultiHeadAttention
+from keras_sq.layers.container import QuantizedContainer as QuantizedContainer
+from keras_sq.layers.convolutional import SQConv1D as SQConv1D
+from keras_sq.layers.convolutional import SQConv1DTranspose as SQConv1DTranspose
+from keras_sq.layers.convolutional import SQConv2D as SQConv2D
+from keras_sq.layers.convolutional import SQConv2DTranspose as SQConv2DTranspose
+from keras_sq.layers.convolutional import SQConv3D as SQConv3D
+from keras_sq.layers.convolutional import SQConv3DTranspose as SQConv3DTranspose
+from keras_sq.layers.convolutional import SQDepthwiseConv1D as SQDepthwiseConv1D
+from keras_sq.layers.convolutional import SQDepthwiseConv2D as SQDepthwiseConv2D
+from keras_sq.layers.convolutional import SQSeparableConv1D as SQSeparableConv1D
+from keras_sq.layers.convolutional import SQSeparableConv2D as SQSeparableConv2D
+from keras_sq.layers.core import SQDense as SQDense
+from keras_sq.layers.core import SQEinsumDense as SQEinsumDense
+from keras_sq.layers.core import SQEmbedding as SQEmbedding
+from keras_sq.layers.quantized import (
+    StochasticallyQuantized as StochasticallyQuantized,
+)
+from keras_sq.layers.recurrent import SQGRU as SQGRU
+from keras_sq.layers.recurrent import SQLSTM as SQLSTM
+from keras_sq.layers.recurrent import SQGRUCell as SQGRUCell
+from keras_sq.layers.recurrent import SQLSTMCell as SQLSTMCell
+from keras_sq.layers.recurrent import SQSimpleRNN as SQSimpleRNN
+from keras_sq.layers.recurrent import SQSimpleRNNCell as SQSimpleRNNCell
+from keras_sq.layers.registry import register as register
+from keras_sq.layers.settings import Settings as Settings
+from keras_sq.types import Layer as _Layer
+
+
+def layer_paths(model: _Layer) -> list[tuple[str, _Layer]]:
+    """Returns every layer below a model with its path, each once.
+
+    The path joins the names of the layers that hold it by slashes:
+    `"encoder/attention/query"`.
+    """
+    found: list[tuple[str, _Layer]] = []
+    seen: set[int] = set()
+
+    def visit(layer: _Layer, prefix: str) -> None:
+        for child in _internals.sublayers(layer):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            path = f"{prefix}{child.name}"
+            found.append((path, child))
+            visit(child, f"{path}/")
+
+    visit(model, "")
+    return found
+
+
+def quantized_layers(model: _Layer) -> list[tuple[str, StochasticallyQuantized]]:
+    """Returns the quantized layers of a model (or itself) with their paths."""
+    if isinstance(model, StochasticallyQuantized):
+        return [(model.name, model)]  # type: ignore[attr-defined]
+    return [
+        (path, layer)
+        for path, layer in layer_paths(model)
+        if isinstance(layer, StochasticallyQuantized)
+    ]

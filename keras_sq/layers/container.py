@@ -1,0 +1,228 @@
+"""Layers that hold quantized layers: attention, recurrent layers, your own.
+
+Keras's configuration of such a layer says how to construct it, and its
+constructor makes plain Keras layers inside. A quantized container is the same
+layer, of the same class and attributes, with two additions: its configuration
+also lists which of the layers inside are quantized and how, and once these
+are built it turns them into quantized ones. So it can be saved, loaded and
+copied like the original.
+
+Sequential and functional models need none of this: their configuration
+describes every layer.
+"""
+
+from typing import Any, ClassVar
+
+import keras
+
+from keras_sq import _keras_internals as internals
+from keras_sq.layers import registry
+from keras_sq.layers import settings as settings_module
+from keras_sq.layers.quantized import StochasticallyQuantized, constructor_signature
+from keras_sq.layers.settings import Settings
+from keras_sq.types import Config, Layer
+
+ALL = "*"
+"""The key of `quantized_children` that stands for every layer inside."""
+
+
+@keras.saving.register_keras_serializable(registry.PACKAGE)
+class QuantizedContainer:
+    """Mixin: quantizes layers inside the Keras layer that it precedes."""
+
+    float_class: ClassVar[type | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        bases = (
+            base
+            for base in cls.__mro__
+            if issubclass(base, keras.layers.Layer)
+            and not issubclass(base, QuantizedContainer)
+        )
+        cls.float_class = next(bases, None)  # None: a mixin still.
+
+    # `{key: Settings}`, see `child_keys`; empty while under construction.
+    quantized_children: dict[str, Settings]
+    _missing: list[str]
+
+    def set_quantized_children(self, children: dict[str, Settings]) -> None:
+        """Says which layers inside are quantized, and quantizes those built."""
+        # Not through `setattr`: Keras would wrap and track the dict.
+        self.__dict__["quantized_children"] = children
+        self.__dict__["_pending"] = True
+        self.quantize_children()
+
+    def quantize_children(self) -> bool:
+        """Quantizes the layers inside that are due and built.
+
+        Returns:
+            Whether any was.
+        """
+        if not self.__dict__.get("_pending"):
+            return False
+        children = self.quantized_children
+        waiting = changed = False
+        found = set()
+        for key, layer in child_keys(self):
+            chosen = children.get(key, children.get(ALL))
+            found.add(key)
+            if chosen is None or isinstance(layer, StochasticallyQuantized):
+                continue
+            if registry.quantized_class(type(layer)) is None:
+                continue
+            if layer.built:
+                registry.promote(layer, chosen)
+                changed = True
+            else:
+                waiting = True
+        self.__dict__["_missing"] = sorted(set(children) - found - {ALL})
+        self.__dict__["_pending"] = bool(
+            waiting or self._missing or not self.built  # type: ignore[attr-defined]
+        )
+        return changed
+
+    def _post_build(self) -> None:
+        super()._post_build()  # type: ignore[misc]
+        self.quantize_children()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        # Where Keras could not build the layers inside beforehand, this call
+        # did, with float kernels.
+        if self.quantize_children() and not _any_symbolic(outputs):
+            outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if self.__dict__.get("_missing"):
+            self._raise_missing()
+        return outputs
+
+    def _raise_missing(self) -> None:
+        held = ", ".join(key for key, _ in child_keys(self))
+        raise ValueError(
+            f"Layer '{self.name}' holds no layer {self._missing[0]!r} (position "  # type: ignore[attr-defined]
+            "and class), though its saved configuration quantizes one. It holds: "
+            f"{held}. Was the class {type(self).float_class.__name__} changed "  # type: ignore[union-attr]
+            "since?"
+        )
+
+    def build_from_config(self, config: Config) -> None:
+        """Builds the layer, and quantizes what this built."""
+        super().build_from_config(config)  # type: ignore[misc]
+        self.quantize_children()
+
+    def get_config(self) -> Config:
+        """Returns the original's configuration, and the layers quantized."""
+        base = type(self).float_class
+        if base is None:
+            return {}
+        children = {
+            key: chosen.get_config()
+            for key, chosen in self.quantized_children.items()
+        }
+        if registry.is_static_container(type(self)):
+            return {**self.float_config(), "quantized_children": children}
+        return {
+            "float_layer": class_reference(base) | {"config": self.float_config()},
+            "quantized_children": children,
+        }
+
+    def float_config(self) -> Config:
+        """Returns the configuration of the original layer alone."""
+        return super().get_config()  # type: ignore[misc, no-any-return]
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: Any = None) -> Layer:
+        """Returns the container that `get_config` described."""
+        config = dict(config)
+        children = {
+            key: Settings(**chosen)
+            for key, chosen in config.pop("quantized_children", {}).items()
+        }
+        reference = config.get("float_layer")
+        if reference is None:
+            layer = super().from_config(config)  # type: ignore[misc]
+        else:
+            base = find_class(reference)
+            container = registry.container_class(base)
+            layer = super(QuantizedContainer, container).from_config(  # type: ignore[misc]
+                reference["config"]
+            )
+        layer.set_quantized_children(children)
+        return layer
+
+
+class QuantizedLayer(QuantizedContainer):
+    """Base of the containers with a constructor of their own (`SQLSTM`…).
+
+    The settings given to the constructor hold for every layer inside.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.float_class is not None:
+            cls.__signature__ = constructor_signature(cls.float_class)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        chosen, rest = settings_module.split(kwargs)
+        self.__dict__["quantized_children"] = {}
+        super().__init__(*args, **rest)
+        self.set_quantized_children({ALL: chosen})
+
+
+def child_keys(container: Layer) -> list[tuple[str, Layer]]:
+    """Returns the layers inside with keys that outlive the process.
+
+    Names of layers do not (`dense_7` is `dense` in the next process);
+    position and class do.
+    """
+    children = internals.flatten_layers(container)
+    pairs = []
+    for index, child in enumerate(children):
+        base = getattr(type(child), "float_class", None) or type(child)
+        pairs.append((f"{index}:{base.__name__}", child))
+    return pairs
+
+
+def class_reference(base: type) -> Config:
+    """Returns how Keras would name a class in a configuration."""
+    if getattr(keras.layers, base.__name__, None) is base:
+        return {
+            "module": "keras.layers",
+            "class_name": base.__name__,
+            "registered_name": None,
+        }
+    return {
+        "module": base.__module__,
+        "class_name": base.__name__,
+        "registered_name": keras.saving.get_registered_name(base),
+    }
+
+
+def find_class(reference: Config) -> type:
+    """Returns the class that `class_reference` named.
+
+    Raises:
+        ValueError: If there is none; Keras's remedies apply to it as to any
+            custom layer.
+    """
+    name = reference["class_name"]
+    if reference["module"] == "keras.layers":
+        found = getattr(keras.layers, name, None)
+    else:
+        found = keras.saving.get_registered_object(reference["registered_name"])
+        found = found or keras.saving.get_registered_object(name)
+        found = found or registry.known_container_base(reference)
+    if not isinstance(found, type):
+        raise ValueError(
+            f"Could not locate the class {name!r} of a quantized container. As "
+            "for any custom layer, decorate it with @keras.saving."
+            "register_keras_serializable() and import it before loading, or pass "
+            f"custom_objects={{{name!r}: {name}}}."
+        )
+    return found
+
+
+def _any_symbolic(outputs: Any) -> bool:
+    return any(
+        isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(outputs)
+    )

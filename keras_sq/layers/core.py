@@ -1,0 +1,50 @@
+"""Quantized dense and embedding layers."""
+
+import keras
+
+from keras_sq.layers.quantized import StochasticallyQuantized
+from keras_sq.layers.registry import add
+
+
+@add
+class SQDense(StochasticallyQuantized, keras.layers.Dense):
+    """`Dense` with a stochastically quantized kernel; a filter per unit.
+
+    Args:
+        *args: As for `keras.layers.Dense`.
+        **kwargs: As for `keras.layers.Dense`, and the settings of
+            `keras_sq.layers.Settings`, keyword-only.
+
+    Example:
+        >>> layer = keras_sq.layers.SQDense(2, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((1, 3))).shape
+        TensorShape([1, 2])
+    """
+
+
+@add
+class SQEinsumDense(StochasticallyQuantized, keras.layers.EinsumDense):
+    """`EinsumDense` with a stochastically quantized kernel.
+
+    A filter is what one entry of the output's axes is computed with: for
+    `"abc,cde->abde"` there are `d · e` of them.
+    """
+
+    def filter_axes(self, name: str) -> tuple[int, ...]:
+        """Returns the kernel's axes that are axes of the output."""
+        inputs, output = self.equation.replace(" ", "").split("->")
+        kernel = inputs.split(",")[1]
+        axes = tuple(i for i, letter in enumerate(kernel) if letter in output)
+        # A kernel that is summed away whole is one filter.
+        return axes
+
+
+@add
+class SQEmbedding(StochasticallyQuantized, keras.layers.Embedding):
+    """`Embedding` with stochastically quantized rows; a filter per row."""
+
+    quantized_weights = ("embeddings",)
+
+    def filter_axes(self, name: str) -> tuple[int, ...]:
+        """Returns the axis of the rows."""
+        return (0,)

@@ -1,0 +1,367 @@
+"""The mechanism that makes a Keras layer a stochastically quantized one.
+
+A layer of this package is the Keras layer plus
+
+- the **latent kernel**: Keras's own variable, same name and place, still what
+  the optimizer updates;
+- a **mask** (True = quantized; not trainable, and unrelated to Keras's
+  sequence masking) that broadcasts to the kernel;
+- the **ratio** the mask was last drawn for, and the state of the random
+  generator that draws it.
+
+It has no `call` of its own. A descriptor stands in for the kernel's
+attribute: writing it stores the latent variable, reading it gives the kernel
+to compute with - the hybrid kernel while training, the quantized kernel
+otherwise. So every feature of the Keras layer, dilation or groups or
+activations, works as it did, and a new layer needs its base class and the
+names of its weights:
+
+```python
+class SQSeparableConv2D(StochasticallyQuantized, keras.layers.SeparableConv2D):
+    quantized_weights = ("depthwise_kernel", "pointwise_kernel")
+```
+
+Design note: **saving.** Dense, EinsumDense, Embedding and the convolutions
+write `self.kernel` and the bias and nothing else. With the descriptor that
+would lose the mask and *overwrite the latent kernel by the quantized one*, so
+`save_own_variables` and `load_own_variables` are those of the base class of
+all layers again: every variable, in order.
+
+Design note: **training or not** is read from Keras's call context while the
+call is traced, not from a switch of ours: replicas run in threads that share
+the layer.
+"""
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from keras_sq import _backend
+from keras_sq import _keras_internals as internals
+from keras_sq.layers import settings as settings_module
+from keras_sq.layers.settings import Settings
+from keras_sq.quantizers import Quantizer
+from keras_sq.split_update import split_update
+from keras_sq.types import Config, Tensor, Variable
+
+
+class HybridKernel:
+    """The descriptor that stands in for a kernel's attribute.
+
+    Args:
+        name: The attribute; the latent variable is stored with a leading
+            underscore, where Dense and the convolutions keep theirs anyway.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        if f"_{self.name}" not in layer.__dict__:
+            raise AttributeError(
+                f"You must build the layer before accessing `{self.name}` "
+                f"(layer '{layer.name}')."
+            )
+        return layer.kernel_to_compute_with(self.name)
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        layer.__dict__[f"_{self.name}"] = value
+
+
+class StochasticallyQuantized:
+    """Mixin: quantizes the kernels of the Keras layer that it precedes."""
+
+    quantized_weights: ClassVar[tuple[str, ...]] = ("kernel",)
+    float_class: ClassVar[type]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.float_class = next(
+            base
+            for base in cls.__mro__
+            if issubclass(base, keras.layers.Layer)
+            and not issubclass(base, StochasticallyQuantized)
+        )
+        for name in cls.quantized_weights:
+            setattr(cls, name, HybridKernel(name))
+        cls.save_own_variables = keras.layers.Layer.save_own_variables  # type: ignore[attr-defined]
+        cls.load_own_variables = keras.layers.Layer.load_own_variables  # type: ignore[attr-defined]
+        cls.__signature__ = constructor_signature(cls.float_class)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        chosen, rest = settings_module.split(kwargs)
+        self._set_settings(chosen)
+        super().__init__(*args, **rest)
+
+    def _set_settings(self, chosen: Settings) -> None:
+        # Straight into the instance: Keras tracks nothing of it, and its own
+        # constructor has not run yet.
+        self.__dict__["quantization_settings"] = chosen
+        self.__dict__["ratio_is_controlled"] = False
+
+    # What the layer has.
+
+    quantization_settings: Settings
+    mask_seed_generator: keras.random.SeedGenerator
+    """Draws the masks; its state is `mask_seed_state`, a variable."""
+    ratio_is_controlled: bool
+    """Whether a callback or the user sets the ratio (else training warns)."""
+
+    def latent(self, name: str = "kernel") -> Variable:
+        """Returns the latent kernel: the variable the optimizer updates."""
+        return self.__dict__[f"_{name}"]
+
+    def mask(self, name: str = "kernel") -> Variable:
+        """Returns the mask variable: True = quantized; not trainable."""
+        return self.__dict__[f"_{name}_mask"]
+
+    @property
+    def ratio(self) -> Variable:
+        """The ratio that the masks were last drawn for, in [0, 1]."""
+        return self.__dict__["_quantized_ratio"]
+
+    def quantization_state(self) -> list[Variable]:
+        """Returns what the layer has beyond the Keras layer's variables."""
+        masks = [self.mask(name) for name in self.quantized_weights]
+        return [*masks, self.ratio, self.mask_seed_generator.state]
+
+    def filter_axes(self, name: str) -> tuple[int, ...]:
+        """Returns the axes of a kernel that tell its filters apart."""
+        return (len(self.latent(name).shape) - 1,)
+
+    # State.
+
+    def _post_build(self) -> None:
+        # Keras calls this after any `build`, with whatever signature; a
+        # `build` of ours would have to repeat the signature of each layer's.
+        super()._post_build()  # type: ignore[misc]
+        if "_quantized_ratio" not in self.__dict__:
+            self.add_quantization_state()
+
+    def add_quantization_state(self) -> None:
+        """Creates masks, ratio and random state. For a layer that is built."""
+        with internals.unlocked(self):
+            self._add_quantization_variables()
+
+    def _add_quantization_variables(self) -> None:
+        selection = self.quantization_settings.mask_selection
+        for name in self.quantized_weights:
+            if f"_{name}" not in self.__dict__:
+                raise ValueError(
+                    f"Layer '{self.name}' (of type {self.float_class.__name__}) has "  # type: ignore[attr-defined]
+                    f"no weight `{name}` once it is built. `quantized_weights` must "
+                    "name attributes that `build` assigns."
+                )
+            shape = tuple(self.latent(name).shape)
+            if selection.granularity == "filter":
+                axes = self.filter_axes(name)
+                shape = tuple(
+                    size if axis in axes else 1 for axis, size in enumerate(shape)
+                )
+            self.__dict__[f"_{name}_mask"] = self.add_weight(  # type: ignore[attr-defined]
+                name=f"{name}_mask",
+                shape=shape,
+                dtype="bool",
+                initializer="ones",
+                trainable=False,
+            )
+        self.__dict__["_quantized_ratio"] = self.add_weight(  # type: ignore[attr-defined]
+            name="quantized_ratio",
+            shape=(),
+            dtype="float32",
+            initializer="ones",
+            trainable=False,
+            autocast=False,
+        )
+        # Keras does not save the states of generators it tracks (Dropout's
+        # either), but it does save a layer's variables. So the state is one.
+        generator = keras.random.SeedGenerator(self.quantization_settings.mask_seed)
+        self.__dict__["mask_seed_generator"] = generator
+        self.mask_seed_state = generator.state
+
+    # Kernels.
+
+    def kernel_to_compute_with(self, name: str) -> Tensor:
+        """Returns the hybrid kernel while training, else the quantized one.
+
+        Args:
+            name: One of `quantized_weights`.
+
+        Returns:
+            Tensor of the kernel's shape, in the dtype that the call computes
+            with. Its gradient is the split update's.
+        """
+        latent = self.latent(name)
+        if f"_{name}_mask" not in self.__dict__:
+            return latent  # Still building.
+        training = bool(internals.training_phase())
+        value = internals.read(latent)
+        dtype = value.dtype
+        if internals.in_autocast():
+            dtype = self.compute_dtype  # type: ignore[attr-defined]
+        settings = self.quantization_settings
+        if training and not self.ratio_is_controlled:
+            self._warn_uncontrolled()
+        hybrid = training or settings.inference == "hybrid"
+        mask = internals.read(self.mask(name)) if hybrid else ops.ones((), "bool")
+        forward = _forward_function(
+            settings.kernel_quantizer,
+            self.filter_axes(name),
+            keras.backend.standardize_dtype(dtype),
+            hybrid,
+            training,
+        )
+        return split_update(value, mask, forward, settings.quantized_gradient)
+
+    def quantized_kernel(self, name: str = "kernel") -> Tensor:
+        """Returns `Q(W)`: the kernel that will be deployed."""
+        value = internals.read(self.latent(name))
+        columns, restore = filters_last(value, self.filter_axes(name))
+        return restore(self.quantization_settings.kernel_quantizer(columns))
+
+    def quantization_errors(self, name: str = "kernel") -> Tensor:
+        """Returns the quantization error of every filter (or weight).
+
+        Returns:
+            Float32 `(filters,)`, or the kernel's shape for element-wise
+            granularity.
+        """
+        settings = self.quantization_settings
+        function = _error_function(
+            settings.kernel_quantizer,
+            self.filter_axes(name),
+            settings.granularity,
+        )
+        return function(internals.read(self.latent(name)))
+
+    def uniform_noise(self, name: str) -> Tensor:
+        """Returns fresh random numbers for a draw; advances the random state.
+
+        Returns:
+            Float32 in [0, 1), flat, one for each entry of the mask.
+        """
+        size = math.prod(self.mask(name).shape)
+        return keras.random.uniform(
+            (size,), dtype="float32", seed=self.mask_seed_generator
+        )
+
+    def _warn_uncontrolled(self) -> None:
+        # Once for all layers of the model that is being called.
+        for layer in internals.flatten_layers(internals.called_layer(), True):
+            if isinstance(layer, StochasticallyQuantized):
+                layer.ratio_is_controlled = True
+        warnings.warn(
+            "Training stochastically quantized layers without the callback: "
+            "everything is quantized from the first step on (direct "
+            "quantization). Pass callbacks=[keras_sq.callbacks."
+            "StochasticQuantization()] to `fit`, or set the ratio by hand with "
+            "`keras_sq.set_ratio(model, 1.0)` to do this on purpose.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    # Configuration.
+
+    def get_config(self) -> Config:
+        """Returns Keras's configuration and the settings, side by side."""
+        return {**self.float_config(), **self.quantization_settings.get_config()}
+
+    def float_config(self) -> Config:
+        """Returns the configuration of the Keras layer alone."""
+        return super().get_config()  # type: ignore[misc, no-any-return]
+
+    # What Keras offers and a quantized layer cannot.
+
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Raises: LoRA's update would go around the quantizer."""
+        raise ValueError(
+            f"Layer '{self.name}' is stochastically quantized and cannot take "  # type: ignore[attr-defined]
+            "LoRA: its update would bypass the quantizer. Enable LoRA on the "
+            "float model and merge it before `keras_sq.quantize_model`."
+        )
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Raises: Keras's post-training quantization needs a plain layer."""
+        raise ValueError(
+            f"Layer '{self.name}' is stochastically quantized already. Use "  # type: ignore[attr-defined]
+            "`keras_sq.strip_quantization(model)` first for Keras's own "
+            "post-training quantization."
+        )
+
+
+def filters_last(
+    kernel: Tensor, axes: tuple[int, ...]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Returns the kernel as `(weights, filters)`, and the way back.
+
+    Args:
+        kernel: Tensor.
+        axes: Its filter axes, ascending.
+
+    Returns:
+        A 2-D tensor, and a function that takes a tensor of this shape to the
+        kernel's.
+    """
+    shape = tuple(kernel.shape)
+    others = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    order = others + axes
+    filters = math.prod(shape[axis] for axis in axes)
+    ordered = order == tuple(range(len(shape)))
+    moved = kernel if ordered else ops.transpose(kernel, order)
+
+    def restore(columns: Tensor) -> Tensor:
+        if ordered:
+            return ops.reshape(columns, shape)
+        back = ops.reshape(columns, tuple(shape[axis] for axis in order))
+        return ops.transpose(back, tuple(order.index(axis) for axis in range(len(shape))))
+
+    return ops.reshape(moved, (-1, filters)), restore
+
+
+# Cached, so that layers alike share one compiled function.
+@functools.lru_cache(maxsize=1024)
+def _forward_function(
+    quantizer: Quantizer, axes: tuple[int, ...], dtype: str, hybrid: bool, compile: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    def forward(latent: Tensor, mask: Tensor) -> Tensor:
+        columns, restore = filters_last(latent, axes)
+        kernel = restore(quantizer(columns))
+        if hybrid:
+            kernel = ops.where(mask, kernel, latent)
+        return ops.cast(kernel, dtype)
+
+    return _backend.fused(forward) if compile else forward
+
+
+@functools.lru_cache(maxsize=1024)
+def _error_function(
+    quantizer: Quantizer, axes: tuple[int, ...], granularity: str
+) -> Callable[[Tensor], Tensor]:
+    def errors(latent: Tensor) -> Tensor:
+        columns, restore = filters_last(latent, axes)
+        if granularity == "element":
+            return restore(quantizer.element_errors(columns))
+        return quantizer.filter_errors(columns)
+
+    return _backend.fused(errors)
+
+
+def constructor_signature(float_class: type) -> inspect.Signature:
+    """Returns a Keras layer's constructor signature plus our settings."""
+    signature = inspect.signature(float_class.__init__)  # type: ignore[misc]
+    own = list(signature.parameters.values())[1:]
+    extra = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(Settings).parameters.values()
+    ]
+    variable = [p for p in own if p.kind is inspect.Parameter.VAR_KEYWORD]
+    plain = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    return inspect.Signature([*plain, *extra, *variable])

@@ -1,0 +1,198 @@
+"""The masks of a whole model: redrawing them, and setting the ratio by hand."""
+
+import math
+from collections.abc import Sequence
+
+from keras import ops
+
+from keras_sq import _backend, _checks
+from keras_sq import _keras_internals as internals
+from keras_sq.layers import quantized_layers
+from keras_sq.layers.quantized import StochasticallyQuantized
+from keras_sq.selection import Selection
+from keras_sq.types import Model, Tensor
+
+
+def update_masks(
+    layers: Sequence[StochasticallyQuantized], ratio: Tensor, due: Tensor
+) -> Tensor:
+    """Sets the ratio of layers, and redraws their masks where this is due.
+
+    At ratio 1 everything is quantized, and nothing is drawn. To be traced
+    into one compiled call.
+
+    Args:
+        layers: Built layers.
+        ratio: Float scalar in [0, 1].
+        due: Bool scalar: whether to redraw at a ratio below 1.
+
+    Returns:
+        Bool `(number of layers,)`: whether the layer's quantization errors
+        were finite. The masks of a layer where they are not stay as they are.
+    """
+    kernels = [(layer, name) for layer in layers for name in layer.quantized_weights]
+    full = ratio >= 1.0
+
+    def draw() -> tuple[list[Tensor], list[Tensor]]:
+        return _drawn(kernels, ratio)
+
+    def keep() -> tuple[list[Tensor], list[Tensor]]:
+        now = [internals.read(layer.mask(name)) for layer, name in kernels]
+        masks = [ops.logical_or(mask, full) for mask in now]
+        return masks, [ops.ones((), "bool")] * len(kernels)
+
+    masks, flags = ops.cond(
+        ops.logical_and(due, ops.logical_not(full)), draw, keep
+    )
+    for (layer, name), mask in zip(kernels, masks, strict=True):
+        layer.mask(name).assign(mask)
+    for layer in layers:
+        layer.ratio.assign(ops.cast(ratio, "float32"))
+    per_layer = []
+    start = 0
+    for layer in layers:
+        end = start + len(layer.quantized_weights)
+        per_layer.append(ops.all(ops.stack(flags[start:end])))
+        start = end
+    return ops.stack(per_layer)
+
+
+def _drawn(
+    kernels: Sequence[tuple[StochasticallyQuantized, str]], ratio: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns new masks, and whether the errors were finite."""
+    masks: list[Tensor] = [None] * len(kernels)
+    flags: list[Tensor] = [None] * len(kernels)
+    # Kernels with the same way of selection and, to keep the padding small, of
+    # similar size (a factor of four) are drawn together.
+    groups: dict[tuple[Selection, int], list[int]] = {}
+    for index, (layer, name) in enumerate(kernels):
+        selection = layer.quantization_settings.mask_selection
+        magnitude = math.prod(layer.mask(name).shape).bit_length() // 2
+        groups.setdefault((selection, magnitude), []).append(index)
+    for (selection, _), members in groups.items():
+        errors, noise, previous = [], [], []
+        for index in members:
+            layer, name = kernels[index]
+            mask = ops.reshape(internals.read(layer.mask(name)), (-1,))
+            previous.append(mask)
+            noise.append(layer.uniform_noise(name))
+            if selection.needs_errors:
+                error = ops.reshape(layer.quantization_errors(name), (-1,))
+            else:
+                error = ops.zeros(mask.shape, "float32")
+            errors.append(error)
+        drawn = selection.masks(errors, ratio, noise, previous)
+        for index, mask, old, error in zip(
+            members, drawn, previous, errors, strict=True
+        ):
+            layer, name = kernels[index]
+            finite = ops.all(ops.isfinite(error))
+            shape = layer.mask(name).shape
+            masks[index] = ops.reshape(ops.where(finite, mask, old), shape)
+            flags[index] = finite
+    return masks, flags
+
+
+def finite_kernels(layers: Sequence[StochasticallyQuantized]) -> Tensor:
+    """Returns, per layer, whether all its latent kernels are finite."""
+    return ops.stack(
+        [
+            ops.all(
+                ops.stack(
+                    [
+                        ops.all(ops.isfinite(internals.read(layer.latent(name))))
+                        for name in layer.quantized_weights
+                    ]
+                )
+            )
+            for layer in layers
+        ]
+    )
+
+
+def set_ratio(model: Model, ratio: float) -> None:
+    """Sets the ratio of every quantized layer by hand, and draws the masks.
+
+    Afterwards training without the callback keeps these masks, and does not
+    warn. With the callback, the schedule takes over.
+
+    Args:
+        model: A model with quantized layers, or one such layer.
+        ratio: Float in [0, 1]: fraction of the filters to quantize.
+
+    Raises:
+        TypeError: If `ratio` is no number.
+        ValueError: If `ratio` is outside [0, 1], nothing in the model is
+            quantized, or a kernel is not finite.
+
+    Example:
+        >>> layer = keras_sq.layers.SQDense(4, kernel_quantizer="binary")
+        >>> layer.build((None, 3))
+        >>> keras_sq.set_ratio(layer, 0.5)
+        >>> int(keras.ops.sum(keras.ops.cast(layer.mask(), "int32")))
+        2
+    """
+    ratio = _checks.fraction("ratio", ratio)
+    pairs = require_quantized(model)
+    layers = [layer for _, layer in pairs]
+    require_finite([path for path, _ in pairs], finite_kernels(layers))
+    update = _backend.compiled(
+        lambda value: update_masks(layers, value, ops.ones((), "bool"))
+    )
+    update(ops.convert_to_tensor(ratio, "float32"))
+    for layer in layers:
+        layer.ratio_is_controlled = True
+
+
+def get_ratio(model: Model) -> float:
+    """Returns the least ratio of the quantized layers of a model.
+
+    1.0 means that training computes with the network that will be deployed.
+
+    Args:
+        model: A model with quantized layers, or one such layer.
+
+    Raises:
+        ValueError: If nothing in the model is quantized.
+    """
+    layers = [layer for _, layer in require_quantized(model)]
+    return min(float(ops.convert_to_numpy(layer.ratio)) for layer in layers)
+
+
+def require_quantized(model: Model) -> list[tuple[str, StochasticallyQuantized]]:
+    """Returns the quantized layers of a model with their paths.
+
+    Raises:
+        ValueError: If there is none, or one is not built.
+    """
+    pairs = quantized_layers(model)
+    if not pairs:
+        raise ValueError(
+            f"Model '{getattr(model, 'name', model)}' has no quantized layer. Make "
+            "it a quantized model with `keras_sq.quantize_model(model)`."
+        )
+    for path, layer in pairs:
+        if not layer.built:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"Layer '{path}' is not built, so it has no masks yet. Call the "
+                "model on a batch first, or give it a `keras.Input`."
+            )
+    return pairs
+
+
+def require_finite(paths: Sequence[str], flags: Tensor) -> None:
+    """Raises if a flag is False.
+
+    Raises:
+        ValueError: Naming the layers.
+    """
+    finite = ops.convert_to_numpy(flags)
+    bad = [path for path, good in zip(paths, finite, strict=True) if not good]
+    if bad:
+        raise ValueError(
+            f"The kernel of layer {', '.join(map(repr, bad))} holds NaN or infinite "
+            "values; no mask was drawn. Lower the learning rate, clip the "
+            "gradients (`clipnorm=1.0` in the optimizer), and start again from the "
+            "last good checkpoint."
+        )

@@ -1,0 +1,198 @@
+"""A table of what is quantized in a model, how, and what stays float.
+
+The size of a packed kernel is what its levels need: `log2(levels)` bits a
+weight, and a float32 scale a filter. How small the files get is the
+exporter's matter.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_sq import _keras_internals as internals
+from keras_sq.layers import layer_paths
+from keras_sq.layers.quantized import StochasticallyQuantized
+from keras_sq.masks import require_quantized
+from keras_sq.types import Config, Layer, Model
+
+
+class LayerSummary(NamedTuple):
+    """One weight of a layer, or the float weights of a layer taken together.
+
+    Attributes:
+        path: Layer path and, for a quantized kernel, the weight's name.
+        layer_type: Class name of the float layer.
+        weights: Number of weights.
+        quantizer: The quantizer, or `"float"`.
+        ratio: Ratio of the last draw, `None` for float weights.
+        error: `‖W − Q‖₁ / ‖W‖₁` over the whole kernel, `None` for float.
+        bits: Bits a weight, scales included.
+        reason: Why a kernel stays float, if that is known.
+    """
+
+    path: str
+    layer_type: str
+    weights: int
+    quantizer: str
+    ratio: float | None
+    error: float | None
+    bits: float
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSummary:
+    """What `keras_sq.summary` returns: rows, totals, and a printable table.
+
+    Attributes:
+        rows: A `LayerSummary` per quantized kernel and per float layer.
+    """
+
+    rows: tuple[LayerSummary, ...]
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of all weights as float32."""
+        return 4 * sum(row.weights for row in self.rows)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all weights with the quantized ones packed."""
+        return math.ceil(sum(row.weights * row.bits for row in self.rows) / 8)
+
+    @property
+    def quantized_bits(self) -> float:
+        """Bits a weight over the quantized kernels, scales included."""
+        rows = [row for row in self.rows if row.error is not None]
+        return sum(r.weights * r.bits for r in rows) / sum(r.weights for r in rows)
+
+    def to_dict(self) -> Config:
+        """Returns rows and totals, JSON-serializable."""
+        return {
+            "layers": [row._asdict() for row in self.rows],
+            "float_bytes": self.float_bytes,
+            "packed_bytes": self.packed_bytes,
+            "quantized_bits": self.quantized_bits,
+        }
+
+    def __str__(self) -> str:
+        header = ("layer", "type", "weights", "quantizer", "ratio", "error", "bits")
+        body = [
+            (
+                row.path,
+                row.layer_type,
+                f"{row.weights:,}",
+                row.quantizer,
+                "" if row.ratio is None else f"{row.ratio:.3g}",
+                "" if row.error is None else f"{row.error:.3f}",
+                f"{row.bits:.2f}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+        right = {2, 4, 5, 6}
+
+        def line(cells: tuple[str, ...]) -> str:
+            parts = [
+                cell.rjust(width) if index in right else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ]
+            return "  ".join(parts).rstrip()
+
+        lines = [line(header), "-" * len(line(tuple("-" * w for w in widths)))]
+        for cells, row in zip(body, self.rows, strict=True):
+            lines.append(line(cells) + (f"  [{row.reason}]" if row.reason else ""))
+        ratio = self.float_bytes / max(self.packed_bytes, 1)
+        lines.append(
+            f"{self.float_bytes:,} bytes as float32, {self.packed_bytes:,} packed "
+            f"({ratio:.1f} x smaller); {self.quantized_bits:.2f} bits a quantized weight"
+        )
+        return "\n".join(lines)
+
+
+def summary(
+    model: Model, print_fn: Callable[[str], Any] | None = None
+) -> ModelSummary:
+    """Prints what is quantized in a model, layer by layer, and returns it.
+
+    Args:
+        model: A model with quantized layers.
+        print_fn: Receives the table as one string; by default it goes to
+            standard output.
+
+    Returns:
+        A `ModelSummary`.
+
+    Raises:
+        ValueError: If nothing in the model is quantized.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> table = keras_sq.summary(sq_model, print_fn=lambda text: None)
+        >>> [row.weights for row in table.rows]
+        [32, 4, 8, 2]
+    """
+    require_quantized(model)
+    reasons = {
+        outcome.path: outcome.reason
+        for outcome in model.__dict__.get("quantization_report", [])
+    }
+    rows: list[LayerSummary] = []
+    for path, layer in layer_paths(model):
+        if isinstance(layer, StochasticallyQuantized):
+            rows.extend(_quantized_rows(path, layer))
+        rest = _float_weights(layer)
+        if rest:
+            base = getattr(type(layer), "float_class", None) or type(layer)
+            reason = reasons.get(path, "")
+            rows.append(
+                LayerSummary(
+                    path, base.__name__, rest, "float", None, None, 32.0, reason
+                )
+            )
+    result = ModelSummary(tuple(rows))
+    (print_fn or _print)(str(result))
+    return result
+
+
+def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSummary]:
+    quantizer = layer.quantization_settings.kernel_quantizer
+    rows = []
+    for name in layer.quantized_weights:
+        latent = internals.read(layer.latent(name))
+        weights = math.prod(latent.shape)
+        filters = math.prod(latent.shape[axis] for axis in layer.filter_axes(name))
+        norm = float(ops.sum(ops.abs(latent)))
+        difference = float(ops.sum(ops.abs(latent - layer.quantized_kernel(name))))
+        rows.append(
+            LayerSummary(
+                f"{path}/{name}",
+                layer.float_class.__name__,
+                weights,
+                type(quantizer).__name__.removesuffix("Quantizer").lower(),
+                float(ops.convert_to_numpy(layer.ratio)),
+                difference / norm if norm else 0.0,
+                math.log2(quantizer.num_levels) + 32 * filters / weights,
+            )
+        )
+    return rows
+
+
+def _float_weights(layer: Layer) -> int:
+    variables = internals.own_variables(layer)
+    if isinstance(layer, StochasticallyQuantized):
+        ours = {id(layer.ratio)}
+        for name in layer.quantized_weights:
+            ours |= {id(layer.latent(name)), id(layer.mask(name))}
+        variables = [v for v in variables if id(v) not in ours]
+    return sum(math.prod(v.shape) for v in variables)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
