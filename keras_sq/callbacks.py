@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from keras_sq import _backend, _checks, masks, schedules
+from keras_sq import _keras_internals as internals
 from keras_sq.types import Tensor
 
 ZERO_SLOT_OPTIMIZERS = (
@@ -122,12 +123,12 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs the ratio."""
         if logs is not None:
-            ratios = [float(ops.convert_to_numpy(x.ratio)) for x in self._layers]
+            ratios = [float(internals.read(x.ratio)) for x in self._layers]
             logs["quantized_ratio"] = sum(ratios) / len(ratios)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Quantizes the rest where the schedule ends with the run."""
-        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        step = int(internals.read(self.model.optimizer.iterations))
         if float(ops.convert_to_numpy(self.bound_schedule(step))) >= 1.0:
             self._update()
 
@@ -161,7 +162,7 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
     def _warn_if_over(self) -> None:
-        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        step = int(internals.read(self.model.optimizer.iterations))
         end = self.bound_schedule.end_step
         if self.params.get("epochs") and step > 0 and step >= end > 0:
             if not self.model._initial_epoch:

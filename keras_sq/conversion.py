@@ -584,7 +584,7 @@ def _check_kernels(model: Model, plan: list[_Entry]) -> None:
         if entry.settings is None:
             continue
         for variable in internals.own_variables(layer):
-            value = keras.ops.convert_to_numpy(variable)
+            value = keras.ops.convert_to_numpy(internals.read(variable))
             if not np.all(np.isfinite(value.astype("float32"))):
                 raise ValueError(
                     f"Weight '{variable.name}' of layer '{path}' holds NaN or "

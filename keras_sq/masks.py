@@ -157,7 +157,7 @@ def get_ratio(model: Model) -> float:
         ValueError: If nothing in the model is quantized.
     """
     layers = [layer for _, layer in require_quantized(model)]
-    return min(float(ops.convert_to_numpy(layer.ratio)) for layer in layers)
+    return min(float(internals.read(layer.ratio)) for layer in layers)
 
 
 def require_quantized(model: Model) -> list[tuple[str, StochasticallyQuantized]]:

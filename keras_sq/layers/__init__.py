@@ -26,6 +26,7 @@ from keras_sq.layers.quantized import (
 )
 from keras_sq.layers.recurrent import SQGRU as SQGRU
 from keras_sq.layers.recurrent import SQLSTM as SQLSTM
+from keras_sq.layers.recurrent import SQRNN as SQRNN
 from keras_sq.layers.recurrent import SQGRUCell as SQGRUCell
 from keras_sq.layers.recurrent import SQLSTMCell as SQLSTMCell
 from keras_sq.layers.recurrent import SQSimpleRNN as SQSimpleRNN

@@ -76,11 +76,31 @@ class QuantizedContainer:
                 changed = True
             else:
                 waiting = True
+        if changed:
+            self._contain_recurrent()
         self.__dict__["_missing"] = sorted(set(children) - found - {ALL})
         self.__dict__["_pending"] = bool(
             waiting or self._missing or not self.built  # type: ignore[attr-defined]
         )
         return changed
+
+    def _contain_recurrent(self) -> None:
+        """Makes recurrent layers inside containers of their cells.
+
+        Theirs is more than a configuration: see `QuantizedRecurrent`.
+        """
+        for layer in internals.flatten_layers(self):
+            cls = registry.static_container(type(layer))
+            if cls is None or not issubclass(cls, keras.layers.RNN):
+                continue
+            children = {
+                key: child.quantization_settings
+                for key, child in child_keys(layer)
+                if isinstance(child, StochasticallyQuantized)
+            }
+            if children:
+                layer.__class__ = cls
+                layer.set_quantized_children(children)
 
     def _post_build(self) -> None:
         super()._post_build()  # type: ignore[misc]

@@ -50,6 +50,12 @@ def is_static_container(cls: type) -> bool:
     return cls in _static_containers
 
 
+def static_container(layer_class: type) -> type | None:
+    """Returns the container of exactly this class with its own constructor."""
+    cls = _containers.get(layer_class)
+    return cls if cls in _static_containers else None
+
+
 def known_container_base(reference: Config) -> type | None:
     """Returns a class of this process that a reference may mean."""
     for base in _containers:
