@@ -1,0 +1,51 @@
+"""What the networks of this folder share: a convolution with its settings."""
+
+from typing import Any
+
+import keras
+
+from keras_sq.types import Tensor
+
+BATCH_NORM_MOMENTUM = 0.9
+"""That of the papers' code. Keras's own averages over hundreds of steps, so
+that its statistics lag behind weights that were quantized a moment ago."""
+
+
+def kernel_settings(weight_decay: float) -> dict[str, Any]:
+    """Returns initializer and regularizer arguments of a kernel."""
+    return {
+        "kernel_initializer": "he_normal",
+        "kernel_regularizer": (
+            keras.regularizers.L2(weight_decay / 2) if weight_decay else None
+        ),
+    }
+
+
+def batch_norm(x: Tensor, name: str) -> Tensor:
+    """Returns `x` after batch normalization."""
+    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=name)(x)
+
+
+def conv_bn(
+    x: Tensor,
+    filters: int,
+    name: str,
+    weight_decay: float,
+    *,
+    kernel_size: int = 3,
+    strides: int = 1,
+    relu: bool = True,
+    use_bias: bool = False,
+) -> Tensor:
+    """Returns `x` after convolution, batch normalization and (if `relu`) ReLU."""
+    x = keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        use_bias=use_bias,
+        name=name,
+        **kernel_settings(weight_decay),
+    )(x)
+    x = batch_norm(x, f"{name}_bn")
+    return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x

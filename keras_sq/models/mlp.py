@@ -1,0 +1,39 @@
+"""A multilayer perceptron: the network whose weights are all in dense layers."""
+
+import keras
+
+from keras_sq import _checks
+from keras_sq.models import _blocks
+from keras_sq.types import Model
+
+
+def mlp(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    units: tuple[int, ...] = (256, 256),
+    weight_decay: float = 0.0,
+) -> Model:
+    """Builds dense layers, each followed by batch norm and ReLU but the last.
+
+    Args:
+        input_shape: Of one image; it is flattened.
+        num_classes: Number of logits.
+        units: Size of each hidden layer.
+        weight_decay: As in `keras_sq.models.get`.
+
+    Returns:
+        A `keras.Model`; kernels in dense1, dense2, … and logits.
+    """
+    for size in units:
+        _checks.integer("units", size, minimum=1)
+    settings = _blocks.kernel_settings(weight_decay)
+    inputs = keras.Input(input_shape, name="image")
+    x = keras.layers.Flatten(name="flatten")(inputs)
+    for number, size in enumerate(units, start=1):
+        name = f"dense{number}"
+        x = keras.layers.Dense(size, use_bias=False, name=name, **settings)(x)
+        x = _blocks.batch_norm(x, f"{name}_bn")
+        x = keras.layers.ReLU(name=f"{name}_relu")(x)
+    x = keras.layers.Dense(num_classes, name="logits", **settings)(x)
+    return keras.Model(inputs, x, name="mlp")
