@@ -1,0 +1,25 @@
+"""From a trained model to the file that is deployed.
+
+`export` strips the quantization, converts, runs the file and compares it with
+Keras; only a file that agrees is written. What lives here: the targets
+(`targets.py`), the conversion (`convert.py`, `precision.py`, `errors.py`), the
+inputs a model takes (`inputs.py`), the interpreter (`runtime.py`), the comparison
+(`verify.py`), writing (`files.py`) and the report (`report.py`).
+
+Design note: **one name, two things.** `keras_sq.export(model, path)` is a call,
+and this package has to be `keras_sq.export` too, for `python -m
+keras_sq.export`. The package's `__init__` imports this one first and then
+binds the function over it: Python sets the attribute of the parent once, when
+a subpackage is first imported, and finds subpackages in `sys.modules`, not
+through attributes. So `keras_sq.export(...)`, `from keras_sq.export import
+ExportReport`, a later `import keras_sq.export` and `python -m` all do what they
+say; `from keras_sq import export` gives the function. Rejected: a module with
+`__call__`, which no type checker can see as callable; another name for the
+package, which the command line would need a module of this name beside.
+"""
+
+from keras_sq.export.errors import ExportError as ExportError
+from keras_sq.export.exporter import export as export
+from keras_sq.export.report import ExportReport as ExportReport
+from keras_sq.export.report import KernelReport as KernelReport
+from keras_sq.export.report import TensorReport as TensorReport

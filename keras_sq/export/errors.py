@@ -1,0 +1,73 @@
+"""What is raised when a model cannot be exported, and how it reads."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from keras_sq import _keras_internals as internals
+from keras_sq.types import Model
+
+_REASON = re.compile(r"error: .*'tf\.(\w+)' op (.*)")
+
+
+class ExportError(RuntimeError):
+    """A model that has no TFLite form, or a file that does not match it."""
+
+
+def conversion_error(
+    error: Exception, model: Model, nodes: Iterable[Any] = ()
+) -> ExportError:
+    """Returns the converter's error, shortened, with the layer's name.
+
+    The converter writes pages, and names the operations that it has no form for;
+    which layer they come from is in the graph.
+
+    Args:
+        error: What was raised.
+        model: What was to be converted.
+        nodes: The `tf.Operation`s of its graph.
+    """
+    reasons: dict[str, str] = {}
+    for operation, reason in _REASON.findall(str(error)):
+        if "neither a custom op nor a flex op" in reason:
+            reason = "has no builtin form"
+        reasons.setdefault(operation, reason.strip())
+    if not reasons:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return ExportError(
+            f"Model '{model.name}' cannot be converted to TFLite: "
+            f"{type(error).__name__}: {first[:300]}"
+        )
+    places: dict[str, list[str]] = {operation: [] for operation in reasons}
+    for node in nodes:
+        layer = _layer_of(node.name, model) if node.type in places else None
+        if layer and layer not in places[node.type]:
+            places[node.type].append(layer)
+    stopped = [
+        f"operation {operation} ({reason})"
+        + (f" of layer {_listed(places[operation])}" if places[operation] else "")
+        for operation, reason in reasons.items()
+    ]
+    return ExportError(
+        f"Model '{model.name}' cannot become a TFLite file of builtin operations. The "
+        f"converter stopped at {'; '.join(stopped[:3])}. Replace or rewrite what the "
+        "layer does, or leave it out of the exported model."
+    )
+
+
+def _layer_of(node: str, model: Model) -> str | None:
+    """Returns the path of the layer that a graph node belongs to.
+
+    A node's name starts with the names of the model and of the layers.
+    """
+    names = {layer.name for layer in internals.flatten_layers(model)}
+    root, *parts = node.split("/")
+    # TensorFlow makes scopes unique, by the same suffix all the way down.
+    suffix = root.removeprefix(model.name)
+    found = [part.removesuffix(suffix) for part in parts]
+    return "/".join(part for part in found if part in names) or None
+
+
+def _listed(layers: list[str]) -> str:
+    more = ", ..." if len(layers) > 3 else ""
+    return ", ".join(f"'{layer}'" for layer in layers[:3]) + more

@@ -1,0 +1,221 @@
+"""`keras_sq.export`: checks, then strip, convert, compare, write."""
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_sq import _keras_internals as internals
+from keras_sq import conversion, layers, masks
+from keras_sq.export import files, inputs, precision, targets, verify
+from keras_sq.export.report import ExportReport, KernelReport, TensorReport
+from keras_sq.kernel_codes import get_codes
+from keras_sq.types import Model
+
+
+def export(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    target: str = "float",
+    representative_data: Any = None,
+    allow_partial: bool = False,
+    allow_untrained: bool = False,
+) -> ExportReport:
+    """Writes a model as a TFLite file that computes what the model computes.
+
+    The quantization is stripped: the file holds the quantized kernels. It is
+    run in the LiteRT interpreter on random inputs, and on representative ones
+    if given, and written only if it agrees with Keras. The model is left
+    alone; an old file at `path` is replaced at the very end.
+
+    The batch size stays open, but for models with loops over time (LSTM, GRU
+    and SimpleRNN that are not unrolled), whose files take one example at a
+    time. A model of mixed or half precision becomes a float32 file.
+
+    Args:
+        model: A built Keras model, from `keras_sq.quantize_model` or plain.
+        path: Of the file, ending in `.tflite`; its directory must exist.
+        target: `"float"`: float32 weights and builtin operations, for every
+            runtime.
+        representative_data: Inputs to compare on besides random ones, as the
+            model sees them in use: an array, or a list, tuple or dict by name
+            of arrays, with the examples on the first axis.
+        allow_partial: Whether to export a model whose ratio is below 1, that
+            is one that was trained only part of the way. The rest is
+            quantized.
+        allow_untrained: Whether to export a model just made by
+            `quantize_model` that was not trained since: post-training
+            quantization.
+
+    Returns:
+        The report; `print` shows it.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a wrong value, or the model is not
+            built, holds weights that are not finite, keeps state between
+            calls, or is not trained to the end.
+        OSError: If the file cannot be written.
+        ExportError: If TensorFlow Lite lacks an operation of the model, or
+            the file does not compute what the model does.
+
+    Example:
+        >>> import tempfile
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     report = keras_sq.export(
+        ...         sq_model, f"{directory}/model.tflite", allow_untrained=True)
+        >>> report.quantized_weights, report.largest_error < 1e-4
+        (16, True)
+    """
+    chosen = targets.get(target)
+    destination = files.destination(path)
+    _check_model(model)
+    quantized = bool(layers.quantized_layers(model))
+    if quantized:
+        _check_training(model, allow_partial, allow_untrained)
+    signature = inputs.input_signature(model, representative_data)
+    examples = None
+    if representative_data is not None:
+        examples = inputs.representative_examples(signature, representative_data)
+    with files.replacing(destination) as write:
+        stripped = conversion.strip_quantization(model) if quantized else model
+        plain = precision.in_float32(stripped)
+        request = targets.Request(
+            model=plain,
+            signature=signature,
+            codes=get_codes(model) if quantized else {},
+            examples=examples,
+        )
+        converted = chosen.make(request)
+        notes = list(converted.notes)
+        # The model itself is the better witness: it also tells of a mistake
+        # in stripping. But its float16 sums are no measure for float32 ones.
+        reference = model
+        if plain is not stripped:
+            reference = plain
+            notes.append("computes in float32; the model does not")
+        elif _computes_hybrid(model):
+            reference = plain
+        comparison = verify.compare(converted, reference, examples, chosen.tolerance)
+        write(converted.content)
+    return ExportReport(
+        path=os.fspath(path),
+        target=target,
+        num_bytes=len(converted.content),
+        parameters=sum(int(np.prod(v.shape)) for v in plain.weights),
+        inputs=tuple(
+            TensorReport(entry.name, entry.shape, entry.dtype)
+            for entry in converted.signature.inputs
+        ),
+        outputs=tuple(TensorReport(*output) for output in comparison.outputs),
+        kernels=_kernel_reports(model, request, chosen),
+        largest_error=comparison.largest_error,
+        tolerance=chosen.tolerance,
+        random_examples=comparison.random_examples,
+        representative_examples=comparison.representative_examples,
+        runtime=comparison.runtime,
+        notes=tuple(notes),
+    )
+
+
+def _kernel_reports(
+    model: Model, request: targets.Request, target: targets.Target
+) -> tuple[KernelReport, ...]:
+    reports = []
+    for path, layer in layers.quantized_layers(model):
+        levels = layer.quantization_settings.kernel_quantizer.num_levels
+        for name in layer.quantized_weights:
+            kernel = f"{path}/{name}"
+            weights = request.codes[kernel].codes.size
+            reports.append(
+                KernelReport(kernel, weights, levels, *target.stored_as(kernel))
+            )
+    return tuple(reports)
+
+
+# Checks.
+
+
+def _check_model(model: Model) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Argument `model` must be a Keras model. "
+            f"Received an object of type {type(model).__name__}."
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "`keras_sq.export` needs Keras's TensorFlow backend. Received the backend "
+            f"'{keras.backend.backend()}': save the model, and load and export it in "
+            "a process with KERAS_BACKEND=tensorflow."
+        )
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built, so it has no weights to export. "
+            "Call it on a batch first, or give it a `keras.Input`."
+        )
+    for layer in internals.flatten_layers(model):
+        # Keras's recurrent layers; others have no such attribute.
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                f"Layer '{layer.name}' keeps its state from call to call "
+                "(`stateful=True`), which a TFLite file cannot. Make the state an "
+                "input and an output of the model."
+            )
+    for variable in model.weights:
+        value = keras.ops.convert_to_numpy(variable)
+        if value.dtype.kind not in "iub" and not np.all(
+            np.isfinite(value.astype("float32"))
+        ):
+            raise ValueError(
+                f"Weight '{variable.path}' of model '{model.name}' holds NaN or "
+                "infinite values. Go back to the last good checkpoint."
+            )
+
+
+def _check_training(model: Model, allow_partial: bool, allow_untrained: bool) -> None:
+    ratio = masks.get_ratio(model)
+    if ratio < 1.0 and not allow_partial:
+        raise ValueError(
+            f"Model '{model.name}' is trained only part of the way: the least ratio of "
+            f"its quantized layers is {ratio:.4g}, and a file holds them fully "
+            "quantized. Train to the end of the schedule, or pass "
+            "`allow_partial=True` to quantize the rest untrained."
+        )
+    if not allow_untrained and _is_untrained(model):
+        raise ValueError(
+            f"Model '{model.name}' was not trained since `keras_sq.quantize_model` "
+            "made it: low-bit kernels need training (`fit` with "
+            "`keras_sq.callbacks.StochasticQuantization`). Pass "
+            "`allow_untrained=True` if it is to be quantized without."
+        )
+
+
+def _is_untrained(model: Model) -> bool:
+    """Whether a quantized model surely was never trained.
+
+    Only one that `quantize_model` made in this process can be told for sure: a
+    model that was loaded may have left its optimizer behind. Drawn masks or
+    steps of its optimizer are signs of training, in a loop of one's own too.
+    """
+    if "quantization_report" not in model.__dict__:
+        return False
+    optimizer = getattr(model, "optimizer", None)  # Until compiled, none.
+    if optimizer is not None and int(optimizer.iterations) > 0:
+        return False
+    states = [
+        keras.ops.convert_to_numpy(layer.mask_seed_generator.state)
+        for _, layer in layers.quantized_layers(model)
+    ]
+    # A seed and a counter of draws.
+    return not any(np.any(state[1:]) for state in states)
+
+
+def _computes_hybrid(model: Model) -> bool:
+    return any(
+        layer.quantization_settings.inference == "hybrid"
+        for _, layer in layers.quantized_layers(model)
+    )

@@ -1,0 +1,106 @@
+"""The interpreter that runs an exported file, and what it prints.
+
+LiteRT where it is installed (`pip install ai-edge-litert`), else the same
+interpreter in TensorFlow, which is about to leave it.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Runner:
+    """A file in memory, ready to be run.
+
+    Args:
+        content: The bytes of a `.tflite` file with one signature.
+
+    Attributes:
+        runtime: Name and version of the interpreter.
+        inputs: Names of the inputs.
+        outputs: Name -> shape (`None` where open) and dtype of the outputs.
+
+    Raises:
+        ImportError: If there is no interpreter.
+        RuntimeError: If the file cannot be loaded.
+        ValueError: If the file cannot be loaded.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        with quiet():
+            interpreter, self.runtime = _interpreter(content)
+            (signature,) = interpreter.get_signature_list()
+            self._run = interpreter.get_signature_runner(signature)
+        details = self._run.get_input_details()
+        self.inputs: tuple[str, ...] = tuple(details)
+        self.outputs = {
+            name: (
+                tuple(None if n < 0 else int(n) for n in detail["shape_signature"]),
+                np.dtype(detail["dtype"]).name,
+            )
+            for name, detail in self._run.get_output_details().items()
+        }
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns the outputs by name, for inputs by name."""
+        with quiet():
+            # Copies: the interpreter hands out views into its memory.
+            return {k: np.array(v) for k, v in self._run(**inputs).items()}
+
+
+def _interpreter(content: bytes) -> tuple[Any, str]:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+
+        name = f"LiteRT {metadata.version('ai-edge-litert')}"
+        return Interpreter(model_content=content), name
+    except ImportError:
+        pass
+    import tensorflow as tf
+
+    try:
+        interpreter_class = tf.lite.Interpreter
+    except AttributeError as error:
+        raise ImportError(
+            "This TensorFlow has no interpreter to check the exported file with. "
+            "Install LiteRT: `pip install ai-edge-litert`."
+        ) from error
+    with warnings.catch_warnings():
+        # It asks to use LiteRT instead, which is not installed here.
+        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter")
+        interpreter = interpreter_class(model_content=content)
+    return interpreter, f"TensorFlow Lite {tf.__version__}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps native code from writing to the standard error meanwhile.
+
+    The converter and the interpreter log from C++, past Python's logging. What
+    matters of it is in the exceptions too.
+    """
+    with contextlib.suppress(ValueError, OSError):
+        sys.stderr.flush()
+    try:
+        saved = os.dup(2)
+    except OSError:  # No standard error to keep quiet.
+        yield
+        return
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError, OSError):
+                sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)

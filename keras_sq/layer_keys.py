@@ -1,0 +1,90 @@
+"""How a caller names layers: by name, path, pattern, class or predicate.
+
+`skip` and `overrides` of `quantize_model` take such keys.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+from keras_sq.layers.settings import Settings
+from keras_sq.types import Layer, LayerKey, LayerKeys, Overrides
+
+
+def as_keys(keys: LayerKeys | None) -> list[LayerKey]:
+    """Returns the `skip` argument as a list of keys.
+
+    Raises:
+        TypeError: If it holds something that is no key.
+    """
+    if keys is None:
+        return []
+    if isinstance(keys, str | type) or callable(keys):
+        return [keys]
+    if not isinstance(keys, Sequence | set | frozenset):
+        raise TypeError(
+            "Argument `skip` must be a layer name, path, pattern, class, predicate, "
+            f"or a list of these. Received: skip={keys!r}"
+        )
+    for key in keys:
+        if not (isinstance(key, str | type) or callable(key)):
+            raise TypeError(
+                "Argument `skip` must hold names, paths, patterns, layer classes or "
+                f"predicates. Received: {key!r} (of type {type(key).__name__})"
+            )
+    return list(keys)
+
+
+def override_settings(
+    overrides: Overrides | None, settings: Settings
+) -> list[tuple[LayerKey, Settings | None]]:
+    """Returns the `overrides` argument as keys with complete settings.
+
+    Args:
+        overrides: Key -> quantizer, settings to change, or `None` (skip).
+        settings: What holds where nothing is overridden.
+
+    Raises:
+        TypeError: If it is no mapping, or a setting has the wrong type.
+        ValueError: If a setting is unknown.
+    """
+    if overrides is None:
+        return []
+    if not isinstance(overrides, Mapping):
+        raise TypeError(
+            "Argument `overrides` must be a dict from layer names, paths, patterns, "
+            "classes or predicates to quantizers or settings. "
+            f"Received: overrides={overrides!r}"
+        )
+    replaced: list[tuple[LayerKey, Settings | None]] = []
+    for key, value in overrides.items():
+        if value is None:
+            replaced.append((key, None))
+        elif isinstance(value, Settings):
+            replaced.append((key, value))
+        elif isinstance(value, Mapping) and "class_name" not in value:
+            replaced.append((key, settings.replace(**value)))
+        else:
+            replaced.append((key, settings.replace(kernel_quantizer=value)))
+    return replaced
+
+
+def matching_paths(key: LayerKey, paths: list[tuple[str, Layer]]) -> set[str]:
+    """Returns the paths that a key names, and all paths below these."""
+    hits = []
+    for path, layer in paths:
+        if isinstance(key, str):
+            names = (path, layer.name)
+            hit = key in names or any(fnmatch.fnmatchcase(n, key) for n in names)
+        elif isinstance(key, type):
+            hit = isinstance(layer, key)
+        else:
+            hit = bool(key(layer))
+        if hit:
+            hits.append(path)
+    below = tuple(f"{hit}/" for hit in hits)
+    return {p for p, _ in paths if p in hits or (below and p.startswith(below))}
+
+
+def name_of(key: LayerKey) -> str:
+    """Returns how a key is called in a report."""
+    return repr(key) if isinstance(key, str) else getattr(key, "__name__", repr(key))
