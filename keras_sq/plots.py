@@ -1,0 +1,79 @@
+"""Pictures. Needs matplotlib: `pip install "keras-sq[plots]"`.
+
+Every function returns a figure and shows nothing: `figure.savefig(path)`, or
+let a notebook display it. matplotlib is imported when a figure is made, and
+without `pyplot`, so that no window system or global state is touched.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from keras_sq import training_report
+
+STYLES = {
+    "float": ("#000000", ":", "float"),
+    "direct": ("#E69F00", "--", "quantized directly"),
+    "sq": ("#0072B2", "-", "quantized with SQ"),
+}
+"""Colour (Okabe and Ito's, told apart by all kinds of colour vision), line
+and name of each run; the lines differ in black and white too."""
+
+
+def training_plot(
+    history: str | os.PathLike[str] | Sequence[training_report.Row],
+) -> Any:
+    """Plots loss, ratio and accuracy over the epochs of a training run.
+
+    Args:
+        history: Path of a `history.csv`, or the rows of one (see
+            `keras_sq.training_report.read_history`).
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no epoch to plot.
+    """
+    if isinstance(history, str | os.PathLike):
+        history = training_report.read_history(os.fspath(history))
+    if not history:
+        raise ValueError("Argument `history` must hold at least one epoch.")
+    try:
+        from matplotlib import figure, ticker
+    except ImportError as error:
+        raise ImportError(
+            'Plots need matplotlib: `pip install "keras-sq[plots]"`.'
+        ) from error
+    picture = figure.Figure(figsize=(7.0, 7.5), dpi=120, layout="constrained")
+    loss, ratio, accuracy = picture.subplots(
+        3, 1, sharex=True, height_ratios=(3, 1.4, 3)
+    )
+    runs = [run for run in STYLES if any(row["run"] == run for row in history)]
+    for run in runs:
+        rows = [row for row in history if row["run"] == run]
+        colour, line, label = STYLES[run]
+        epochs = [row["epoch"] + 1 for row in rows]
+        common = {"color": colour, "linestyle": line, "linewidth": 1.8}
+        loss.plot(epochs, [row["loss"] for row in rows], label=label, **common)
+        accuracy.plot(
+            epochs, [100 * row["val_accuracy"] for row in rows], label=label, **common
+        )
+        if run != "float":
+            ratio.step(
+                epochs, [100 * row["ratio"] for row in rows], where="mid", **common
+            )
+    loss.set_ylabel("training loss\n(nats, with weight decay)")
+    loss.set_yscale("log")
+    loss.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    ratio.set_ylabel("quantized\nfilters (%)")
+    ratio.set_ylim(-5, 108)
+    accuracy.set_ylabel("validation accuracy (%)\nof the network to deploy")
+    accuracy.set_xlabel("epoch")
+    accuracy.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    accuracy.legend(loc="lower right")
+    for axes in (loss, ratio, accuracy):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return picture

@@ -1,0 +1,308 @@
+"""The settings of `keras_sq.train`, checked, and the folder they write to.
+
+Nothing here trains. A `TrainConfig` that exists is valid as far as can be
+said without reading data; `claim_folder` decides whether a run may start in,
+or go on in, an output folder.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from keras_sq import _checks, datasets, models, quantizers, schedules
+from keras_sq._version import __version__
+
+PHASES = ("float", "direct", "sq")
+"""The networks of a run, in the order in which they are trained."""
+
+SHORT_RAMP = 0.3
+"""Part of the run in which the schedule `"short"` is below ratio 1."""
+
+AUGMENTED = ("cifar10", "cifar100")
+"""Data sets whose images may be mirrored and shifted without a flag."""
+
+_DESCRIPTION = "config.json"
+_STATE = "state"
+_OUTPUTS = (
+    *(f"{phase}.{suffix}" for phase in PHASES for suffix in ("keras", "tflite")),
+    "history.csv",
+    "results.json",
+    "training.png",
+)
+_NOT_COMPARED = ("data_dir", "download", "output_dir", "resume", "overwrite", "verbose")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What `python -m keras_sq.train` was asked to do.
+
+    Attributes:
+        dataset: `"digits"` or a TFDS name.
+        data_dir: Folder of prepared TFDS data, or `None` for TFDS's own.
+        download: Whether TFDS may download.
+        model: One of `keras_sq.models.NAMES`; `None` is `"digits_cnn"` for
+            the digits and `"resnet20"` otherwise.
+        quantizer: A name that `keras_sq.quantizers.get` knows.
+        schedule: `"short"`, or a name that `keras_sq.schedules.get` knows.
+        skip: Names or patterns of the layers that stay float.
+        epochs: Of the direct and of the SQ network, each.
+        float_epochs: Of the float network they start from.
+        batch_size: Examples a step.
+        learning_rate: At the start; falls to 0 along a cosine.
+        weight_decay: Of all kernels.
+        augment: Whether training images are mirrored and shifted; `None`
+            means for CIFAR only.
+        seed: Of weights, order, augmentation and masks.
+        limit: Number of training examples, or `None` for all.
+        output_dir: Folder for everything that is written.
+        resume: Whether to go on with the run in `output_dir`.
+        overwrite: Whether to replace the run in `output_dir`.
+        verbose: 0 prints the table only, 1 the progress too.
+
+    Raises:
+        TypeError: If a value has the wrong type.
+        ValueError: If a value is out of its range or a name is not known.
+        OSError: If `output_dir` cannot be written to.
+    """
+
+    dataset: str = datasets.DIGITS
+    data_dir: str | None = None
+    download: bool = False
+    model: str | None = None
+    quantizer: str = "ternary"
+    schedule: str = "short"
+    skip: tuple[str, ...] = ()
+    epochs: int = 20
+    float_epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    weight_decay: float = 1e-4
+    augment: bool | None = None
+    seed: int = 0
+    limit: int | None = None
+    output_dir: str = "keras_sq_run"
+    resume: bool = False
+    overwrite: bool = False
+    verbose: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks everything that can be checked without data."""
+        _checks.integer("epochs", self.epochs, minimum=1)
+        _checks.integer("float_epochs", self.float_epochs, minimum=1)
+        _checks.integer("batch_size", self.batch_size, minimum=1)
+        _checks.integer("seed", self.seed, minimum=0, maximum=2**31 - 1)
+        _checks.integer("verbose", self.verbose, minimum=0, maximum=1)
+        _checks.positive("learning_rate", self.learning_rate)
+        if self.weight_decay != 0:
+            _checks.positive("weight_decay", self.weight_decay)
+        if self.limit is not None:
+            _checks.integer("limit", self.limit, minimum=1)
+        if self.model is not None:
+            _checks.one_of("model", self.model, models.NAMES)
+        quantizers.get(self.quantizer)
+        self.make_schedule()
+        if self.resume and self.overwrite:
+            raise ValueError(
+                "Arguments `resume` and `overwrite` exclude each other. "
+                "Received: resume=True, overwrite=True"
+            )
+        _check_writable(pathlib.Path(self.output_dir))
+
+    @property
+    def model_name(self) -> str:
+        """The model, with `None` resolved."""
+        if self.model is not None:
+            return self.model
+        return "digits_cnn" if self.dataset == datasets.DIGITS else "resnet20"
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are augmented, with `None` resolved."""
+        if self.augment is not None:
+            return self.augment
+        return self.dataset.split("/")[0].split(":")[0] in AUGMENTED
+
+    def make_schedule(self) -> schedules.RatioSchedule:
+        """Returns the ratio schedule that `schedule` names."""
+        if self.schedule == "short":
+            return schedules.exponential(ramp=SHORT_RAMP)
+        try:
+            return schedules.get(self.schedule)
+        except ValueError as error:
+            raise ValueError(f"{error} (or 'short')") from error
+
+    def description(self) -> dict[str, Any]:
+        """Returns what determines the result, JSON-serializable."""
+        values = dataclasses.asdict(self) | {
+            "model": self.model_name,
+            "augment": self.augments,
+            "skip": list(self.skip),
+            "version": __version__,
+        }
+        return {key: values[key] for key in values if key not in _NOT_COMPARED}
+
+
+def claim_folder(config: TrainConfig) -> "RunFolder":
+    """Makes the output folder ready: empty of results, or to be gone on with.
+
+    A run is only ever replaced by the same run (which gives the same
+    result), or if `overwrite` is set.
+
+    Raises:
+        FileExistsError: If the folder holds an unfinished run, or one with
+            other settings, and neither `resume` nor `overwrite` is set.
+        ValueError: If `resume` is set and the run has other settings.
+        OSError: If the folder cannot be made.
+    """
+    folder = RunFolder(pathlib.Path(config.output_dir))
+    description = config.description()
+    earlier = folder.earlier_description()
+    if earlier is not None:
+        changes = _differences(earlier, description)
+        if config.resume and changes:
+            raise ValueError(
+                f"The run in {config.output_dir!r} has other settings: {changes}. "
+                "Resume it with those, or choose another `--output_dir`."
+            )
+        if config.resume:
+            return folder
+        if changes and not config.overwrite:
+            raise FileExistsError(
+                f"Folder {config.output_dir!r} holds a run with other settings: "
+                f"{changes}. Choose another `--output_dir`, or replace the run by "
+                "`--overwrite`."
+            )
+        if not folder.is_finished and not config.overwrite:
+            raise FileExistsError(
+                f"Folder {config.output_dir!r} holds an unfinished run. Go on with "
+                "it by `--resume`, or replace it by `--overwrite`."
+            )
+        folder.clear()
+    else:
+        strangers = [name for name in _OUTPUTS if (folder.path / name).exists()]
+        if strangers and not config.overwrite:
+            raise FileExistsError(
+                f"Folder {config.output_dir!r} holds files that this run would "
+                f"replace: {', '.join(strangers)}. Choose another `--output_dir`, "
+                "or allow it by `--overwrite`."
+            )
+        folder.clear()
+    try:
+        folder.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder.path, error) from error
+    write_json(folder.path / _DESCRIPTION, description)
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run are.
+
+    Attributes:
+        path: The output folder.
+    """
+
+    path: pathlib.Path
+
+    @property
+    def state(self) -> pathlib.Path:
+        """What only `--resume` reads."""
+        return self.path / _STATE
+
+    def model(self, phase: str) -> pathlib.Path:
+        """The trained network; there only when the phase is finished."""
+        return self.path / f"{phase}.keras"
+
+    def tflite(self, phase: str) -> pathlib.Path:
+        """The exported network."""
+        return self.path / f"{phase}.tflite"
+
+    def history(self, phase: str) -> pathlib.Path:
+        """The epochs of a finished phase."""
+        return self.state / f"{phase}.json"
+
+    def snapshots(self, phase: str) -> pathlib.Path:
+        """The training state of an unfinished phase."""
+        return self.state / phase
+
+    @property
+    def results(self) -> pathlib.Path:
+        """The table's numbers; there only when the run is finished."""
+        return self.path / "results.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run in the folder came to its end."""
+        return self.results.exists()
+
+    def earlier_description(self) -> dict[str, Any] | None:
+        """Returns what was asked of the run in the folder, if there is one."""
+        try:
+            text = (self.path / _DESCRIPTION).read_text("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict) or "version" not in found:
+            raise FileExistsError(
+                f"File {str(self.path / _DESCRIPTION)!r} is not of a training run. "
+                "Choose another `--output_dir`."
+            )
+        return found
+
+    def clear(self) -> None:
+        """Removes what a run writes, and nothing else."""
+        for name in (_DESCRIPTION, *_OUTPUTS):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.state, ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file that is there as a whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file that is there as a whole or not at all."""
+    beside = path.with_name(f".{path.name}.unfinished")
+    beside.write_text(text, "utf-8")
+    os.replace(beside, path)
+
+
+def _differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}={earlier.get(key)!r} there, {now.get(key)!r} asked for"
+        for key in sorted(earlier.keys() | now.keys())
+        if earlier.get(key) != now.get(key)
+    )
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    """Raises if the folder could not be made; makes nothing."""
+    if not str(path) or str(path) == ".":
+        return
+    for parent in (path, *path.absolute().parents):
+        try:
+            exists = parent.exists()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if not exists:
+            continue
+        if not parent.is_dir():
+            raise _unwritable(path, f"{str(parent)!r} is a file")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise _unwritable(path, f"no permission to write in {str(parent)!r}")
+        return
+
+
+def _unwritable(path: pathlib.Path, reason: object) -> OSError:
+    return OSError(
+        f"Argument `output_dir` must be a folder that can be written to. "
+        f"Received: output_dir={str(path)!r} ({reason})"
+    )

@@ -1,0 +1,198 @@
+"""What a training run leaves behind: history, sizes, the table.
+
+Here numbers become text and files. How they came about is in `train.py`,
+the picture in `plots.py`.
+"""
+
+import csv
+import dataclasses
+import gzip
+import io
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_sq import layers
+from keras_sq.kernel_codes import get_codes
+from keras_sq.types import Model
+
+COLUMNS = (
+    "run",
+    "epoch",
+    "ratio",
+    "learning_rate",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+)
+"""Of the history. `ratio` is empty for the float network; `accuracy` and
+`loss` are those of the network that trained, `val_…` those of the one that
+will be deployed."""
+
+TITLES = {"float": "float", "direct": "quantized directly", "sq": "quantized with SQ"}
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkReport:
+    """What became of one network.
+
+    Attributes:
+        test_accuracy: Fraction of the test split.
+        test_loss: Mean cross-entropy in nats, plus the weight decay.
+        tflite_bytes: Size of the exported file.
+        tflite_gzip_bytes: Its size after gzip.
+        parameters: Numbers that make up the network (as in Keras: four for
+            each filter of a batch norm).
+        quantized_weights: How many of these are quantized.
+        bits_per_weight: Of the quantized ones: whole bits that hold a code.
+            32 for the float network.
+        packed_bytes: Size of all parameters with codes of so many bits, and
+            32 bits for scales and whatever is not quantized.
+    """
+
+    test_accuracy: float
+    test_loss: float
+    tflite_bytes: int
+    tflite_gzip_bytes: int
+    parameters: int
+    quantized_weights: int
+    bits_per_weight: float
+    packed_bytes: int
+
+
+def network_report(
+    model: Model,
+    parameters: int,
+    tflite_file: pathlib.Path,
+    test_logs: Mapping[str, float],
+) -> NetworkReport:
+    """Returns the report of a trained and exported network.
+
+    Args:
+        model: Float or quantized.
+        parameters: Of the float network.
+        tflite_file: The exported file.
+        test_logs: What `evaluate` returned on the test split.
+    """
+    weights = bits = scales = 0
+    for _, layer in layers.quantized_layers(model):
+        levels = layer.quantization_settings.kernel_quantizer.num_levels
+        for codes in get_codes(layer).values():
+            weights += codes.codes.size
+            bits += codes.codes.size * math.ceil(math.log2(levels))
+            scales += codes.scale.size
+    content = tflite_file.read_bytes()
+    return NetworkReport(
+        test_accuracy=float(test_logs["accuracy"]),
+        test_loss=float(test_logs["loss"]),
+        tflite_bytes=len(content),
+        tflite_gzip_bytes=len(gzip.compress(content, 9, mtime=0)),
+        parameters=parameters,
+        quantized_weights=weights,
+        bits_per_weight=bits / weights if weights else 32.0,
+        packed_bytes=math.ceil(bits / 8) + 4 * (scales + parameters - weights),
+    )
+
+
+def table(reports: Mapping[str, NetworkReport], quantizer: str, test_size: int) -> str:
+    """Returns the table of a run, one row a network.
+
+    Args:
+        reports: Phase -> report.
+        quantizer: Name of the quantizer, for the caption.
+        test_size: Number of test examples, for the caption.
+    """
+    header = (
+        "network",
+        "test accuracy",
+        "TFLite file",
+        "gzipped",
+        "bits a weight",
+        "packed*",
+    )
+    rows = [header] + [
+        (
+            TITLES[phase],
+            f"{100 * report.test_accuracy:.2f} %",
+            _kilobytes(report.tflite_bytes),
+            _kilobytes(report.tflite_gzip_bytes),
+            f"{report.bits_per_weight:g}",
+            _kilobytes(report.packed_bytes),
+        )
+        for phase, report in reports.items()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    quantized = max(reports.values(), key=lambda report: report.quantized_weights)
+    # Of one accuracy; of a difference of two it is up to 1.4 times that.
+    deviation = max(
+        math.sqrt(report.test_accuracy * (1 - report.test_accuracy))
+        for report in reports.values()
+    )
+    lines += [
+        "",
+        f"Quantizer: {quantizer}; {quantized.quantized_weights:,} of "
+        f"{quantized.parameters:,} parameters are quantized.",
+        f"{test_size:,} test images: the standard error of an accuracy is "
+        f"{100 * deviation / math.sqrt(test_size):.2f} points.",
+        "* What the parameters alone would take at these bits (scales and the rest",
+        "  at 32). The TFLite files still hold every weight as a 32-bit float.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def history_csv(rows: Sequence[Row]) -> str:
+    """Returns the epochs of all runs as CSV; numbers in full precision."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Reads a history file back.
+
+    Args:
+        path: A `history.csv` of a training run.
+
+    Returns:
+        One dict an epoch, with the keys of `COLUMNS`; numbers as numbers, and
+        `None` for the ratio of the float network.
+
+    Raises:
+        ValueError: If it is not a history file.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(
+                f"File {str(path)!r} is not a training history: its columns must be "
+                f"{', '.join(COLUMNS)}. Received: {reader.fieldnames}"
+            )
+        return [
+            {
+                "run": row["run"],
+                "epoch": int(row["epoch"]),
+                **{
+                    name: float(row[name]) if row[name] else None
+                    for name in COLUMNS[2:]
+                },
+            }
+            for row in reader
+        ]
+
+
+def _kilobytes(count: int) -> str:
+    return f"{count / 1000:.1f} kB"

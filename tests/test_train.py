@@ -1,0 +1,431 @@
+"""The main job: what it writes, what it refuses, and that it can be resumed."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+import keras_sq
+from keras_sq import train, training_callbacks, training_config, training_report
+from keras_sq.training_config import PHASES, TrainConfig, claim_folder
+
+FILES = {
+    "config.json",
+    "direct.keras",
+    "direct.tflite",
+    "float.keras",
+    "float.tflite",
+    "history.csv",
+    "results.json",
+    "sq.keras",
+    "sq.tflite",
+    "state",
+    "training.png",
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A folder for the prepared digits."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A run of seconds: its settings, reports and what it printed."""
+    config = TrainConfig(
+        data_dir=data_dir,
+        output_dir=str(tmp_path_factory.mktemp("finished") / "run"),
+        model="mlp",
+        epochs=3,
+        float_epochs=2,
+        batch_size=32,
+        limit=160,
+        verbose=0,
+    )
+    output, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+        reports = train.run(config)
+    return config, reports, output.getvalue(), error.getvalue()
+
+
+@pytest.fixture
+def own(finished, tmp_path):
+    """The settings of `finished` for a folder that is a copy of its."""
+    config = finished[0]
+    shutil.copytree(config.output_dir, tmp_path / "run")
+    return dataclasses.replace(config, output_dir=str(tmp_path / "run"), resume=True)
+
+
+def weights(path):
+    """Returns the weights in a .keras file."""
+    return keras.models.load_model(path, compile=False).get_weights()
+
+
+def parsed(*arguments):
+    """Returns flags as the command line would have them."""
+    values = flags.FlagValues()
+    train.define_flags(values)
+    values(["train", *arguments])
+    return values
+
+
+def test_run_writes_files_and_table(finished):
+    config, reports, output, error = finished
+    folder = pathlib.Path(config.output_dir)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert error == ""
+    lines = output.splitlines()
+    assert [line.split("  ")[0] for line in lines[2:5]] == [
+        "float",
+        "quantized directly",
+        "quantized with SQ",
+    ]
+    assert lines[0].split() == (
+        "network test accuracy TFLite file gzipped bits a weight packed*".split()
+    )
+    # The history: one row an epoch and run, with the ratio.
+    rows = training_report.read_history(folder / "history.csv")
+    assert [(row["run"], row["epoch"]) for row in rows] == [
+        ("float", 0),
+        ("float", 1),
+        *(("direct", epoch) for epoch in range(3)),
+        *(("sq", epoch) for epoch in range(3)),
+    ]
+    assert [row["ratio"] for row in rows] == [None] * 2 + [1] * 3 + [0.875, 1, 1]
+    # The numbers, against the files.
+    results = json.loads((folder / "results.json").read_text())
+    assert results["examples"] == {"train": 160, "validation": 199, "test": 401}
+    model = keras.models.load_model(folder / "sq.keras")
+    assert keras_sq.get_ratio(model) == 1.0
+    kernels = 64 * 256 + 256 * 256 + 256 * 10
+    filters = 256 + 256 + 10
+    rest = 2 * 4 * 256 + 10
+    for phase in PHASES:
+        report = reports[phase]
+        assert results["networks"][phase] == dataclasses.asdict(report)
+        size = (folder / f"{phase}.tflite").stat().st_size
+        assert report.tflite_bytes == size > 4 * kernels
+        assert report.parameters == kernels + rest
+    assert reports["float"].quantized_weights == 0
+    assert reports["float"].bits_per_weight == 32
+    assert reports["float"].packed_bytes == 4 * (kernels + rest)
+    for phase in ("direct", "sq"):
+        assert reports[phase].quantized_weights == kernels
+        assert reports[phase].bits_per_weight == 2
+        assert reports[phase].packed_bytes == kernels // 4 + 4 * (filters + rest)
+        # Three values a filter: gzip finds that, though the file is float.
+        assert reports[phase].tflite_gzip_bytes < reports["float"].tflite_gzip_bytes / 3
+
+
+def test_quantized_networks_start_from_the_float_one(own):
+    config, data, folder = train._prepare(own)
+    config = dataclasses.replace(config, learning_rate=1e-12, epochs=2)
+    folder.model("direct").unlink()
+    train._train("direct", config, data, folder)
+    start, end = (
+        next(x for x in weights(folder.model(phase)) if x.shape == (256, 256))
+        for phase in ("float", "direct")
+    )
+    np.testing.assert_allclose(end, start, atol=1e-7)
+
+
+def test_finished_run_is_resumed_without_training(finished, own, capsys, monkeypatch):
+    folder = pathlib.Path(own.output_dir)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    monkeypatch.setattr(keras.Model, "fit", None)
+    assert train.run(own) == finished[1]
+    assert capsys.readouterr().out == finished[2]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_skipped_layer_stays_float(own):
+    config = dataclasses.replace(own, skip=("logits", "dense1"))
+    model = train._quantized(config, keras_sq.models.get("mlp", (8, 8, 1), 10))
+    assert [path for path, _ in keras_sq.layers.quantized_layers(model)] == ["dense2"]
+
+
+def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder = training_config.RunFolder(pathlib.Path(own.output_dir))
+    assert train._plot(folder, [{"run": "sq"}]) == ""
+    assert 'pip install "keras-sq[plots]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--epochs=0", "`epochs` must be at least 1"),
+        ("--float_epochs=0", "`float_epochs` must be at least 1"),
+        ("--batch_size=0", "`batch_size` must be at least 1"),
+        ("--batch_size=1198", "at most the 1197 training examples"),
+        ("--limit=0", "`limit` must be at least 1"),
+        ("--limit=1198", "`limit` must be at most 1197"),
+        ("--seed=-1", "`seed` must be at least 0"),
+        ("--seed=2147483648", "`seed` must be at most"),
+        ("--learning_rate=0", "`learning_rate` must be a finite number above 0"),
+        ("--learning_rate=nan", "`learning_rate` must be a finite number above 0"),
+        ("--weight_decay=-1", "`weight_decay` must be a finite number above 0"),
+        ("--quantizer=trenary", "Did you mean 'ternary'?"),
+        ("--schedule=exponentail", "Did you mean 'exponential'?"),
+        ("--schedule=exponentail", "or 'short'"),
+        ("--model=vgg9 --limit=9", "`batch_size` must be at most the 9 training"),
+        ("--skip=conv9", "conv9"),
+        ("--dataset=cifar_10", "Did you mean 'cifar10'?"),
+        ("--dataset=cifar10", "'cifar10' was not found in data_dir"),
+        ("--resume --overwrite", "`resume` and `overwrite` exclude each other"),
+        ("--verbose=2", "`verbose` must be at most 1"),
+    ],
+)
+def test_bad_flag_is_refused_and_nothing_made(
+    flag, message, tmp_path, data_dir, capsys
+):
+    out = tmp_path / "out"
+    arguments = [f"--data_dir={data_dir}", f"--output_dir={out}", *flag.split()]
+    assert train.main(parsed(*arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("keras_sq.train: error: ")
+    assert message in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper", "closed/deeper"])
+def test_unwritable_output_dir_is_refused(place, tmp_path, data_dir, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "closed").mkdir()
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: "closed" not in str(path) and may(path, mode)
+    )
+    with pytest.raises(OSError, match="`output_dir` must be a folder that can be"):
+        TrainConfig(data_dir=data_dir, output_dir=str(tmp_path / place))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_output_dir_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    config = TrainConfig(output_dir=str(tmp_path / "out"))
+
+    def refuse(*arguments, **keywords):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+    with pytest.raises(OSError, match=r"`output_dir` must be .* \(no\)"):
+        claim_folder(config)
+
+
+def test_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="Did you mean 'resnet20'?"):
+        TrainConfig(model="resnet-20")
+    with pytest.raises(flags.IllegalFlagValueError, match="digits_cnn"):
+        parsed("--model=resnet-20")
+
+
+def test_flags_have_the_defaults_of_the_config():
+    assert train.config_from_flags(parsed()) == TrainConfig()
+    given = train.config_from_flags(parsed("--skip=a,b", "--augment", "--limit=5"))
+    assert given == TrainConfig(skip=("a", "b"), augment=True, limit=5)
+
+
+def test_defaults_follow_the_dataset():
+    assert TrainConfig().model_name == "digits_cnn"
+    assert not TrainConfig().augments
+    assert TrainConfig(dataset="cifar10:3.0.2").model_name == "resnet20"
+    assert TrainConfig(dataset="cifar10:3.0.2").augments
+    assert not TrainConfig(dataset="cifar10", augment=False).augments
+
+
+def test_folder_of_another_run_is_not_replaced(tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path))
+    folder = claim_folder(config)
+    folder.model("float").write_text("hours of work")
+    other = dataclasses.replace(config, epochs=7)
+    with pytest.raises(FileExistsError, match="an unfinished run.*--resume"):
+        claim_folder(config)
+    with pytest.raises(FileExistsError, match="epochs=20 there, 7 asked for"):
+        claim_folder(other)
+    with pytest.raises(ValueError, match="epochs=20 there, 7 asked for"):
+        claim_folder(dataclasses.replace(other, resume=True))
+    assert folder.model("float").read_text() == "hours of work"
+    claim_folder(dataclasses.replace(config, resume=True))
+    assert folder.model("float").read_text() == "hours of work"
+    claim_folder(dataclasses.replace(other, overwrite=True))
+    assert not folder.model("float").exists()
+
+
+def test_finished_run_is_replaced_by_the_same_only(tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path))
+    folder = claim_folder(config)
+    folder.results.write_text("{}")
+    with pytest.raises(FileExistsError, match="a run with other settings"):
+        claim_folder(dataclasses.replace(config, seed=1))
+    claim_folder(dataclasses.replace(config, verbose=0))
+    assert not folder.is_finished
+
+
+def test_strange_files_are_left_alone(tmp_path):
+    (tmp_path / "results.json").write_text("not ours")
+    (tmp_path / "notes.txt").write_text("mine")
+    config = TrainConfig(output_dir=str(tmp_path))
+    with pytest.raises(FileExistsError, match="would replace: results.json"):
+        claim_folder(config)
+    assert (tmp_path / "results.json").read_text() == "not ours"
+    claim_folder(dataclasses.replace(config, overwrite=True))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(FileExistsError, match="is not of a training run"):
+        claim_folder(config)
+
+
+def test_resume_without_an_earlier_run_starts_one(tmp_path):
+    folder = claim_folder(TrainConfig(output_dir=str(tmp_path / "a/b"), resume=True))
+    assert folder.state.is_dir()
+
+
+def test_broken_backup_does_not_count(tmp_path):
+    """What a kill left half written beside a whole backup is dropped."""
+    whole = tmp_path / "epoch-000001"
+    whole.mkdir()
+    (whole / "history.json").write_text('[{"epoch": 0}]')
+    live = tmp_path / "live"
+    live.mkdir()
+    (live / "latest.weights.h5").write_text("half")
+    backup = training_callbacks.Backup(tmp_path, "sq")
+    assert backup.initial_epoch == 1
+    assert not (live / "latest.weights.h5").exists()
+    backup.discard()
+    assert not tmp_path.exists()
+
+
+def test_stop_between_last_epoch_and_saving_loses_nothing(own, monkeypatch):
+    config, data, folder = train._prepare(own)
+    folder.model("sq").unlink()
+    trained = []
+
+    def stop(model, folder, phase):
+        trained.extend(model.get_weights())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train._train("sq", config, data, folder)
+    assert not folder.model("sq").exists()
+    train._train("sq", config, data, folder)
+    for one, other in zip(weights(folder.model("sq")), trained, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(json.loads(folder.history("sq").read_text())) == config.epochs
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_updates_one_line_or_writes_few(terminal):
+    stream = Terminal() if terminal else io.StringIO()
+    progress = training_callbacks.Progress("net", stream, lines=4)
+    progress.set_params({"epochs": 10, "steps": 2})
+    progress.on_train_begin()
+    for epoch in range(10):
+        progress.on_epoch_begin(epoch)
+        progress.on_train_batch_end(0)
+        logs = {"loss": 0.5, "val_accuracy": 0.25, "quantized_ratio": 0.875}
+        progress.on_epoch_end(epoch, logs)
+    progress.on_train_end()
+    text = stream.getvalue()
+    assert text.count("\n") == (1 if terminal else 4)
+    assert ("\r" in text) == terminal
+    last = text.rstrip("\n").replace("\r", "\n").splitlines()[-1]
+    assert last.startswith(
+        "net: epoch 10/10, loss 0.500, val accuracy 25.00 %, ratio 0.875"
+    )
+
+
+def command(output_dir, data_dir, *more):
+    """Returns the command line of a run that takes some seconds a phase."""
+    return [
+        *(sys.executable, "-m", "keras_sq.train", f"--data_dir={data_dir}"),
+        *(f"--output_dir={output_dir}", "--epochs=4", "--float_epochs=3"),
+        *("--batch_size=8", "--quantizer=binary", "--seed=5", *more),
+    ]
+
+
+def kill_when_there(path, arguments):
+    """Starts a run, and kills it in the epoch after `path` has appeared."""
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 240
+        while not path.exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    # In mid-epoch: the next one (of 149 steps) was not finished.
+    assert sorted(path.parent.glob("epoch-*")) == [path]
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_bit_for_bit(tmp_path, data_dir):
+    """Killed in the float and in the SQ phase; also: same seed, same table."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+
+    def finish(folder, *more):
+        return subprocess.run(
+            command(folder, data_dir, *more), capture_output=True, text=True, check=True
+        ).stdout
+
+    table = finish(straight)
+    arguments = command(killed, data_dir, "--verbose=0")
+    kill_when_there(killed / "state" / "float" / "epoch-000002", arguments)
+    assert not (killed / "float.keras").exists()
+    refused = subprocess.run(arguments, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "holds an unfinished run" in refused.stderr
+    kill_when_there(killed / "state" / "sq" / "epoch-000002", [*arguments, "--resume"])
+    assert not (killed / "sq.keras").exists()
+    float_network = (killed / "float.keras").read_bytes()
+    resumed = finish(killed, "--resume")
+    assert (killed / "float.keras").read_bytes() == float_network
+    assert table.replace(str(straight), "") == resumed.replace(str(killed), "")
+    for phase in PHASES:
+        pairs = zip(
+            weights(straight / f"{phase}.keras"),
+            weights(killed / f"{phase}.keras"),
+            strict=True,
+        )
+        for one, other in pairs:
+            np.testing.assert_array_equal(one, other)
+        name = f"{phase}.tflite"
+        assert (straight / name).read_bytes() == (killed / name).read_bytes()
+    for name in ("history.csv", "results.json", "config.json"):
+        assert (straight / name).read_text() == (killed / name).read_text()
+
+
+@pytest.mark.slow
+def test_help_names_every_flag():
+    run = subprocess.run(
+        [sys.executable, "-m", "keras_sq.train", "--helpfull"],
+        capture_output=True,
+        text=True,
+    )
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name}" in run.stdout or f"]{field.name}" in run.stdout
+    assert training_config.__doc__
