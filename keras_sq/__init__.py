@@ -14,11 +14,30 @@ from keras_sq import learning_rates as learning_rates
 from keras_sq import quantizers as quantizers
 from keras_sq import schedules as schedules
 from keras_sq._version import __version__ as __version__
-from keras_sq.conversion import KernelCodes as KernelCodes
-from keras_sq.conversion import get_codes as get_codes
 from keras_sq.conversion import quantize_model as quantize_model
 from keras_sq.conversion import strip_quantization as strip_quantization
+from keras_sq.export import export as export
+from keras_sq.kernel_codes import KernelCodes as KernelCodes
+from keras_sq.kernel_codes import get_codes as get_codes
 from keras_sq.layers import register as register
 from keras_sq.masks import get_ratio as get_ratio
 from keras_sq.masks import set_ratio as set_ratio
 from keras_sq.model_summary import summary as summary
+
+__all__ = [
+    "KernelCodes",
+    "__version__",
+    "callbacks",
+    "export",
+    "get_codes",
+    "get_ratio",
+    "layers",
+    "learning_rates",
+    "quantize_model",
+    "quantizers",
+    "register",
+    "schedules",
+    "set_ratio",
+    "strip_quantization",
+    "summary",
+]

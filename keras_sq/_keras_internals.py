@@ -6,6 +6,7 @@ that a new Keras release is checked in one place (`tests/test_internals.py`).
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -61,6 +62,16 @@ def sublayers(layer: Layer) -> list[Layer]:
     return list(layer._layers)
 
 
+def is_built(model: Model) -> bool:
+    """Whether a model has its variables.
+
+    `model.built` stays False for a subclassed model that was loaded, although
+    all of its layers are built.
+    """
+    below = flatten_layers(model)
+    return bool(model.built or (below and all(layer.built for layer in below)))
+
+
 def own_variables(layer: Layer) -> list[Variable]:
     """Returns a layer's variables without those of its sublayers, in order."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
@@ -91,3 +102,27 @@ def unlocked(layer: Layer) -> Iterator[None]:
 def is_graph_model(model: Model) -> bool:
     """Whether a model's configuration describes its layers one by one."""
     return type(model) in (Functional, keras.Sequential)
+
+
+def batches_applied(optimizer: Any) -> Variable:
+    """Returns the variable that counts the batches an optimizer has seen.
+
+    `optimizer.iterations` counts updates: fewer under gradient accumulation.
+    """
+    return optimizer._iterations
+
+
+def optimizer_slots(optimizer: Any) -> list[Variable]:
+    """Returns an optimizer's state of each weight: momentum, moments.
+
+    Not the counter, the learning rate, the moving average of the weights
+    (`use_ema`) and gradients that are being accumulated.
+    """
+    others = [
+        optimizer._iterations,
+        optimizer._learning_rate,
+        *(getattr(optimizer, "_model_variables_moving_average", None) or ()),
+        *(getattr(optimizer, "_accumulated_gradients", None) or ()),
+    ]
+    kept = {id(variable) for variable in others}
+    return [v for v in optimizer.variables if id(v) not in kept]

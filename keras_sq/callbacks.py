@@ -34,7 +34,7 @@ ZERO_SLOT_OPTIMIZERS = (
 """Optimizers whose per-weight state starts at zero."""
 
 
-class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
+class StochasticQuantization(keras.callbacks.Callback):
     """Steps the ratio schedule and redraws the masks during `fit`.
 
     Adds `quantized_ratio`, the ratio of the epoch's last batch, to the logs.
@@ -45,8 +45,9 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
             when training begins.
         resample_every: Int >= 1: optimizer steps between two draws. The masks
             are drawn at the start of every stage in any case. With
-            `steps_per_execution=k` they change every k steps at most; with
-            gradient accumulation each micro-batch of a due step draws anew.
+            `steps_per_execution=k` they change every k steps at most. With
+            gradient accumulation a step is an update of the weights: all of its
+            batches see the same masks.
         clear_momentum: Whether the optimizer's per-weight state (momentum,
             Adam's moments) is set to zero when a stage begins: the protocol
             of the paper, together with
@@ -108,6 +109,12 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
         self._update = _backend.compiled(self._update_at_this_step)
         self._finite: Tensor | None = None
         self._batches = 0
+        self._first_epoch: int | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes whether the run goes on with an earlier one."""
+        if self._first_epoch is None:
+            self._first_epoch = epoch
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -118,10 +125,27 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
         self._batches += 1
         if self._finite is not None:
             masks.require_finite(self._paths, self._finite)
-        self._finite = self._update()
+        self._finite = self._update(self._batches_since_last(batch))
+
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Checks, once, that the model tells its layers that it trains."""
+        if self._batches == 1 and not any(x.has_trained for x in self._layers):
+            raise ValueError(
+                f"Model '{self.model.name}' (of type {type(self.model).__name__}) "
+                "does not tell its layers that it trains, so that none computed with "
+                "its hybrid kernel. Keras passes `training=True` to models that take "
+                "it: give its `call` an argument `training=None`; in a `train_step` "
+                "of your own, call the model with `training=True`."
+            )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Logs the ratio."""
+        """Logs the ratio, and checks the kernels, drawn from or not."""
+        # At ratio 1 nothing looks at the errors. If something else has stopped
+        # the training already (`TerminateOnNaN`), it has said why.
+        if not self.model.stop_training:
+            masks.require_finite(self._paths, masks.finite_kernels(self._layers))
         if logs is not None:
             ratios = [float(internals.read(x.ratio)) for x in self._layers]
             logs["quantized_ratio"] = sum(ratios) / len(ratios)
@@ -130,18 +154,31 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
         """Quantizes the rest where the schedule ends with the run."""
         step = int(internals.read(self.model.optimizer.iterations))
         if float(ops.convert_to_numpy(self.bound_schedule(step))) >= 1.0:
-            self._update()
+            self._update(ops.zeros((), "int32"))
 
-    def _update_at_this_step(self) -> Tensor:
-        step = ops.cast(self.model.optimizer.iterations, "int32")
-        ratio = self.bound_schedule(step)
+    def _batches_since_last(self, batch: int) -> Tensor:
+        """Returns how many batches were trained on since the last update.
+
+        From numbers only that a run knows again when it is resumed.
+        """
         stride = int(self.model.steps_per_execution or 1)
-        # Steps passed since the last call count too, if several ran in one.
-        due = step // self.resample_every != (step - stride) // self.resample_every
+        steps = self.params.get("steps")
+        if batch == 0 and steps:
+            stride = steps % stride or stride  # The last execution of an epoch.
+        return ops.convert_to_tensor(stride, "int32")
+
+    def _update_at_this_step(self, new_batches: Tensor) -> Tensor:
+        optimizer = _inner(self.model.optimizer)
+        batches = ops.cast(internals.batches_applied(optimizer), "int32")
+        per_step = optimizer.gradient_accumulation_steps or 1
+        step = batches // per_step
+        # -1 before the first step.
+        last = (batches - new_batches) // per_step
+        ratio = self.bound_schedule(step)
+        # The steps in between count too, if several ran in one execution.
+        due = step // self.resample_every != last // self.resample_every
         starts = ops.convert_to_tensor(list(self.bound_schedule.stage_starts), "int32")
-        begins = ops.any(
-            ops.logical_and(starts <= step, starts > step - stride)
-        )
+        begins = ops.any(ops.logical_and(starts <= step, starts > last))
         if self._slots:
             restart = ops.logical_and(begins, step > 0)
             for slot in self._slots:
@@ -165,7 +202,7 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
         step = int(internals.read(self.model.optimizer.iterations))
         end = self.bound_schedule.end_step
         if self.params.get("epochs") and step > 0 and step >= end > 0:
-            if not self.model._initial_epoch:
+            if self._first_epoch == 0:
                 warnings.warn(
                     f"The schedule ended at step {end}, and the optimizer is at step "
                     f"{step} already: everything stays quantized in this run. To "
@@ -183,17 +220,7 @@ class StochasticQuantization(keras.callbacks.Callback):  # type: ignore[misc]
                 f"starts at zero ({', '.join(ZERO_SLOT_OPTIMIZERS)}). Received a "
                 f"model compiled with {kind}."
             )
-        shapes = {tuple(v.shape) for v in self.model.trainable_variables}
-        # The moving average of the weights (`use_ema`) is no momentum.
-        averages = getattr(optimizer, "_model_variables_moving_average", None) or []
-        kept = {id(optimizer.iterations), *(id(v) for v in averages)}
-        kept.add(id(getattr(optimizer, "_iterations", None)))
-        kept.add(id(getattr(optimizer, "_learning_rate", None)))
-        return [
-            v
-            for v in optimizer.variables
-            if id(v) not in kept and tuple(v.shape) in shapes and v.shape != ()
-        ]
+        return internals.optimizer_slots(optimizer)
 
 
 def _inner(optimizer: Any) -> Any:

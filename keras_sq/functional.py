@@ -64,7 +64,9 @@ def filter_sums(
     count, width = count // fold, fold * filters
     rows = ops.reshape(rows, (count, width))
     per_filter = tuple(
-        ops.tile(value, (fold,)) if fold > 1 and len(value.shape) else value
+        ops.tile(value, (fold,))
+        if fold > 1 and len(getattr(value, "shape", ()))
+        else value
         for value in per_filter
     )
     block = max(1, BLOCK_SIZE // width)
@@ -79,9 +81,7 @@ def filter_sums(
     return tuple(ops.sum(ops.reshape(x, (fold, filters)), axis=0) for x in sums)
 
 
-def _added(
-    left: tuple[Tensor, ...], right: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
+def _added(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
@@ -97,6 +97,15 @@ def _plain_sums(
 def absolute_sums(kernel: Tensor) -> Tensor:
     """Returns `‖W_i‖₁` of every filter, float32 `(filters,)`."""
     return filter_sums(lambda w: (ops.abs(w),), kernel)[0]
+
+
+def absolute_maxima(kernel: Tensor) -> Tensor:
+    """Returns `max(|w|)` of every filter, float32 `(filters,)`.
+
+    From maximum and minimum: an `abs` before would be a copy of the kernel.
+    """
+    rows = ops.reshape(ops.cast(kernel, "float32"), (-1, kernel.shape[-1]))
+    return ops.maximum(ops.max(rows, axis=0), -ops.min(rows, axis=0))
 
 
 def weights_per_filter(kernel: Tensor) -> int:
@@ -124,9 +133,7 @@ def ternary_codes(kernel: Tensor, threshold: Tensor) -> Tensor:
     wide = ops.cast(kernel, "float32")
     one = ops.ones((), kernel.dtype)
     zero = ops.zeros((), kernel.dtype)
-    return ops.where(
-        wide > threshold, one, ops.where(wide < -threshold, -one, zero)
-    )
+    return ops.where(wide > threshold, one, ops.where(wide < -threshold, -one, zero))
 
 
 def uniform_codes(kernel: Tensor, scale: Tensor, max_code: int) -> Tensor:

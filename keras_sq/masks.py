@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from keras_sq import _backend, _checks
+from keras_sq import _checks
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.quantized import StochasticallyQuantized
@@ -41,9 +41,7 @@ def update_masks(
         masks = [ops.logical_or(mask, full) for mask in now]
         return masks, [ops.ones((), "bool")] * len(kernels)
 
-    masks, flags = ops.cond(
-        ops.logical_and(due, ops.logical_not(full)), draw, keep
-    )
+    masks, flags = ops.cond(ops.logical_and(due, ops.logical_not(full)), draw, keep)
     for (layer, name), mask in zip(kernels, masks, strict=True):
         layer.mask(name).assign(mask)
     for layer in layers:
@@ -95,20 +93,20 @@ def _drawn(
 
 
 def finite_kernels(layers: Sequence[StochasticallyQuantized]) -> Tensor:
-    """Returns, per layer, whether all its latent kernels are finite."""
-    return ops.stack(
-        [
-            ops.all(
-                ops.stack(
-                    [
-                        ops.all(ops.isfinite(internals.read(layer.latent(name))))
-                        for name in layer.quantized_weights
-                    ]
-                )
-            )
-            for layer in layers
-        ]
-    )
+    """Returns, per layer, whether all its latent kernels are finite.
+
+    So must be the sum of their absolute values, which the errors are found by.
+    """
+
+    def size(layer: StochasticallyQuantized, name: str) -> Tensor:
+        value = internals.read(layer.latent(name))
+        return ops.sum(ops.abs(ops.cast(value, "float32")))
+
+    # NaN and infinity survive the sum, so that one number a layer tells.
+    sizes = [
+        sum(size(layer, name) for name in layer.quantized_weights) for layer in layers
+    ]
+    return ops.isfinite(ops.stack(sizes))
 
 
 def set_ratio(model: Model, ratio: float) -> None:
@@ -137,10 +135,8 @@ def set_ratio(model: Model, ratio: float) -> None:
     pairs = require_quantized(model)
     layers = [layer for _, layer in pairs]
     require_finite([path for path, _ in pairs], finite_kernels(layers))
-    update = _backend.compiled(
-        lambda value: update_masks(layers, value, ops.ones((), "bool"))
-    )
-    update(ops.convert_to_tensor(ratio, "float32"))
+    # Not compiled as a whole: tracing takes longer than the single call.
+    update_masks(layers, ops.convert_to_tensor(ratio, "float32"), ops.ones((), "bool"))
     for layer in layers:
         layer.ratio_is_controlled = True
 

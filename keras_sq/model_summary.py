@@ -1,8 +1,8 @@
 """A table of what is quantized in a model, how, and what stays float.
 
-The size of a packed kernel is what its levels need: `log2(levels)` bits a
-weight, and a float32 scale a filter. How small the files get is the
-exporter's matter.
+The size of a packed kernel is that of its codes in whole bits (1 for two
+levels, 2 for three or four), and a float32 scale a filter. How small the
+files get is the exporter's matter.
 """
 
 import dataclasses
@@ -109,14 +109,13 @@ class ModelSummary:
         ratio = self.float_bytes / max(self.packed_bytes, 1)
         lines.append(
             f"{self.float_bytes:,} bytes as float32, {self.packed_bytes:,} packed "
-            f"({ratio:.1f} x smaller); {self.quantized_bits:.2f} bits a quantized weight"
+            f"({ratio:.1f} x smaller); {self.quantized_bits:.2f} bits a quantized "
+            "weight"
         )
         return "\n".join(lines)
 
 
-def summary(
-    model: Model, print_fn: Callable[[str], Any] | None = None
-) -> ModelSummary:
+def summary(model: Model, print_fn: Callable[[str], Any] | None = None) -> ModelSummary:
     """Prints what is quantized in a model, layer by layer, and returns it.
 
     Args:
@@ -178,7 +177,7 @@ def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSumm
                 type(quantizer).__name__.removesuffix("Quantizer").lower(),
                 float(ops.convert_to_numpy(layer.ratio)),
                 difference / norm if norm else 0.0,
-                math.log2(quantizer.num_levels) + 32 * filters / weights,
+                math.ceil(math.log2(quantizer.num_levels)) + 32 * filters / weights,
             )
         )
     return rows
@@ -187,9 +186,8 @@ def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSumm
 def _float_weights(layer: Layer) -> int:
     variables = internals.own_variables(layer)
     if isinstance(layer, StochasticallyQuantized):
-        ours = {id(layer.ratio)}
-        for name in layer.quantized_weights:
-            ours |= {id(layer.latent(name)), id(layer.mask(name))}
+        ours = {id(v) for v in layer.quantization_state()}
+        ours |= {id(layer.latent(name)) for name in layer.quantized_weights}
         variables = [v for v in variables if id(v) not in ours]
     return sum(math.prod(v.shape) for v in variables)
 

@@ -107,6 +107,7 @@ class QuantizedContainer:
         self.quantize_children()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer as Keras does, with the layers inside quantized."""
         outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
         # Where Keras could not build the layers inside beforehand, this call
         # did, with float kernels.
@@ -136,8 +137,7 @@ class QuantizedContainer:
         if base is None:
             return {}
         children = {
-            key: chosen.get_config()
-            for key, chosen in self.quantized_children.items()
+            key: chosen.get_config() for key, chosen in self.quantized_children.items()
         }
         if registry.is_static_container(type(self)):
             return {**self.float_config(), "quantized_children": children}

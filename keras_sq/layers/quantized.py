@@ -52,7 +52,6 @@ from keras_sq.quantizers import Quantizer
 from keras_sq.split_update import split_update
 from keras_sq.types import Config, Tensor, Variable
 
-
 _held = threading.local()
 
 
@@ -132,6 +131,7 @@ class StochasticallyQuantized:
         # constructor has not run yet.
         self.__dict__["quantization_settings"] = chosen
         self.__dict__["ratio_is_controlled"] = False
+        self.__dict__["has_trained"] = False
 
     # What the layer has.
 
@@ -140,6 +140,8 @@ class StochasticallyQuantized:
     """Draws the masks; its state is `mask_seed_state`, a variable."""
     ratio_is_controlled: bool
     """Whether a callback or the user sets the ratio (else training warns)."""
+    has_trained: bool
+    """Whether a call has been told that it is for training."""
 
     def latent(self, name: str = "kernel") -> Variable:
         """Returns the latent kernel: the variable the optimizer updates."""
@@ -209,7 +211,9 @@ class StochasticallyQuantized:
         )
         # Keras does not save the states of generators it tracks (Dropout's
         # either), but it does save a layer's variables. So the state is one.
-        generator = keras.random.SeedGenerator(self.quantization_settings.mask_seed)
+        generator = keras.random.SeedGenerator(
+            self.quantization_settings.mask_seed, name="mask_seed_generator"
+        )
         self.__dict__["mask_seed_generator"] = generator
         self.mask_seed_state = generator.state
 
@@ -237,8 +241,10 @@ class StochasticallyQuantized:
         if internals.in_autocast():
             dtype = self.compute_dtype  # type: ignore[attr-defined]
         settings = self.quantization_settings
-        if training and not self.ratio_is_controlled:
-            self._warn_uncontrolled()
+        if training:
+            self.__dict__["has_trained"] = True
+            if not self.ratio_is_controlled:
+                self._warn_uncontrolled()
         hybrid = training or settings.inference == "hybrid"
         mask = internals.read(self.mask(name)) if hybrid else ops.ones((), "bool")
         forward = _forward_function(
@@ -350,7 +356,8 @@ def filters_last(
         if ordered:
             return ops.reshape(columns, shape)
         back = ops.reshape(columns, tuple(shape[axis] for axis in order))
-        return ops.transpose(back, tuple(order.index(axis) for axis in range(len(shape))))
+        inverse = tuple(order.index(axis) for axis in range(len(shape)))
+        return ops.transpose(back, inverse)
 
     return ops.reshape(moved, (-1, filters)), restore
 

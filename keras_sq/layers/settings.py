@@ -60,9 +60,7 @@ class Settings:
     @property
     def mask_selection(self) -> Selection:
         """The part of the settings that chooses what is quantized."""
-        return Selection(
-            self.granularity, self.probability, self.selection, self.draw
-        )
+        return Selection(self.granularity, self.probability, self.selection, self.draw)
 
     def replace(self, **changes: Any) -> "Settings":
         """Returns a copy with some settings changed."""

@@ -19,7 +19,8 @@ class Quantizer(abc.ABC):
     filter axis last, whatever the layer's own layout. A quantizer has no
     state and defines no gradient (see `split_update`).
 
-    Two quantizers with the same configuration are equal.
+    Two quantizers with the same configuration are equal, and a quantizer does
+    not change once it is made.
 
     Example:
         >>> from keras import ops
@@ -82,8 +83,16 @@ class Quantizer(abc.ABC):
 
         Returns:
             Tensor with the shape and dtype of `kernel`.
+
+        Raises:
+            TypeError: If the kernel is not of a float dtype.
         """
         kernel = ops.convert_to_tensor(kernel)
+        if "float" not in keras.backend.standardize_dtype(kernel.dtype):
+            raise TypeError(
+                "Argument `kernel` must be a float tensor. "
+                f"Received: a tensor of dtype {kernel.dtype}"
+            )
         return self.quantize(kernel, *self.fit(kernel))
 
     def filter_errors(self, kernel: Tensor) -> Tensor:
@@ -125,6 +134,15 @@ class Quantizer(abc.ABC):
     def from_config(cls, config: Config) -> "Quantizer":
         """Returns the quantizer that `get_config` described."""
         return cls(**config)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute once: compiled functions are kept per quantizer."""
+        if name in self.__dict__:
+            raise AttributeError(
+                f"A quantizer does not change. Make a new {type(self).__name__} "
+                f"instead of setting `{name}`."
+            )
+        super().__setattr__(name, value)
 
     def _key(self) -> tuple[Any, ...]:
         return (type(self), json.dumps(self.get_config(), sort_keys=True))

@@ -22,9 +22,9 @@ class TernaryQuantizer(Quantizer):
 
     | `threshold` | |
     |---|---|
-    | `"layer"` | `mean(\\|W\\|)` over the whole layer (the papers) |
-    | `"released"` | `mean(\\|W − mean(W)\\|)` over the whole layer, applied to the un-centred weights (the released code of SQ) |
-    | `"filter"` | `mean(\\|W_i\\|)` of each filter: no filter can end up all zero because its neighbours are larger |
+    | `"layer"` | the mean of `abs(W)` over the whole layer (the papers) |
+    | `"released"` | the mean of `abs(W − mean(W))` over the whole layer, applied to the un-centred weights (the released code of SQ) |
+    | `"filter"` | the mean of `abs(W_i)` of each filter: no filter can end up all zero because its neighbours are larger |
 
     Args:
         threshold: String, see the table.
@@ -42,9 +42,7 @@ class TernaryQuantizer(Quantizer):
         - [Li et al., 2016, section 2.2](https://arxiv.org/abs/1605.04711)
     """  # noqa: E501 (a table row cannot be broken)
 
-    def __init__(
-        self, threshold: str = "layer", threshold_factor: float = 0.7
-    ) -> None:
+    def __init__(self, threshold: str = "layer", threshold_factor: float = 0.7) -> None:
         self.threshold = _checks.one_of("threshold", threshold, THRESHOLDS)
         self.threshold_factor = _checks.positive("threshold_factor", threshold_factor)
 
@@ -100,9 +98,7 @@ class TernaryQuantizer(Quantizer):
             size = ops.abs(weights)
             return (ops.where(size > limit, ops.abs(size - scale), size),)
 
-        (difference,) = functional.filter_sums(
-            terms, kernel, *self._fit(kernel, norm)
-        )
+        (difference,) = functional.filter_sums(terms, kernel, *self._fit(kernel, norm))
         return functional.relative_error(difference, norm)
 
     def get_config(self) -> Config:
