@@ -30,7 +30,9 @@ import keras_sq
 NETWORKS = flags.DEFINE_list("networks", ["vgg", "mlp", "resnet8"], "vgg, mlp, resnet8")
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8", "64", "128"], "Batch sizes.")
 QUANTIZERS = flags.DEFINE_list("quantizers", ["binary", "ternary"], "Quantizers.")
-XLA = flags.DEFINE_enum("xla", "both", ["no", "yes", "both"], "Compile the step by XLA.")
+XLA = flags.DEFINE_enum(
+    "xla", "both", ["no", "yes", "both"], "Compile the step by XLA."
+)
 PAIRS = flags.DEFINE_integer("pairs", 25, "Pairs of steps.", lower_bound=20)
 THREADS = flags.DEFINE_integer("threads", 1, "Threads of TensorFlow's pools.")
 OPTIMIZER = flags.DEFINE_string("optimizer", "adam", "sgd (momentum 0.9) or adam.")

@@ -1,0 +1,199 @@
+"""The pure functions, against loops and float64, and the sums block by block."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from keras_sq import _backend, functional
+
+
+def normal(shape, seed=0, dtype="float32"):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def two_terms(weights, limit, scale):
+    """|w| above a limit per filter, and the squared difference to a scalar."""
+    size = ops.abs(weights)
+    return ops.where(size > limit, size, ops.zeros((), "float32")), ops.square(
+        weights - scale
+    )
+
+
+def two_sums(kernel, limit, scale):
+    """The same in float64."""
+    rows = kernel.astype("float64").reshape(-1, kernel.shape[-1])
+    size = np.abs(rows)
+    return np.where(size > limit, size, 0).sum(0), np.square(rows - scale).sum(0)
+
+
+# The bounds of the two paths (65,536 weights; blocks of 16,384, rows joined up to
+# 4,096 columns), remainders, odd numbers of rows and filters, fewer rows than a
+# block, more filters than a block has weights.
+SHAPES = [
+    (65535, 1),
+    (65536, 1),
+    (65537, 1),
+    (1023, 64),
+    (1024, 64),
+    (1025, 64),
+    (1056, 64),
+    (1279, 64),
+    (33, 4096),
+    (34, 2048),
+    (70, 2049),
+    (257, 257),
+    (9363, 7),
+    (3, 3, 57, 129),
+    (2, 5, 7, 11, 101),
+    (2, 40000),
+    (5, 20011),
+    (1, 70001),
+    (4, 16384),
+    (4, 16385),
+    (8, 8193),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_filter_sums_by_block_equal_plain(shape, monkeypatch):
+    kernel = normal(shape)
+    limit = np.linspace(0.1, 1.0, shape[-1], dtype="float32")
+    arguments = (ops.array(kernel), ops.array(limit), ops.array(0.25))
+    plain = functional.filter_sums(two_terms, *arguments)
+    seen = []
+
+    def watched(block, *rest):
+        seen.append(tuple(block.shape))
+        return two_terms(block, *rest)
+
+    monkeypatch.setattr(_backend, "inside_fused", lambda: True)
+    by_block = functional.filter_sums(watched, *arguments)
+    for expected, one, other in zip(
+        two_sums(kernel, limit, 0.25), plain, by_block, strict=True
+    ):
+        assert one.dtype == other.dtype == "float32"
+        assert one.shape == other.shape == (shape[-1],)
+        np.testing.assert_allclose(one, expected, rtol=3e-5)
+        np.testing.assert_allclose(other, expected, rtol=3e-5)
+    if kernel.size < functional.BLOCKWISE_MIN_SIZE:
+        assert seen == [(kernel.size // shape[-1], shape[-1])]
+    else:
+        largest = max(functional.BLOCK_SIZE, shape[-1])
+        assert max(rows * columns for rows, columns in seen) <= largest
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1025, 64), "float32"),
+        ((1056, 64), "float16"),
+        ((257, 257), "bfloat16"),
+        ((5, 20011), "float32"),
+    ],
+)
+def test_filter_sums_fused_equal_plain(shape, dtype):
+    kernel = ops.cast(normal(shape), dtype)
+    limit = ops.full((shape[-1],), 0.5)
+    plain = functional.filter_sums(two_terms, kernel, limit, ops.array(0.25))
+    fused = _backend.fused(lambda w, a, b: functional.filter_sums(two_terms, w, a, b))(
+        kernel, limit, ops.array(0.25)
+    )
+    wide = ops.convert_to_numpy(ops.cast(kernel, "float32"))
+    for expected, one, other in zip(
+        two_sums(wide, 0.5, 0.25), plain, fused, strict=True
+    ):
+        np.testing.assert_allclose(one, expected, rtol=3e-5)
+        np.testing.assert_allclose(other, expected, rtol=3e-5)
+
+
+def test_fused_inside_a_compiled_step_equals_plain():
+    kernel = ops.array(normal((600, 130)))
+    fused = _backend.fused(functional.absolute_sums)
+    expected = np.abs(ops.convert_to_numpy(kernel)).astype("float64").sum(0)
+    for jit_compile in (False, True):
+        step = tf.function(lambda w: fused(w) + 1.0, jit_compile=jit_compile)
+        np.testing.assert_allclose(step(kernel), expected + 1.0, rtol=1e-5)
+
+
+def test_fused_small_kernel_is_not_summed_by_block():
+    assert not _backend.inside_fused()
+    small = _backend.fused(lambda w: ops.array(_backend.inside_fused()))
+    assert not bool(small(ops.ones((3, 2))))
+    assert not _backend.inside_fused()
+
+
+def test_absolute_sums_do_not_saturate_in_float16():
+    kernel = ops.full((70000, 2), 2.0, dtype="float16")  # Sum beyond 65,504.
+    np.testing.assert_allclose(functional.absolute_sums(kernel), [140000.0] * 2)
+
+
+def test_absolute_sums_against_loops():
+    kernel = normal((2, 3, 4))
+    expected = [0.0] * 4
+    for i in range(2):
+        for j in range(3):
+            for k in range(4):
+                expected[k] += abs(float(kernel[i, j, k]))
+    np.testing.assert_allclose(
+        functional.absolute_sums(ops.array(kernel)), expected, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [((7,), 1), ((5, 2), 5), ((3, 3, 4, 8), 36), ((0, 2), 0)]
+)
+def test_weights_per_filter(shape, count):
+    assert functional.weights_per_filter(np.zeros(shape)) == count
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_binary_codes_of_zeros_are_plus_one(dtype):
+    codes = functional.binary_codes(
+        ops.cast(ops.array([[-2.0, -0.0, 0.0, 1e-6]]), dtype)
+    )
+    assert keras.backend.standardize_dtype(codes.dtype) == dtype
+    assert ops.cast(codes, "float32").numpy().tolist() == [[-1.0, 1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_ternary_codes_threshold_itself_is_zero(dtype):
+    kernel = ops.cast(ops.array([[-0.75, 0.75], [-0.5, 0.5], [-0.25, 1.0]]), dtype)
+    codes = functional.ternary_codes(kernel, ops.array([0.5, 0.75]))
+    assert keras.backend.standardize_dtype(codes.dtype) == dtype
+    assert ops.cast(codes, "float32").numpy().tolist() == [[-1, 0], [0, 0], [0, 1]]
+    codes = functional.ternary_codes(kernel, ops.array(0.5))
+    assert ops.cast(codes, "float32").numpy().tolist() == [[-1, 1], [0, 0], [0, 1]]
+
+
+def test_ternary_codes_compare_in_float32():
+    # In float16 threshold and weight would be the same number.
+    weight = np.float16(0.1)
+    codes = functional.ternary_codes(ops.array([[weight]]), ops.array(0.09997))
+    assert float(codes[0, 0]) == 1.0
+    assert np.float16(0.09997) == weight
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_uniform_codes_round_half_to_even_and_clip(dtype):
+    kernel = np.array([[-9.0], [-2.5], [-1.5], [-0.5], [0.5], [1.5], [2.5], [99.0]])
+    codes = functional.uniform_codes(ops.cast(kernel, dtype), ops.array([1.0]), 3)
+    assert keras.backend.standardize_dtype(codes.dtype) == dtype
+    codes = ops.cast(codes, "float32").numpy().ravel().tolist()
+    assert codes == [-3, -2, -2, 0, 0, 2, 2, 3]
+
+
+def test_uniform_codes_scale_zero():
+    kernel = ops.array([[0.0, 1.0], [-1.0, 1.0]])
+    codes = functional.uniform_codes(kernel, ops.array([0.0, 1.0]), 1)
+    assert codes.numpy().tolist() == [[0, 1], [0, 1]]
+
+
+def test_relative_error_of_nothing_is_zero_and_nan_stays():
+    error = functional.relative_error(
+        ops.array([0.0, 1.0, float("nan"), float("inf")]),
+        ops.array([0.0, 4.0, float("nan"), float("inf")]),
+    ).numpy()
+    assert error[:2].tolist() == [0.0, 0.25]
+    assert np.isnan(error[2:]).all()

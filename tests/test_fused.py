@@ -1,0 +1,79 @@
+"""What the fused functions of a large kernel compute, and what they allocate."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sq import _backend
+from keras_sq.layers import quantized
+from keras_sq.quantizers import get
+
+ROWS, FILTERS = 1000, 300  # Above `FUSED_MIN_SIZE`, and no power of two.
+QUANTIZERS = ["binary", "ternary", "uniform-4"]
+
+
+def kernel():
+    rng = np.random.default_rng(0)
+    return tf.constant(rng.normal(size=(ROWS, FILTERS)).astype("float32"))
+
+
+def mask():
+    return tf.constant(np.arange(FILTERS)[None] % 2 == 0)
+
+
+def by_xla(dispatch):
+    """Returns the compiled function inside, which has a compiler's output."""
+    cells = [cell.cell_contents for cell in dispatch.__closure__]
+    functions = [
+        f for f in cells if isinstance(f, tf.types.experimental.GenericFunction)
+    ]
+    (found,) = [f for f in functions if f._jit_compile]
+    return found
+
+
+def kernel_sized(dispatch, *arguments):
+    """Returns the compiled operations that write a whole kernel."""
+    make = by_xla(dispatch).experimental_get_compiler_ir(*arguments)
+    entry = make(stage="optimized_hlo").split("ENTRY")[1]
+    sized = []
+    for line in entry.splitlines()[1:]:
+        found = re.match(r"\s*(?:ROOT )?%\S+ = f32\[([\d,]+)\]\S* (\w[\w-]*)\(", line)
+        if found is None:
+            continue
+        size = np.prod([int(n) for n in found[1].split(",")])
+        if size >= ROWS * FILTERS and found[2] not in ("parameter", "bitcast"):
+            sized.append(found[2])
+    return sized
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_forward_allocates_one_copy_of_the_kernel(name):
+    function = quantized._forward_function(get(name), (1,), "float32", True, True)
+    assert kernel_sized(function, kernel(), mask()) == ["fusion"]
+
+
+@pytest.mark.parametrize("name", ["binary", "ternary"])
+def test_errors_allocate_no_copy_of_the_kernel(name):
+    function = quantized._error_function(get(name), (1,), "filter")
+    assert kernel_sized(function, kernel()) == []
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_large_kernels_are_fused_to_the_same_result(name):
+    assert ROWS * FILTERS >= _backend.FUSED_MIN_SIZE
+    function = quantized._forward_function(get(name), (1,), "float32", True, True)
+    expected = np.where(mask(), get(name)(kernel()), kernel())
+    np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-5)
+    errors = quantized._error_function(get(name), (1,), "filter")
+    np.testing.assert_allclose(
+        errors(kernel()), get(name).filter_errors(kernel()), rtol=1e-5
+    )
+
+
+def test_without_xla_the_result_is_the_same(monkeypatch):
+    function = quantized._forward_function(get("binary"), (1,), "float32", True, True)
+    expected = function(kernel(), mask())
+    monkeypatch.setattr(_backend, "_xla_works", lambda: False)
+    np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-6)

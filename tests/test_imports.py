@@ -1,0 +1,137 @@
+"""Imports point one way, and what is heavy or forced stays in its place."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "keras_sq"
+
+# From the bottom up; a part imports parts of its own row and of those above it.
+ROWS = [
+    {"_version", "types", "_checks"},
+    {"_backend", "functional"},
+    {"_keras_internals"},
+    {"split_update"},
+    {"quantizers", "selection", "schedules", "ratio_schedules", "learning_rates"},
+    {"layers"},
+    {"copying", "kernel_codes", "layer_keys", "masks"},
+    {"conversion", "callbacks"},
+    {"model_summary", "export"},
+    {"models", "datasets"},
+    {"training_config", "training_callbacks", "training_report"},
+    {"plots"},  # Of what `training_report` reads.
+    {"train"},
+]
+RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
+
+# The training path is written in `keras.ops`.
+NAMES_TENSORFLOW = {"split_update", "_backend", "export", "datasets", "train"}
+NAMES_TENSORFLOW_DATASETS = {"datasets"}
+REACHES_BELOW_KERAS = {"_keras_internals"}
+
+
+def modules():
+    """Returns dotted name within the package -> path, but for `__init__`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if parts:
+            found[".".join(parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name, while_importing=False):
+    """Returns the modules that a module imports, inside functions too or not."""
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    found = set()
+    for node in tree.body if while_importing else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                inside = submodule.removeprefix("keras_sq.")
+                found.add(submodule if inside in MODULES else node.module)
+    return found
+
+
+def own_imports(name, while_importing=False):
+    prefix = "keras_sq."
+    found = imports(name, while_importing)
+    return {x.removeprefix(prefix) for x in found if x.startswith(prefix)}
+
+
+def part(name):
+    return name.split(".")[0]
+
+
+def test_every_module_has_a_row():
+    assert {part(name) for name in MODULES} == set(RANK)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name):
+    # Through the package's own `__init__`, everything would import everything.
+    assert "keras_sq" not in imports(name)
+    for other in own_imports(name):
+        assert RANK[part(other)] <= RANK[part(name)], f"{name} imports {other}"
+
+
+def test_imports_have_no_cycle():
+    graph = {name: own_imports(name, True) & set(MODULES) for name in MODULES}
+    done = set()
+
+    def visit(name, path):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("tensorflow", NAMES_TENSORFLOW),
+        ("tensorflow_datasets", NAMES_TENSORFLOW_DATASETS),
+        ("keras.src", REACHES_BELOW_KERAS),
+    ],
+)
+def test_module_is_imported_in_its_place_only(module, allowed):
+    users = {
+        part(name)
+        for name in MODULES
+        for other in imports(name)
+        if f"{other}.".startswith(f"{module}.")
+    }
+    assert users == allowed
+
+
+def test_import_is_light():
+    # Keras brings some of it, if installed; the package adds nothing.
+    code = """
+import sys
+import keras, tensorflow
+before = set(sys.modules)
+import keras_sq
+heavy = {"tensorflow_datasets", "matplotlib", "ai_edge_litert", "sklearn"}
+heavy |= {f"keras_sq.{x}" for x in ("train", "datasets", "models", "plots")}
+print(sorted(heavy & (set(sys.modules) - before)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "[]\n"

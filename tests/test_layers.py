@@ -1,0 +1,697 @@
+"""Every quantized layer against the Keras layer it stands for."""
+
+import inspect
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+import keras_sq
+from keras_sq import layers as sq
+from keras_sq.layers import Settings, quantized_layers
+
+SETTINGS = list(inspect.signature(Settings).parameters)
+
+
+def alone(layer):
+    return [layer]
+
+
+def cell_of(layer):
+    return [layer.cell]
+
+
+def cells_of(layer):
+    return layer.cell.cells
+
+
+def projections(layer):
+    return [layer.query_dense, layer.key_dense, layer.value_dense, layer.output_dense]
+
+
+def plain_call(layer, x, **kwargs):
+    return layer(x, **kwargs)
+
+
+def cell_call(layer, x, **kwargs):
+    size = layer.state_size
+    sizes = size if isinstance(size, list | tuple) else [size]
+    return layer(x, [ops.ones((len(x), n)) / 3 for n in sizes], **kwargs)[0]
+
+
+def self_attention(layer, x, **kwargs):
+    return layer(x, x[:, :2], **kwargs)
+
+
+class Row:
+    """One layer: constructor arguments, input, and its kernels' filter axes."""
+
+    def __init__(
+        self, name, args, kwargs, shape, axes, call=plain_call, parts=alone, note=""
+    ):
+        self.name, self._args, self.kwargs = name, args, kwargs
+        self.shape, self.axes, self.call, self.parts = shape, axes, call, parts
+        self.note = f"{name}-{note}" if note else name
+
+    @property
+    def quantized_class(self):
+        return getattr(sq, f"SQ{self.name}")
+
+    @property
+    def keras_class(self):
+        return getattr(keras.layers, self.name)
+
+    @property
+    def args(self):
+        return self._args() if callable(self._args) else self._args
+
+    def __str__(self):
+        return self.note
+
+    def data(self, seed=0):
+        rng = np.random.default_rng(seed)
+        if self.name == "Embedding":
+            return rng.integers(0, self.args[0], self.shape)
+        return rng.normal(size=self.shape).astype("float32")
+
+    def layer(self, **settings):
+        settings = {"kernel_quantizer": "ternary", "mask_seed": 3} | settings
+        return self.quantized_class(*self.args, **self.kwargs, **settings)
+
+    def built(self, **settings):
+        """The layer, called once, its variables far from any special value."""
+        layer = self.layer(**settings)
+        self.call(layer, self.data())
+        randomize(layer)
+        return layer
+
+    def float_twin(self, layer, quantize=None):
+        """The Keras layer with the weights, or with their `quantize(w, axes)`."""
+        twin = self.keras_class(*self.args, **self.kwargs)
+        self.call(twin, self.data())
+        pairs = zip(layer.trainable_variables, twin.trainable_variables, strict=True)
+        for source, target in pairs:
+            target.assign(source)
+        if quantize is not None:
+            for part, axes in zip(self.parts(twin), self.axes_of_parts(), strict=True):
+                for name, filter_axes in axes.items():
+                    kernel = getattr(part, name)
+                    kernel.assign(quantize(numpy(kernel), filter_axes))
+        return twin
+
+    def axes_of_parts(self):
+        return self.axes if isinstance(self.axes, list) else [self.axes]
+
+    def kernels(self, layer):
+        """`(quantized layer, weight name, filter axes)` of every kernel."""
+        return [
+            (part, name, filter_axes)
+            for part, axes in zip(self.parts(layer), self.axes_of_parts(), strict=True)
+            for name, filter_axes in axes.items()
+        ]
+
+
+KERNEL = {"kernel": (1,)}
+BOTH_GATES = {"kernel": (1,), "recurrent_kernel": (1,)}
+HEADS = {"kernel": (1, 2)}
+
+ROWS = [
+    Row("Dense", (4,), {"activation": "relu"}, (3, 5), KERNEL),
+    Row("Dense", (4,), {"use_bias": False}, (2, 3, 5), KERNEL, note="3d"),
+    Row(
+        "EinsumDense", ("abc,cd->abd",), {"output_shape": (None, 4)}, (2, 3, 5), KERNEL
+    ),
+    Row(
+        "EinsumDense",
+        ("abc,cde->abde",),
+        {"output_shape": (None, 2, 3), "bias_axes": "de"},
+        (2, 3, 5),
+        {"kernel": (1, 2)},
+        note="two output axes",
+    ),
+    Row(
+        "EinsumDense",
+        ("abcd,cde->abe",),
+        {"output_shape": (None, 4), "bias_axes": "e"},
+        (2, 3, 2, 5),
+        {"kernel": (2,)},
+        note="two input axes",
+    ),
+    Row(
+        "EinsumDense",
+        ("...x,xy->...y",),
+        {"output_shape": 4, "bias_axes": "y"},
+        (2, 3, 5),
+        KERNEL,
+        note="ellipsis",
+    ),
+    Row(
+        "EinsumDense",
+        ("ab,cb->ac",),
+        {"output_shape": 4},
+        (2, 5),
+        {"kernel": (0,)},
+        note="output axis first",
+    ),
+    Row(
+        "EinsumDense",
+        ("abc,bcd->abd",),
+        {"output_shape": (3, 4)},
+        (2, 3, 5),
+        {"kernel": (0, 2)},
+        note="a kernel per position",
+    ),
+    Row(
+        "EinsumDense",
+        ("abc,dce->aebd",),
+        {"output_shape": (4, 3, 2)},
+        (2, 3, 5),
+        {"kernel": (0, 2)},
+        note="outer axes",
+    ),
+    Row("Conv1D", (4, 3), {"dilation_rate": 2}, (2, 9, 5), {"kernel": (2,)}),
+    Row(
+        "Conv1D",
+        (4, 3),
+        {"padding": "causal"},
+        (2, 9, 5),
+        {"kernel": (2,)},
+        note="causal",
+    ),
+    Row(
+        "Conv2D",
+        (4, (3, 2)),
+        {"strides": 2, "padding": "same", "activation": "tanh"},
+        (2, 5, 6, 3),
+        {"kernel": (3,)},
+    ),
+    Row("Conv2D", (4, 3), {"groups": 2}, (2, 5, 6, 6), {"kernel": (3,)}, note="groups"),
+    Row("Conv3D", (4, 2), {}, (1, 3, 4, 3, 2), {"kernel": (4,)}),
+    Row("Conv1DTranspose", (4, 3), {"strides": 2}, (2, 5, 3), {"kernel": (1,)}),
+    Row("Conv2DTranspose", (4, 3), {"strides": 2}, (2, 3, 4, 5), {"kernel": (2,)}),
+    Row("Conv3DTranspose", (4, 2), {}, (1, 3, 2, 2, 3), {"kernel": (3,)}),
+    Row("DepthwiseConv1D", (3,), {}, (2, 7, 3), {"kernel": (1, 2)}),
+    Row("DepthwiseConv2D", (3,), {}, (2, 5, 5, 3), {"kernel": (2, 3)}),
+    Row(
+        "DepthwiseConv2D",
+        (3,),
+        {"depth_multiplier": 2, "padding": "same"},
+        (2, 5, 5, 3),
+        {"kernel": (2, 3)},
+        note="multiplier",
+    ),
+    Row(
+        "SeparableConv1D",
+        (4, 3),
+        {"depth_multiplier": 2},
+        (2, 7, 3),
+        {"depthwise_kernel": (1, 2), "pointwise_kernel": (2,)},
+    ),
+    Row(
+        "SeparableConv2D",
+        (4, 3),
+        {"depth_multiplier": 2},
+        (2, 5, 5, 3),
+        {"depthwise_kernel": (2, 3), "pointwise_kernel": (3,)},
+    ),
+    Row("Embedding", (6, 4), {}, (2, 5), {"embeddings": (0,)}),
+    Row("SimpleRNNCell", (4,), {}, (3, 5), BOTH_GATES, cell_call),
+    Row("LSTMCell", (4,), {}, (3, 5), BOTH_GATES, cell_call),
+    Row("GRUCell", (4,), {}, (3, 5), BOTH_GATES, cell_call),
+    Row("SimpleRNN", (4,), {}, (2, 3, 5), BOTH_GATES, parts=cell_of),
+    Row("LSTM", (4,), {"return_sequences": True}, (2, 3, 5), BOTH_GATES, parts=cell_of),
+    Row("GRU", (4,), {"reset_after": False}, (2, 3, 5), BOTH_GATES, parts=cell_of),
+    Row(
+        "RNN",
+        lambda: ([keras.layers.LSTMCell(3), keras.layers.GRUCell(4)],),
+        {"return_sequences": True},
+        (2, 3, 5),
+        [BOTH_GATES, BOTH_GATES],
+        parts=cells_of,
+    ),
+    Row(
+        "MultiHeadAttention",
+        (2, 3),
+        {"value_dim": 4},
+        (2, 4, 5),
+        [HEADS, HEADS, HEADS, {"kernel": (2,)}],
+        self_attention,
+        projections,
+    ),
+]
+
+every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.note)
+every_class = pytest.mark.parametrize(
+    "row", {row.name: row for row in ROWS}.values(), ids=lambda row: row.name
+)
+
+
+def numpy(value):
+    # NumPy warns when it is given a variable itself.
+    return tf.convert_to_tensor(value).numpy()
+
+
+def randomize(layer, seed=1):
+    rng = np.random.default_rng(seed)
+    for variable in layer.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+
+
+def per_filter(kernel, axes):
+    """Sum over the axes that do not tell filters apart, kept as ones."""
+    others = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
+    return lambda values, of=np.sum: of(values, axis=others, keepdims=True)
+
+
+def binary(kernel, axes):
+    scale = per_filter(kernel, axes)(np.abs(kernel), np.mean)
+    return np.where(kernel >= 0, scale, -scale)
+
+
+def ternary(kernel, axes):
+    over = per_filter(kernel, axes)
+    large = np.abs(kernel) > 0.7 * np.abs(kernel).mean()
+    scale = over(np.abs(kernel) * large) / np.maximum(over(large), 1)
+    return scale * np.sign(kernel) * large
+
+
+def four_bits(kernel, axes):
+    scale = per_filter(kernel, axes)(np.abs(kernel), np.max) / 7
+    return scale * np.round(kernel / scale)
+
+
+ORACLES = {"binary": binary, "ternary": ternary, "uniform-4": four_bits}
+
+
+def test_table_has_every_layer():
+    classes = {
+        getattr(sq, name)
+        for name in dir(sq)
+        if name.startswith("SQ") and isinstance(getattr(sq, name), type)
+    }
+    assert classes == {row.quantized_class for row in ROWS}
+
+
+@every_row
+def test_ratio_zero_in_training_equals_keras_layer(row):
+    layer = row.built()
+    keras_sq.set_ratio(layer, 0.0)
+    twin = row.float_twin(layer)
+    x = row.data(2)
+    np.testing.assert_array_equal(
+        numpy(row.call(layer, x, training=True)),
+        numpy(row.call(twin, x, training=True)),
+    )
+
+
+@pytest.mark.parametrize(
+    "row, quantizer",
+    [(row, list(ORACLES)[i % 3]) for i, row in enumerate(ROWS)]
+    + [(ROWS[0], quantizer) for quantizer in ORACLES if quantizer != "binary"],
+    ids=str,
+)
+def test_inference_equals_keras_layer_with_quantized_kernel(row, quantizer):
+    layer = row.built(kernel_quantizer=quantizer)
+    twin = row.float_twin(layer, ORACLES[quantizer])
+    x = row.data(2)
+    expected = numpy(row.call(twin, x))
+    # The ratio is 1 from the start, and for inference whatever it is.
+    np.testing.assert_allclose(
+        numpy(row.call(layer, x)), expected, rtol=2e-5, atol=2e-5
+    )
+    keras_sq.set_ratio(layer, 0.0)
+    np.testing.assert_allclose(
+        numpy(row.call(layer, x)), expected, rtol=2e-5, atol=2e-5
+    )
+    keras_sq.set_ratio(layer, 1.0)
+    trained = numpy(row.call(layer, x, training=True))
+    np.testing.assert_allclose(trained, expected, rtol=2e-5, atol=2e-5)
+
+
+@every_row
+def test_half_quantized_kernel_mixes_both_by_the_mask(row):
+    layer = row.built(kernel_quantizer="binary")
+    keras_sq.set_ratio(layer, 0.5)
+
+    def hybrid(part, name, axes):
+        latent = numpy(part.latent(name))
+        return np.where(numpy(part.mask(name)), binary(latent, axes), latent)
+
+    twin = row.float_twin(layer)
+    for (part, name, axes), (float_part, _, _) in zip(
+        row.kernels(layer), row.kernels(twin), strict=True
+    ):
+        getattr(float_part, name).assign(hybrid(part, name, axes))
+    x = row.data(2)
+    np.testing.assert_allclose(
+        numpy(row.call(layer, x, training=True)),
+        numpy(row.call(twin, x, training=True)),
+        rtol=2e-5,
+        atol=2e-5,
+    )
+
+
+@every_class
+def test_constructor_signature_is_the_keras_one_plus_settings(row):
+    ours = dict(inspect.signature(row.quantized_class).parameters)
+    extra = {name: ours.pop(name) for name in SETTINGS}
+    theirs = dict(inspect.signature(row.keras_class.__init__).parameters)
+    del theirs["self"]
+    assert list(ours.items()) == list(theirs.items())
+    assert {p.kind for p in extra.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    defaults = Settings()
+    for name in SETTINGS[1:]:
+        assert extra[name].default == getattr(defaults, name)
+
+
+@every_row
+def test_config_round_trip(row):
+    settings = dict(
+        kernel_quantizer=keras_sq.quantizers.TernaryQuantizer("filter", 0.5),
+        granularity="element",
+        probability="sigmoid",
+        selection="fixed",
+        quantized_gradient="blocked",
+        inference="hybrid",
+        mask_seed=11,
+    )
+    layer = row.layer(**settings)
+    row.call(layer, row.data())
+    copy = type(layer).from_config(layer.get_config())
+    assert type(copy) is type(layer)
+    row.call(copy, row.data())
+    assert copy.get_config() == layer.get_config()
+    for part, _, _ in row.kernels(copy):
+        assert part.quantization_settings == Settings(**settings)
+
+
+def as_model(row, layer):
+    """A model around one layer, with an input that it can be called on."""
+    if row.call is cell_call:
+        inputs = keras.Input((4, row.shape[-1]))
+        return keras.Model(inputs, keras.layers.RNN(layer)(inputs))
+    dtype = "int32" if row.name == "Embedding" else "float32"
+    inputs = keras.Input(row.shape[1:], dtype=dtype)
+    outputs = row.call(layer, inputs)
+    return keras.Model(inputs, outputs)
+
+
+def state(model):
+    """The state of a model that is to be saved."""
+    found = {}
+    for path, layer in quantized_layers(model):
+        for name in layer.quantized_weights:
+            found[path, name, "latent"] = numpy(layer.latent(name))
+            found[path, name, "mask"] = numpy(layer.mask(name))
+        found[path, "ratio"] = numpy(layer.ratio)
+        found[path, "seed"] = numpy(layer.mask_seed_generator.state)
+    for index, variable in enumerate(model.trainable_variables):
+        found[index] = numpy(variable)
+    return found
+
+
+def assert_same_state(left, right):
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        np.testing.assert_array_equal(value, right[key], err_msg=str(key))
+
+
+# Stands first among the regression tests: Keras's own savers of Dense, Embedding
+# and the convolutions write `self.kernel`, here the quantized one.
+@every_row
+def test_saving_keeps_the_latent_kernel(row, tmp_path):
+    model = as_model(row, row.layer())
+    randomize(model)
+    keras_sq.set_ratio(model, 0.5)
+    before = state(model)
+    x = row.data(2)
+    if row.call is cell_call:
+        x = np.repeat(x[:, None], 4, axis=1)
+    expected = numpy(model(x))
+
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    assert_same_state(state(model), before)
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same_state(state(loaded), before)
+    np.testing.assert_array_equal(numpy(loaded(x)), expected)
+
+    other = keras.models.model_from_json(model.to_json())
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert_same_state(state(other), before)
+
+    # And all of them draw the same mask next.
+    keras_sq.set_ratio(model, 0.3)
+    keras_sq.set_ratio(loaded, 0.3)
+    assert_same_state(state(loaded), state(model))
+
+
+@every_row
+def test_gradients_are_those_of_the_float_layer_given_the_hybrid_kernel(row):
+    layer = row.built(kernel_quantizer="binary")
+    x = row.data(2)
+    twin = row.float_twin(layer, binary)
+    keras_sq.set_ratio(layer, 1.0)
+
+    def gradients(of):
+        with tf.GradientTape() as tape:
+            loss = ops.sum(ops.square(row.call(of, x, training=True)))
+        values = [v.value for v in of.trainable_variables]
+        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, values)]
+
+    for ours, theirs in zip(gradients(layer), gradients(twin), strict=True):
+        np.testing.assert_allclose(numpy(ours), numpy(theirs), rtol=1e-3, atol=1e-4)
+
+
+@every_row
+def test_mask_has_one_entry_per_filter(row):
+    layer = row.built()
+    for part, name, axes in row.kernels(layer):
+        kernel = part.latent(name)
+        expected = tuple(n if i in axes else 1 for i, n in enumerate(kernel.shape))
+        mask = part.mask(name)
+        assert tuple(mask.shape) == expected
+        assert mask.dtype == "bool" and not mask.trainable
+        assert numpy(mask).all()
+        assert tuple(part.filter_axes(name)) == axes
+        filters = np.prod(expected)
+        errors = numpy(part.quantization_errors(name))
+        assert errors.shape == (filters,)
+        quantized = ternary(numpy(kernel), axes)
+        over = per_filter(numpy(kernel), axes)
+        by_hand = over(np.abs(numpy(kernel) - quantized)) / over(np.abs(numpy(kernel)))
+        np.testing.assert_allclose(errors, by_hand.reshape(-1), rtol=1e-4)
+    keras_sq.set_ratio(layer, 0.5)
+    for part, name, _ in row.kernels(layer):
+        mask = numpy(part.mask(name))
+        # The rounding favours quantizing.
+        assert mask.sum() == mask.size - int(0.5 * mask.size)
+
+
+@every_class
+def test_element_mask_has_the_shape_of_the_kernel(row):
+    layer = row.built(granularity="element")
+    keras_sq.set_ratio(layer, 0.3)
+    for part, name, axes in row.kernels(layer):
+        latent = numpy(part.latent(name))
+        mask = numpy(part.mask(name))
+        assert mask.shape == latent.shape
+        assert mask.sum() == mask.size - int(0.7 * mask.size + 1e-6)
+        # Scales are still those of the filters.
+        np.testing.assert_allclose(
+            numpy(part.quantized_kernel(name)), ternary(latent, axes), rtol=1e-5
+        )
+        errors = np.abs(latent - ternary(latent, axes)) / np.abs(latent)
+        np.testing.assert_allclose(
+            numpy(part.quantization_errors(name)), errors, rtol=1e-4, atol=1e-6
+        )
+    assert row.call(layer, row.data(), training=True) is not None
+
+
+@pytest.mark.parametrize("row", ROWS[:1] + ROWS[9:10] + ROWS[22:23], ids=str)
+def test_lora_and_keras_quantization_are_refused(row):
+    layer = row.built()
+    with pytest.raises(ValueError, match="cannot take LoRA.*float model"):
+        layer.enable_lora(2)
+    with pytest.raises(ValueError, match="strip_quantization"):
+        layer.quantize("int8")
+
+
+def test_hybrid_inference_computes_with_the_hybrid_kernel():
+    layer = sq.SQDense(4, kernel_quantizer="binary", inference="hybrid", mask_seed=0)
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    layer(x)
+    keras_sq.set_ratio(layer, 0.5)
+    latent, mask = numpy(layer.latent()), numpy(layer.mask())
+    hybrid = np.where(mask, binary(latent, (1,)), latent)
+    np.testing.assert_allclose(numpy(layer(x)), x @ hybrid, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16"])
+def test_half_precision_fits_scales_in_the_dtype_of_the_variable(dtype):
+    layer = sq.SQDense(4, kernel_quantizer="binary", use_bias=False, dtype=dtype)
+    x = np.eye(50, dtype="float32")
+    kernel = numpy(layer(x))
+    compute = layer.compute_dtype
+    assert keras.backend.standardize_dtype(layer(x).dtype) == compute
+    latent = numpy(ops.cast(layer.latent(), "float32"))
+    expected = numpy(ops.cast(binary(latent, (1,)), compute))
+    tolerance = 2e-2 if dtype == "mixed_bfloat16" else 2e-3
+    np.testing.assert_allclose(
+        kernel.astype("float32"), expected.astype("float32"), rtol=tolerance
+    )
+    if dtype.startswith("mixed"):
+        # Rounded once, from a scale that is exact: one magnitude per filter.
+        np.testing.assert_array_equal(kernel, expected)
+
+
+def test_kernel_before_build_says_so():
+    with pytest.raises(AttributeError, match="build the layer.*`kernel`.*'early'"):
+        _ = sq.SQDense(4, name="early").kernel
+
+
+def test_direct_training_warns_once_and_names_the_callback():
+    model = keras.Sequential([keras.Input((3,)), sq.SQDense(4), sq.SQDense(2)])
+    model.compile("sgd", "mse")
+    x = np.ones((4, 3), "float32")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, x[:, :2], verbose=0, epochs=2)
+        model.fit(x, x[:, :2], verbose=0)
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == 1
+    assert "callbacks=[keras_sq.callbacks.StochasticQuantization()]" in messages[0]
+
+
+def test_ratio_set_by_hand_does_not_warn():
+    model = keras.Sequential([keras.Input((3,)), sq.SQDense(4), sq.SQDense(2)])
+    model.compile("sgd", "mse")
+    keras_sq.set_ratio(model, 0.5)
+    masks = [numpy(layer.mask()) for layer in model.layers]
+    x = np.ones((4, 3), "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(x, x[:, :2], verbose=0)
+    for layer, mask in zip(model.layers, masks, strict=True):
+        np.testing.assert_array_equal(numpy(layer.mask()), mask)
+    assert keras_sq.get_ratio(model) == 0.5
+
+
+def test_bad_settings_are_refused_by_the_constructor():
+    with pytest.raises(ValueError, match="'binary'.*'ternary'.*Received: .*'trenary'"):
+        sq.SQDense(4, kernel_quantizer="trenary")
+    with pytest.raises(ValueError, match="`granularity` must be one of.*'channel'"):
+        sq.SQConv2D(4, 3, granularity="channel")
+    with pytest.raises(ValueError, match="`inference` must be one of.*'float'"):
+        sq.SQLSTM(4, inference="float")
+    with pytest.raises(ValueError, match="`quantized_gradient`.*'ste'"):
+        sq.SQMultiHeadAttention(2, 4, quantized_gradient="ste")
+    with pytest.raises(ValueError, match="`mask_seed` must be at least 0"):
+        sq.SQDense(4, mask_seed=-1)
+    with pytest.raises(TypeError, match="quantizer must be a .*TernaryQuantizer"):
+        sq.SQDense(4, kernel_quantizer=keras_sq.quantizers.TernaryQuantizer)
+
+
+def test_set_ratio_refuses_bad_values_and_changes_nothing():
+    layer = sq.SQDense(8)
+    layer.build((None, 3))
+    for bad, error in (
+        (1.2, ValueError),
+        (-0.1, ValueError),
+        (float("nan"), ValueError),
+    ):
+        with pytest.raises(
+            error, match=r"`ratio` must be in \[0, 1\]. Received: ratio="
+        ):
+            keras_sq.set_ratio(layer, bad)
+    with pytest.raises(TypeError, match="`ratio` must be a number"):
+        keras_sq.set_ratio(layer, "0.5")
+    assert keras_sq.get_ratio(layer) == 1.0
+    with pytest.raises(ValueError, match="no quantized layer.*quantize_model"):
+        keras_sq.set_ratio(keras.layers.Dense(2), 0.5)
+    with pytest.raises(ValueError, match="'late' is not built"):
+        keras_sq.set_ratio(sq.SQDense(2, name="late"), 0.5)
+    layer.latent().assign(np.full((3, 8), np.nan))
+    with pytest.raises(ValueError, match=f"layer '{layer.name}' holds NaN"):
+        keras_sq.set_ratio(layer, 0.5)
+    assert keras_sq.get_ratio(layer) == 1.0 and numpy(layer.mask()).all()
+
+
+# Layers of one's own.
+
+
+@keras.saving.register_keras_serializable("test_layers")
+class TwoTables(keras.layers.Layer):
+    """A layer whose second weight has its filters on the first axis."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        self.down = self.add_weight(shape=(input_shape[-1], self.units), name="down")
+        self.up = self.add_weight(shape=(self.units, 3), name="up")
+
+    def call(self, x):
+        return ops.matmul(ops.matmul(x, self.down), self.up)
+
+    def get_config(self):
+        return super().get_config() | {"units": self.units}
+
+
+@pytest.fixture(scope="module")
+def own_class():
+    return keras_sq.register(
+        TwoTables, ("down", "up"), lambda layer, name: (1,) if name == "down" else (0,)
+    )
+
+
+def test_registered_layer_is_quantized(own_class, tmp_path):
+    model = keras.Sequential([keras.Input((5,)), TwoTables(4, name="tables")])
+    quantized = keras_sq.quantize_model(model, "binary", seed=0)
+    layer = quantized.get_layer("tables")
+    assert type(layer) is own_class
+    assert tuple(layer.mask("up").shape) == (4, 1)
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    down, up = (numpy(v) for v in model.trainable_variables)
+    expected = x @ binary(down, (1,)) @ binary(up, (0,))
+    np.testing.assert_allclose(numpy(quantized(x)), expected, rtol=1e-4, atol=1e-5)
+    keras_sq.set_ratio(quantized, 0.5)
+    np.testing.assert_array_equal(numpy(layer.mask("up")).sum(), 2)
+
+    quantized.save(tmp_path / "own.keras")
+    loaded = keras.models.load_model(tmp_path / "own.keras")
+    assert_same_state(state(loaded), state(quantized))
+    plain = keras_sq.strip_quantization(loaded)
+    assert type(plain.get_layer("tables")) is TwoTables
+    np.testing.assert_allclose(numpy(plain(x)), expected, rtol=1e-4, atol=1e-5)
+    assert "units" in inspect.signature(own_class).parameters
+
+
+def test_register_refuses_what_is_no_layer(own_class):
+    with pytest.raises(TypeError, match="`layer_class` must be a class derived from"):
+        keras_sq.register(keras.layers.Dense(2))
+    with pytest.raises(TypeError, match="`quantized_weights` must be a non-empty"):
+        keras_sq.register(TwoTables, "kernel")
+    with pytest.raises(TypeError, match="`quantized_weights` must be a non-empty"):
+        keras_sq.register(TwoTables, ())
+    with pytest.raises(ValueError, match="SQTwoTables is a quantized class already"):
+        keras_sq.register(own_class)
+
+
+def test_registered_layer_without_the_weight_says_so():
+    class Other(keras.layers.Layer):
+        def build(self, input_shape):
+            self.matrix = self.add_weight(shape=(input_shape[-1], 2))
+
+        def call(self, x):
+            return ops.matmul(x, self.matrix)
+
+    keras_sq.register(Other, ("kernel",))
+    model = keras.Sequential([keras.Input((3,)), Other(name="other")])
+    with pytest.raises(ValueError, match="'other'.*no weight `kernel`"):
+        keras_sq.quantize_model(model)

@@ -1,0 +1,658 @@
+"""Conformance of the quantizers: one row of `TABLE` brings all tests.
+
+The oracles are written from the formulas of the papers in plain Python, weight by
+weight, in float64. An oracle takes the rows of a kernel `(weights, filters)` and
+returns the scale of each filter and the code of each weight.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from keras_sq import _backend, quantizers
+from keras_sq.quantizers import (
+    BinaryQuantizer,
+    Quantizer,
+    TernaryQuantizer,
+    UniformQuantizer,
+)
+
+
+@quantizers.register
+class PowerOfTwoQuantizer(Quantizer):
+    """A user's own: ±2^k or 0, the threshold a fraction of the largest weight."""
+
+    def __init__(self, fraction: float = 0.25) -> None:
+        self.fraction = fraction
+
+    @property
+    def max_code(self):
+        return 1
+
+    def fit(self, kernel):
+        wide = ops.abs(ops.cast(kernel, "float32"))
+        largest = ops.max(ops.reshape(wide, (-1, kernel.shape[-1])), axis=0)
+        exponent = ops.floor(ops.log2(ops.where(largest > 0, largest, 1.0)))
+        scale = ops.where(largest > 0, 2.0**exponent, ops.cast(largest, "float32"))
+        return scale, self.fraction * largest
+
+    def encode(self, kernel, *fitted):
+        above = ops.abs(ops.cast(kernel, "float32")) > fitted[1]
+        return ops.where(above, ops.sign(kernel), ops.zeros((), kernel.dtype))
+
+    def get_config(self):
+        return {"fraction": self.fraction}
+
+
+# Oracles.
+
+
+def columns(rows):
+    return [[row[i] for row in rows] for i in range(len(rows[0]))]
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def sign(value):
+    return (value > 0) - (value < 0)
+
+
+def binary(rows):
+    """BWN: α_i = mean|W_i|, w >= 0 -> +1."""
+    scales = [mean([abs(w) for w in column]) for column in columns(rows)]
+    return scales, [[1 if w >= 0 else -1 for w in row] for row in rows]
+
+
+def ternary_with(rows, thresholds):
+    scales = []
+    for column, threshold in zip(columns(rows), thresholds, strict=True):
+        above = [abs(w) for w in column if abs(w) > threshold]
+        scales.append(mean(above) if above else 0.0)
+    codes = [
+        [sign(w) * (abs(w) > t) for w, t in zip(row, thresholds, strict=True)]
+        for row in rows
+    ]
+    return scales, codes
+
+
+def ternary_layer(factor):
+    """TWN: Δ = 0.7·mean|W| over the layer."""
+
+    def oracle(rows):
+        threshold = factor * mean([abs(w) for row in rows for w in row])
+        return ternary_with(rows, [threshold] * len(rows[0]))
+
+    return oracle
+
+
+def ternary_released(factor):
+    """The released code: Δ = 0.7·mean|W − mean(W)|, W itself compared."""
+
+    def oracle(rows):
+        every = [w for row in rows for w in row]
+        centre = mean(every)
+        threshold = factor * mean([abs(w - centre) for w in every])
+        return ternary_with(rows, [threshold] * len(rows[0]))
+
+    return oracle
+
+
+def ternary_filter(factor):
+    def oracle(rows):
+        thresholds = [factor * mean([abs(w) for w in c]) for c in columns(rows)]
+        return ternary_with(rows, thresholds)
+
+    return oracle
+
+
+def uniform_codes(rows, scales, n):
+    return [
+        [
+            0 if s == 0 else max(-n, min(n, round(w / s)))  # Halves to even.
+            for w, s in zip(row, scales, strict=True)
+        ]
+        for row in rows
+    ]
+
+
+def uniform_max(bits):
+    def oracle(rows):
+        n = 2 ** (bits - 1) - 1
+        scales = [max(abs(w) for w in column) / n for column in columns(rows)]
+        return scales, uniform_codes(rows, scales, n)
+
+    return oracle
+
+
+GAUSSIAN = (1.224, 0.651, 0.353, 0.193, 0.105, 0.0573, 0.0309)
+
+
+def uniform_least_squares(bits):
+    def oracle(rows):
+        n = 2 ** (bits - 1) - 1
+        # The scale of least squared error for N(0, 1), with its deviation
+        # from the mean of |w|, or the scale that clips nothing.
+        best = dict(zip(range(2, 9), GAUSSIAN, strict=True))[bits]
+        scales = [
+            min(
+                best * (np.pi / 2) ** 0.5 * mean([abs(w) for w in c]),
+                max(abs(w) for w in c) / n,
+            )
+            for c in columns(rows)
+        ]
+        for _ in range(4):
+            codes = columns(uniform_codes(rows, scales, n))
+            squares = [sum(c * c for c in code) for code in codes]
+            products = [
+                sum(w * c for w, c in zip(column, code, strict=True))
+                for column, code in zip(columns(rows), codes, strict=True)
+            ]
+            scales = [
+                p / s if s else 0.0 for p, s in zip(products, squares, strict=True)
+            ]
+        return scales, uniform_codes(rows, scales, n)
+
+    return oracle
+
+
+def power_of_two(rows):
+    scales, thresholds = [], []
+    for column in columns(rows):
+        largest = max(abs(w) for w in column)
+        scales.append(2.0 ** np.floor(np.log2(largest)) if largest else 0.0)
+        thresholds.append(0.25 * largest)
+    return scales, ternary_with(rows, thresholds)[1]
+
+
+@dataclasses.dataclass
+class Row:
+    name: str
+    make: Callable[[], Quantizer]
+    oracle: Callable
+    num_levels: int
+    alias: str | None = None
+    """Its name for `quantizers.get`."""
+    by_layer: bool = False
+    """Whether filters are fitted together, so that NaN spreads."""
+    xla: bool = True
+    """False for what differs from another row by a number only: XLA takes its time."""
+
+
+def _uniform(bits):
+    return Row(
+        f"uniform-{bits}",
+        lambda: UniformQuantizer(bits),
+        uniform_max(bits),
+        2**bits - 1,
+        f"uniform-{bits}",
+        xla=bits == 4,
+    )
+
+
+def _least_squares(bits):
+    return Row(
+        f"uniform-{bits} least squares",
+        lambda: UniformQuantizer(bits, "least_squares"),
+        uniform_least_squares(bits),
+        2**bits - 1,
+        xla=bits == 3,
+    )
+
+
+TABLE = [
+    Row("binary", BinaryQuantizer, binary, 2, "binary"),
+    Row("ternary", TernaryQuantizer, ternary_layer(0.7), 3, "ternary", True),
+    Row(
+        "ternary factor",
+        lambda: TernaryQuantizer(threshold_factor=1.25),
+        ternary_layer(1.25),
+        3,
+        by_layer=True,
+        xla=False,
+    ),
+    Row(
+        "ternary released",
+        lambda: TernaryQuantizer("released"),
+        ternary_released(0.7),
+        3,
+        by_layer=True,
+    ),
+    Row("ternary filter", lambda: TernaryQuantizer("filter"), ternary_filter(0.7), 3),
+    *map(_uniform, range(2, 9)),
+    *map(_least_squares, (2, 3, 4, 8)),
+    Row("own", PowerOfTwoQuantizer, power_of_two, 3),
+]
+each = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+
+
+def kernel_of(shape, seed=0, factor=1.0):
+    """A kernel with a mean that is not 0 and filters of different sizes."""
+    rng = np.random.default_rng(seed)
+    spread = np.linspace(0.2, 1.5, shape[-1])
+    return ((rng.normal(size=shape) * spread + 0.1) * factor).astype("float32")
+
+
+def expected(row, kernel):
+    """Scale, codes, quantized kernel, errors of filters and of weights."""
+    rows = np.asarray(kernel, "float64").reshape(-1, kernel.shape[-1]).tolist()
+    scales, codes = row.oracle(rows)
+    quantized = [[c * s for c, s in zip(line, scales, strict=True)] for line in codes]
+    filters, elements = [], []
+    for w_column, q_column in zip(columns(rows), columns(quantized), strict=True):
+        norm = sum(abs(w) for w in w_column)
+        difference = sum(abs(w - q) for w, q in zip(w_column, q_column, strict=True))
+        filters.append(difference / norm if norm else 0.0)
+    for w_row, q_row in zip(rows, quantized, strict=True):
+        elements.append(
+            [
+                abs(w - q) / abs(w) if w else 0.0
+                for w, q in zip(w_row, q_row, strict=True)
+            ]
+        )
+    return (
+        np.array(scales),
+        np.array(codes).reshape(kernel.shape),
+        np.array(quantized).reshape(kernel.shape),
+        np.array(filters),
+        np.array(elements).reshape(kernel.shape),
+    )
+
+
+def computed(quantizer, kernel):
+    fitted = quantizer.fit(kernel)
+    return (
+        fitted[0],
+        quantizer.encode(kernel, *fitted),
+        quantizer(kernel),
+        quantizer.filter_errors(kernel),
+        quantizer.element_errors(kernel),
+    )
+
+
+def check(row, kernel, rtol=1e-5, atol=2e-6):
+    """Compares everything that a quantizer computes with its oracle."""
+    quantizer = row.make()
+    tensor = ops.convert_to_tensor(kernel)
+    scale, codes, quantized, errors, elements = computed(quantizer, tensor)
+    e_scale, e_codes, e_quantized, e_errors, e_elements = expected(row, kernel)
+    np.testing.assert_allclose(scale, e_scale, rtol=rtol)
+    np.testing.assert_array_equal(codes, e_codes)
+    np.testing.assert_allclose(quantized, e_quantized, rtol=rtol)
+    np.testing.assert_allclose(errors, e_errors, rtol=rtol, atol=atol)
+    # Around a small weight the difference is a difference of rounded numbers.
+    np.testing.assert_allclose(elements, e_elements, rtol=1e-4, atol=atol)
+    assert quantized.shape == codes.shape == elements.shape == kernel.shape
+    assert scale.shape == errors.shape == (kernel.shape[-1],)
+    assert scale.dtype == errors.dtype == elements.dtype == "float32"
+    np.testing.assert_array_equal(
+        quantizer.decode(codes, *quantizer.fit(tensor)), quantized
+    )
+
+
+# Against the oracle.
+
+
+@each
+@pytest.mark.parametrize("shape", [(40, 6), (3, 3, 4, 5), (2, 3, 2, 2, 3)], ids=str)
+def test_oracle(row, shape):
+    check(row, kernel_of(shape, seed=len(shape)))
+
+
+@each
+def test_oracle_single_filter(row):
+    check(row, kernel_of((30, 1)))
+
+
+@each
+def test_oracle_single_weight(row):
+    check(row, kernel_of((1, 1)))
+
+
+@each
+def test_oracle_one_weight_per_filter(row):
+    check(row, kernel_of((1, 7)))
+
+
+@each
+def test_oracle_zero_filter(row):
+    kernel = kernel_of((20, 4))
+    kernel[:, 2] = 0.0
+    check(row, kernel)
+    quantizer = row.make()
+    assert not quantizer(kernel).numpy()[:, 2].any()
+    assert float(quantizer.filter_errors(kernel)[2]) == 0.0
+
+
+@each
+def test_oracle_all_zero(row):
+    check(row, np.zeros((5, 3), "float32"))
+
+
+@each
+def test_oracle_some_zero_weights(row):
+    kernel = kernel_of((20, 4))
+    kernel[::3] = 0.0
+    check(row, kernel)
+
+
+@each
+@pytest.mark.parametrize("factor", [1e30, 1e-30])
+def test_oracle_huge_and_tiny(row, factor):
+    check(row, kernel_of((20, 4), factor=factor))
+
+
+@each
+def test_oracle_filters_of_very_different_size(row):
+    kernel = kernel_of((20, 3)) * np.array([1e-20, 1.0, 1e20], "float32")
+    check(row, kernel)
+
+
+@each
+def test_codes_are_bounded_integers(row):
+    quantizer = row.make()
+    kernel = ops.array(kernel_of((200, 3)))
+    codes = quantizer.encode(kernel, *quantizer.fit(kernel)).numpy()
+    assert (codes == np.round(codes)).all()
+    assert np.abs(codes).max() <= quantizer.max_code
+    assert quantizer.num_levels == row.num_levels
+    for i in range(3):
+        assert len(np.unique(codes[:, i])) <= row.num_levels
+
+
+@each
+def test_quantized_kernel_does_not_change_when_quantized_by_its_own_fit(row):
+    quantizer = row.make()
+    kernel = ops.array(kernel_of((50, 4)))
+    fitted = quantizer.fit(kernel)
+    once = quantizer.quantize(kernel, *fitted)
+    if isinstance(quantizer, TernaryQuantizer | PowerOfTwoQuantizer):
+        assert (np.abs(once)[once.numpy() != 0].min()) > np.min(fitted[1])
+    np.testing.assert_array_equal(quantizer.quantize(once, *fitted), once)
+
+
+def test_binary_error_is_least_at_its_scale():
+    kernel = kernel_of((50, 1)).astype("float64")
+    scale = float(BinaryQuantizer().fit(ops.array(kernel, "float32"))[0][0])
+    squares = [
+        np.square(kernel - s * np.where(kernel >= 0, 1, -1)).sum()
+        for s in (scale * 0.99, scale, scale * 1.01)
+    ]
+    assert squares[1] < squares[0]
+    assert squares[1] < squares[2]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_least_squares_scale_is_nearer_than_max(bits):
+    kernel = kernel_of((400, 4))
+    near, far = (
+        np.square(UniformQuantizer(bits, scale)(kernel) - kernel).sum()
+        for scale in ("least_squares", "max")
+    )
+    assert near < far
+
+
+def test_released_threshold_looks_at_the_centred_weights():
+    kernel = np.full((6, 2), 3.0, "float32")
+    kernel[0] = [2.0, 2.5]
+    assert TernaryQuantizer().fit(ops.array(kernel))[1] > 1.9
+    assert TernaryQuantizer("released").fit(ops.array(kernel))[1] < 0.4
+
+
+# Ways to run.
+
+
+def used(quantizer, kernel):
+    return (
+        quantizer(kernel),
+        quantizer.filter_errors(kernel),
+        quantizer.element_errors(kernel),
+    )
+
+
+@functools.cache
+def compiled(name, jit_compile):
+    """What layers have a row compute, compiled once for all tests of the row."""
+    quantizer = next(row for row in TABLE if row.name == name).make()
+    return tf.function(lambda w: used(quantizer, w), jit_compile=jit_compile)
+
+
+@each
+def test_eager_graph_and_xla_agree(row):
+    kernel = ops.array(kernel_of((20, 4), seed=3))
+    eager = used(row.make(), kernel)
+    for jit_compile in (False, True) if row.xla else (False,):
+        other = compiled(row.name, jit_compile)(kernel)
+        for one, two in zip(eager, other, strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+@each
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_has_nan_error(row, bad):
+    kernel = kernel_of((20, 4))
+    kernel[7, 2] = bad
+    ways = [lambda w: used(row.make(), w), compiled(row.name, False)]
+    if row.xla:
+        ways.append(compiled(row.name, True))
+    for function in ways:
+        _, errors, elements = function(ops.array(kernel))
+        assert np.isnan(errors[2])
+        assert np.isnan(elements[7, 2])
+        if not row.by_layer:
+            assert np.isfinite(np.delete(errors, 2)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["binary", "ternary", "ternary released", "uniform-3 least squares"]
+)
+def test_fused_large_kernel_equals_plain(name):
+    row = next(row for row in TABLE if row.name == name)
+    quantizer = row.make()
+    array = kernel_of((301, 257), seed=1)
+    kernel = ops.array(array)
+    both = _backend.fused(lambda w: (quantizer(w), quantizer.filter_errors(w)))
+    quantized, errors = both(kernel)
+    plain = quantizer(kernel).numpy()
+    # Sums in another order move a threshold by an ulp, and a weight across it.
+    close = np.isclose(quantized, plain, rtol=1e-5, atol=0)
+    assert np.count_nonzero(~close) <= 2
+    np.testing.assert_allclose(errors, quantizer.filter_errors(kernel), rtol=1e-4)
+    rows = array.astype("float64")
+    by_numpy = np.abs(rows - plain).sum(0) / np.abs(rows).sum(0)
+    np.testing.assert_allclose(errors, by_numpy, rtol=1e-4)
+    for bad in (np.nan, np.inf, -np.inf):
+        array[170, 2] = bad
+        errors = np.asarray(both(ops.array(array))[1])
+        assert np.isnan(errors[2])
+        if not row.by_layer:
+            assert np.isfinite(np.delete(errors, 2)).all()
+
+
+@each
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(row, dtype):
+    quantizer = row.make()
+    kernel = ops.cast(kernel_of((3, 3, 4, 5), seed=5), dtype)
+    rounded = ops.cast(kernel, "float32").numpy()
+    scale, codes, quantized, errors, elements = computed(quantizer, kernel)
+    assert scale.dtype == errors.dtype == elements.dtype == "float32"
+    assert keras.backend.standardize_dtype(codes.dtype) == dtype
+    assert keras.backend.standardize_dtype(quantized.dtype) == dtype
+    e_scale, e_codes, e_quantized, e_errors, _ = expected(row, rounded)
+    # Float16 numbers lie on a grid: the largest weights can divide to a half.
+    np.testing.assert_allclose(scale, e_scale, rtol=1e-5)
+    codes = ops.cast(codes, "float32")
+    assert np.count_nonzero(codes != e_codes) <= (2 if row.num_levels > 3 else 0)
+    step = 2.0**-10 if dtype == "float16" else 2.0**-7
+    same = codes.numpy() == e_codes
+    np.testing.assert_allclose(
+        ops.cast(quantized, "float32").numpy()[same], e_quantized[same], rtol=step
+    )
+    np.testing.assert_allclose(errors, e_errors, rtol=1e-4)
+
+
+@each
+def test_accepts_arrays_and_variables(row):
+    quantizer = row.make()
+    kernel = kernel_of((10, 3))
+    from_tensor = quantizer(ops.array(kernel))
+    np.testing.assert_array_equal(quantizer(kernel), from_tensor)
+    np.testing.assert_array_equal(quantizer(keras.Variable(kernel)), from_tensor)
+
+
+# Configuration.
+
+
+@each
+def test_json_round_trip(row):
+    quantizer = row.make()
+    config = json.loads(json.dumps(quantizers.serialize(quantizer)))
+    for again in (quantizers.deserialize(config), quantizers.get(config)):
+        assert type(again) is type(quantizer)
+        assert again is not quantizer
+        assert again == quantizer
+        assert hash(again) == hash(quantizer)
+        assert again.get_config() == quantizer.get_config()
+    kernel = kernel_of((10, 3))
+    np.testing.assert_array_equal(again(kernel), quantizer(kernel))
+
+
+@each
+def test_from_config(row):
+    quantizer = row.make()
+    assert type(quantizer).from_config(quantizer.get_config()) == quantizer
+
+
+@each
+def test_get(row):
+    quantizer = row.make()
+    assert quantizers.get(quantizer) is quantizer
+    if row.alias is not None:
+        assert row.alias in quantizers.names()
+        assert quantizers.get(row.alias) == quantizer
+
+
+@each
+def test_repr_is_the_call(row):
+    quantizer = row.make()
+    assert eval(repr(quantizer)) == quantizer  # noqa: S307
+
+
+def test_rows_differ():
+    made = [row.make() for row in TABLE]
+    assert len(set(made)) == len(made)
+    assert all((a == b) == (a is b) for a in made for b in made)
+    assert made[0] != "binary"
+    assert made[0] is not None
+
+
+def test_names_are_all_tested():
+    assert [row.alias for row in TABLE if row.alias] == quantizers.names()
+
+
+def test_subclass_is_not_its_base():
+    class Other(BinaryQuantizer):
+        pass
+
+    assert Other() != BinaryQuantizer()
+    assert BinaryQuantizer() != Other()
+
+
+def test_numpy_arguments_serialize():
+    quantizer = UniformQuantizer(np.int64(4))
+    assert quantizers.get(json.loads(json.dumps(quantizers.serialize(quantizer)))) == (
+        UniformQuantizer(4)
+    )
+    json.dumps(TernaryQuantizer("layer", np.float32(0.5)).get_config())
+
+
+# Bad input.
+
+
+def test_get_unknown_name_lists_the_known():
+    message = (
+        r"must be one of 'binary', 'ternary', 'uniform-2',.*'uniform-8'\. "
+        r"Received: .*='ternery'\. Did you mean 'ternary'\?"
+    )
+    with pytest.raises(ValueError, match=message):
+        quantizers.get("ternery")
+
+
+@pytest.mark.parametrize("name", ["uniform", "uniform-1", "uniform-9", "", "Binary"])
+def test_get_unknown_name(name):
+    with pytest.raises(ValueError, match="must be one of 'binary'"):
+        quantizers.get(name)
+
+
+def test_get_class_says_pass_an_instance():
+    with pytest.raises(TypeError, match=r"Pass an instance: TernaryQuantizer\(…\)"):
+        quantizers.get(TernaryQuantizer)
+
+
+@pytest.mark.parametrize("value", [None, 2, 1.0, ["binary"], abs])
+def test_get_something_else(value):
+    with pytest.raises(TypeError, match=r"A quantizer must be.*Received:.*of type"):
+        quantizers.get(value)
+
+
+def test_deserialize_something_else():
+    config = keras.saving.serialize_keras_object(keras.regularizers.L2(0.1))
+    with pytest.raises(TypeError, match="configuration of a quantizer.*a L2"):
+        quantizers.deserialize(config)
+
+
+def test_base_class_is_abstract():
+    with pytest.raises(TypeError, match="abstract"):
+        Quantizer()
+
+
+def test_ternary_unknown_threshold():
+    message = "Argument `threshold` must be one of 'layer', 'released', 'filter'"
+    with pytest.raises(ValueError, match=message):
+        TernaryQuantizer("layers")
+
+
+@pytest.mark.parametrize("factor", [0, -1.0, float("inf"), float("nan")])
+def test_ternary_bad_factor(factor):
+    with pytest.raises(ValueError, match="`threshold_factor` must be a finite number"):
+        TernaryQuantizer(threshold_factor=factor)
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(1, "at least 2"), (9, "at most 8")])
+def test_uniform_bits_out_of_range(bits, bound):
+    message = rf"Argument `num_bits` must be {bound}\. Received: num_bits={bits}"
+    with pytest.raises(ValueError, match=message):
+        UniformQuantizer(bits)
+
+
+@pytest.mark.parametrize("bits", [4.0, "4", True, None])
+def test_uniform_bits_no_integer(bits):
+    with pytest.raises(TypeError, match="Argument `num_bits` must be an integer"):
+        UniformQuantizer(bits)
+
+
+def test_uniform_unknown_scale():
+    message = "Argument `scale` must be one of 'max', 'least_squares'"
+    with pytest.raises(ValueError, match=message):
+        UniformQuantizer(4, "mean")
+
+
+def test_integer_kernel_is_an_error():
+    with pytest.raises(TypeError, match=r"`kernel` must be a float tensor.*int32"):
+        BinaryQuantizer()(ops.array([[1, -3]], "int32"))
+
+
+def test_quantizer_does_not_change():
+    quantizer = TernaryQuantizer()
+    with pytest.raises(AttributeError, match=r"Make a new TernaryQuantizer"):
+        quantizer.threshold_factor = 0.5
+    assert quantizer.threshold_factor == 0.7

@@ -1,0 +1,67 @@
+"""Every code block of the README runs, or is what something else runs."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+
+from keras_sq import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def blocks(language):
+    return [text for name, text in BLOCKS if name == language]
+
+
+def commands():
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    parts = [part for line in lines for part in line.split("#")[0].split("&&")]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def test_blocks_have_a_language_that_is_tested():
+    assert {name for name, _ in BLOCKS} <= {"python", "bash", "text"}
+    assert blocks("python")
+    assert blocks("bash")
+
+
+def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for match in re.finditer(r"^```python\n(.*?)^```$", README, re.M | re.S):
+        # The line numbers of a traceback are the README's.
+        line = README.count("\n", 0, match.start(1))
+        exec(compile("\n" * line + match.group(1), "README.md", "exec"), namespace)
+    assert capsys.readouterr().out
+
+
+def test_the_two_commands_are_there():
+    assert "pip install -e . && python -m keras_sq.train\n" in blocks("bash")
+    assert 'pip install -e ".[test]" && python -m pytest\n' in blocks("bash")
+
+
+def test_continuous_integration_runs_the_test_command():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    # There it adds `--quiet` to the first half, and nothing else.
+    assert 'pip install --quiet -e ".[test]" && python -m pytest;' in script
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_is_one_that_exists(command):
+    program, *arguments = shlex.split(command)
+    if program == "pip":
+        assert arguments in (["install", "-e", "."], ["install", "-e", ".[test]"])
+    elif arguments[:2] == ["-m", "pytest"]:
+        assert all((ROOT / path).exists() for path in arguments[2:])
+    elif arguments[:2] == ["-m", "keras_sq.train"]:
+        values = flags.FlagValues()
+        train.define_flags(values)
+        values(["train", *arguments[2:]])
+    else:
+        assert program in ("python", "bash")
+        assert (ROOT / arguments[0]).is_file()

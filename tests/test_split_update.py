@@ -1,0 +1,275 @@
+"""The split update's gradients, against formulas derived by hand.
+
+The loss is `L(h) = Σ a·h + ½ Σ b·h²` of the hybrid kernel h, so that
+`∂L/∂h = a + b·h` depends on h: a gradient taken at the latent kernel instead of
+the hybrid one shows. With q = Q(w) the gradient in the latent weight w is
+
+    mask 0:                             a + b·w
+    mask 1, straight_through:           a + b·q
+    mask 1, clipped_straight_through:   a + b·q where |w| <= 1, else 0
+    mask 1, blocked:                    0
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from keras_sq.split_update import QUANTIZED_GRADIENTS, latent_gradient, split_update
+
+# Inside, on and beyond the clip; every value and its square exact in float16.
+LATENT = np.array(
+    [
+        [-2.0, -1.0, -0.5, 0.0],
+        [0.25, 1.0, 1.5, -0.75],
+        [-1.0009765625, 1.0009765625, 0.125, 3.0],
+    ]
+)
+A = np.array([[1.0, -2.0, 0.5, 4.0], [-1.0, 0.25, 2.0, 8.0], [0.0, 1.0, -4.0, 2.0]])
+B = np.array([[0.5, 1.0, -2.0, 1.0], [2.0, -1.0, 0.0, 0.5], [1.0, 1.0, 4.0, -0.5]])
+SCALE = 0.5
+
+MASKS = {
+    "full": np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 0, 0]], bool),
+    "filters": np.array([[True, False, True, False]]),
+    "filters, one axis": np.array([False, True, True, False]),
+    "rows": np.array([[True], [False], [True]]),
+    "scalar true": np.array(True),
+    "scalar false": np.array(False),
+}
+
+
+def quantize(kernel):
+    return ops.where(
+        kernel >= 0, ops.cast(SCALE, kernel.dtype), ops.cast(-SCALE, kernel.dtype)
+    )
+
+
+def forward(latent, mask):
+    return ops.where(mask, quantize(latent), latent)
+
+
+def by_hand(latent, mask, mode, a=A, b=B):
+    """The hybrid kernel and the latent kernel's gradient, weight by weight."""
+    mask = np.broadcast_to(mask, latent.shape)
+    hybrid, gradient = np.zeros(latent.shape), np.zeros(latent.shape)
+    for i in np.ndindex(latent.shape):
+        w = latent[i]
+        q = SCALE if w >= 0 else -SCALE
+        hybrid[i] = q if mask[i] else w
+        if not mask[i]:
+            gradient[i] = a[i] + b[i] * w
+        elif mode == "straight_through":
+            gradient[i] = a[i] + b[i] * q
+        elif mode == "clipped_straight_through":
+            gradient[i] = (a[i] + b[i] * q) if abs(w) <= 1 else 0.0
+    return hybrid, gradient
+
+
+def loss_and_gradient(latent, mask, mode, forward=forward):
+    with tf.GradientTape() as tape:
+        tape.watch(latent)
+        hybrid = split_update(latent, mask, forward, mode)
+        a, b = ops.cast(A, hybrid.dtype), ops.cast(B, hybrid.dtype)
+        loss = ops.sum(a * hybrid + 0.5 * b * hybrid * hybrid)
+    return hybrid, tape.gradient(loss, latent)
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        *(("eager", name) for name in MASKS),
+        *(("graph", name) for name in MASKS),
+        ("xla", "full"),  # XLA takes its time to compile.
+        ("xla", "filters"),
+    ],
+)
+@pytest.mark.parametrize("mode", QUANTIZED_GRADIENTS)
+def test_gradient_by_hand(mode, how, name):
+    mask = MASKS[name]
+
+    def function(latent, mask):
+        return loss_and_gradient(latent, mask, mode)
+
+    if how != "eager":
+        function = tf.function(function, jit_compile=how == "xla")
+    hybrid, gradient = function(ops.array(LATENT, "float32"), ops.array(mask))
+    expected_hybrid, expected = by_hand(LATENT, mask, mode)
+    np.testing.assert_array_equal(hybrid, expected_hybrid)
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("mode", QUANTIZED_GRADIENTS)
+def test_gradient_half_precision_latent(mode, dtype, jit_compile):
+    function = tf.function(
+        lambda w, m: loss_and_gradient(w, m, mode), jit_compile=jit_compile
+    )
+    latent = ops.cast(LATENT, dtype)
+    hybrid, gradient = function(latent, ops.array(MASKS["full"]))
+    assert keras.backend.standardize_dtype(hybrid.dtype) == dtype
+    assert keras.backend.standardize_dtype(gradient.dtype) == dtype
+    rounded = ops.convert_to_numpy(ops.cast(latent, "float32")).astype("float64")
+    _, expected = by_hand(rounded, MASKS["full"], mode)
+    tolerance = 2**-10 if dtype == "float16" else 2**-7
+    np.testing.assert_allclose(
+        ops.cast(gradient, "float32"), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("mode", QUANTIZED_GRADIENTS)
+def test_gradient_mixed_precision_arrives_in_float32(mode, dtype):
+    def low(latent, mask):
+        return ops.cast(forward(latent, mask), dtype)
+
+    latent = ops.array(LATENT, "float32")
+    hybrid, gradient = loss_and_gradient(latent, ops.array(MASKS["full"]), mode, low)
+    assert keras.backend.standardize_dtype(hybrid.dtype) == dtype
+    assert gradient.dtype == tf.float32
+    _, expected = by_hand(LATENT, MASKS["full"], mode)
+    tolerance = 2**-9 if dtype == "float16" else 2**-6
+    np.testing.assert_allclose(gradient, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_clip_looks_at_the_latent_kernel_in_its_own_precision():
+    # 1.0009765625 is 1 in bfloat16, in which the layer computes: still clipped.
+    def low(latent, mask):
+        return ops.cast(forward(latent, mask), "bfloat16")
+
+    mode = "clipped_straight_through"
+    latent = ops.array(LATENT, "float32")
+    _, gradient = loss_and_gradient(latent, ops.array(True), mode, low)
+    assert gradient.numpy()[2, :2].tolist() == [0.0, 0.0]
+    assert (gradient.numpy()[[0, 1], 1] != 0.0).all()  # Exactly on the clip.
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("mode", QUANTIZED_GRADIENTS)
+def test_gradient_second_use_inside_a_function(mode, jit_compile):
+    first, second = MASKS["full"], MASKS["filters"]
+
+    @tf.function(jit_compile=jit_compile)
+    def step(latent):
+        with tf.GradientTape() as tape:
+            tape.watch(latent)
+            one = split_update(latent, ops.array(first), forward, mode)
+            two = split_update(latent, ops.array(second), forward, mode)
+            loss = ops.sum(A.astype("float32") * one) + ops.sum(
+                0.5 * B.astype("float32") * two * two
+            )
+        return tape.gradient(loss, latent)
+
+    zero = np.zeros_like(A)
+    for latent in (LATENT, -LATENT, LATENT):  # The trace is used again, too.
+        expected = (
+            by_hand(latent, first, mode, b=zero)[1]
+            + by_hand(latent, second, mode, a=zero)[1]
+        )
+        np.testing.assert_array_equal(step(ops.array(latent, "float32")), expected)
+    assert step.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("mode", QUANTIZED_GRADIENTS)
+def test_gradient_persistent_tape(mode):
+    latent = ops.array(LATENT, "float32")
+    mask = MASKS["full"]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(latent)
+        hybrid = split_update(latent, ops.array(mask), forward, mode)
+        linear = ops.sum(A.astype("float32") * hybrid)
+        square = ops.sum(0.5 * B.astype("float32") * hybrid * hybrid)
+    zero = np.zeros_like(A)
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            tape.gradient(linear, latent), by_hand(LATENT, mask, mode, b=zero)[1]
+        )
+        np.testing.assert_array_equal(
+            tape.gradient(square, latent), by_hand(LATENT, mask, mode, a=zero)[1]
+        )
+
+
+@pytest.mark.parametrize("mode", QUANTIZED_GRADIENTS)
+def test_gradient_through_a_matrix_product(mode):
+    # L = ½‖x h‖², ∂L/∂h = xᵀ x h, then the table.
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    variable = keras.Variable(LATENT.astype("float32"))
+    mask = MASKS["rows"]
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            hybrid = split_update(variable, ops.array(mask), forward, mode)
+            y = ops.matmul(x.astype("float32"), hybrid)
+            loss = 0.5 * ops.sum(y * y)
+        return tape.gradient(loss, variable.value)
+
+    hybrid, _ = by_hand(LATENT, mask, mode)
+    upstream = x.T @ x @ hybrid
+    quantized = np.broadcast_to(mask, LATENT.shape)
+    passes = {
+        "straight_through": np.ones_like(quantized),
+        "clipped_straight_through": ~quantized | (np.abs(LATENT) <= 1),
+        "blocked": ~quantized,
+    }[mode]
+    np.testing.assert_allclose(step(), upstream * passes, rtol=1e-4, atol=1e-6)
+
+
+def test_no_gradient_through_the_scale():
+    # Q(w) = mean|w|·sign(w): with a gradient through the scale all weights of a
+    # filter would get a share of each.
+    def scaled(latent, mask):
+        scale = ops.mean(ops.abs(latent), axis=0)
+        return ops.where(mask, scale * ops.sign(latent), latent)
+
+    latent = ops.array(LATENT, "float32")
+    with tf.GradientTape() as tape:
+        tape.watch(latent)
+        loss = ops.sum(split_update(latent, ops.array(True), scaled)[0, 0])
+    expected = np.zeros(LATENT.shape)
+    expected[0, 0] = 1.0
+    np.testing.assert_array_equal(tape.gradient(loss, latent), expected)
+
+
+def test_mask_gets_no_gradient():
+    latent, mask = ops.array(LATENT, "float32"), ops.array(MASKS["full"])
+    with tf.GradientTape() as tape:
+        tape.watch([latent, mask])
+        loss = ops.sum(split_update(latent, mask, forward))
+    gradient, none = tape.gradient(loss, [latent, mask])
+    assert gradient is not None
+    assert none is None
+
+
+def test_default_is_straight_through():
+    latent, mask = ops.array(LATENT, "float32"), ops.array(True)
+    with tf.GradientTape() as tape:
+        tape.watch(latent)
+        loss = ops.sum(split_update(latent, mask, forward))
+    np.testing.assert_array_equal(tape.gradient(loss, latent), np.ones_like(LATENT))
+
+
+def test_infinite_upstream_gradient_of_a_blocked_weight_is_zero():
+    upstream = ops.array([float("inf"), float("nan"), 1.0])
+    gradient = latent_gradient(
+        upstream, ops.zeros((3,)), ops.array([True, True, False]), "blocked"
+    )
+    assert gradient.numpy().tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["straight-through", "ste", "", None, 1])
+def test_unknown_name(name):
+    message = (
+        "Argument `quantized_gradient` must be one of 'straight_through', "
+        "'clipped_straight_through', 'blocked'"
+    )
+    with pytest.raises(ValueError, match=message):
+        split_update(ops.ones((2,)), ops.array(True), forward, name)
+
+
+def test_other_backend(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match=r"TensorFlow backend\. Received.*'jax'"):
+        split_update(np.ones(2), np.array(True), forward)
