@@ -77,19 +77,22 @@ def _drawn(
             noise.append(layer.uniform_noise(name))
             if selection.needs_errors:
                 error = ops.reshape(layer.quantization_errors(name), (-1,))
+                flags[index] = ops.all(ops.isfinite(error))
             else:
                 error = ops.zeros(mask.shape, "float32")
+                flags[index] = ops.isfinite(_size(layer, name))
             errors.append(error)
         drawn = selection.masks(errors, ratio, noise, previous)
-        for index, mask, old, error in zip(
-            members, drawn, previous, errors, strict=True
-        ):
+        for index, mask, old in zip(members, drawn, previous, strict=True):
             layer, name = kernels[index]
-            finite = ops.all(ops.isfinite(error))
             shape = layer.mask(name).shape
-            masks[index] = ops.reshape(ops.where(finite, mask, old), shape)
-            flags[index] = finite
+            masks[index] = ops.reshape(ops.where(flags[index], mask, old), shape)
     return masks, flags
+
+
+def _size(layer: StochasticallyQuantized, name: str) -> Tensor:
+    value = internals.read(layer.latent(name))
+    return ops.sum(ops.abs(ops.cast(value, "float32")))
 
 
 def finite_kernels(layers: Sequence[StochasticallyQuantized]) -> Tensor:
@@ -97,14 +100,9 @@ def finite_kernels(layers: Sequence[StochasticallyQuantized]) -> Tensor:
 
     So must be the sum of their absolute values, which the errors are found by.
     """
-
-    def size(layer: StochasticallyQuantized, name: str) -> Tensor:
-        value = internals.read(layer.latent(name))
-        return ops.sum(ops.abs(ops.cast(value, "float32")))
-
     # NaN and infinity survive the sum, so that one number a layer tells.
     sizes = [
-        sum(size(layer, name) for name in layer.quantized_weights) for layer in layers
+        sum(_size(layer, name) for name in layer.quantized_weights) for layer in layers
     ]
     return ops.isfinite(ops.stack(sizes))
 

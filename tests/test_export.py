@@ -125,6 +125,19 @@ def test_quantized_model_gives_a_file_that_computes_the_same(name, tmp_path):
         np.testing.assert_allclose(actual[output], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [convolutions, recurrent])
+def test_large_models_take_another_way_to_the_same_file(make, monkeypatch):
+    model = make()
+    signature = inputs.input_signature(model)
+    small = convert.float_file(model, signature)
+    monkeypatch.setattr(convert, "MAX_CONSTANT_BYTES", 0)
+    large = convert.float_file(model, signature)
+    assert large.signature == small.signature
+    assert len(large.content) > 4 * model.count_params()
+    comparison = verify.compare(large, model, None, 1e-5)
+    assert comparison.outputs == verify.compare(small, model, None, 1e-5).outputs
+
+
 def test_plain_model_is_exported_as_it_is(tmp_path):
     model = small_model()
     report = keras_sq.export(model, tmp_path / "model.tflite")

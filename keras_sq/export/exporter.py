@@ -152,7 +152,7 @@ def _check_model(model: Model) -> None:
             f"'{keras.backend.backend()}': save the model, and load and export it in "
             "a process with KERAS_BACKEND=tensorflow."
         )
-    if not model.built:
+    if not internals.is_built(model):
         raise ValueError(
             f"Model '{model.name}' is not built, so it has no weights to export. "
             "Call it on a batch first, or give it a `keras.Input`."
