@@ -5,6 +5,7 @@ interpreter in TensorFlow, which is about to leave it.
 """
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -83,11 +84,24 @@ def _interpreter(content: bytes) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps native code from writing to the standard error meanwhile.
+    """Keeps the converter and the interpreter from logging meanwhile.
 
-    The converter and the interpreter log from C++, past Python's logging. What
-    matters of it is in the exceptions too.
+    They log from C++, past Python's logging, and TensorFlow's logger besides
+    (which writes to a standard error of its own where there is one, as in a
+    notebook). What matters of it is in the exceptions too.
     """
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with _no_native_output():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _no_native_output() -> Iterator[None]:
     with contextlib.suppress(ValueError, OSError):
         sys.stderr.flush()
     try:

@@ -296,9 +296,9 @@ class StochasticallyQuantized:
         warnings.warn(
             "Training stochastically quantized layers without the callback: the "
             "masks stay as they are, which in a new model means that everything is "
-            "quantized from the first step on (direct quantization). Pass callbacks=[keras_sq.callbacks."
-            "StochasticQuantization()] to `fit`, or set the ratio by hand with "
-            "`keras_sq.set_ratio(model, 1.0)` to do this on purpose.",
+            "quantized from the first step on (direct quantization). Pass "
+            "callbacks=[keras_sq.callbacks.StochasticQuantization()] to `fit`, or set "
+            "the ratio by hand with `keras_sq.set_ratio(model, 1.0)` to do this on purpose.",
             UserWarning,
             stacklevel=2,
         )
