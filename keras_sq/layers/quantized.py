@@ -298,7 +298,8 @@ class StochasticallyQuantized:
             "masks stay as they are, which in a new model means that everything is "
             "quantized from the first step on (direct quantization). Pass "
             "callbacks=[keras_sq.callbacks.StochasticQuantization()] to `fit`, or set "
-            "the ratio by hand with `keras_sq.set_ratio(model, 1.0)` to do this on purpose.",
+            "the ratio by hand with `keras_sq.set_ratio(model, 1.0)` to do this on "
+            "purpose.",
             UserWarning,
             stacklevel=2,
         )

@@ -26,6 +26,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 import keras_sq
+from keras_sq import models
 
 NETWORKS = flags.DEFINE_list("networks", ["vgg", "mlp", "resnet8"], "vgg, mlp, resnet8")
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8", "64", "128"], "Batch sizes.")
@@ -58,7 +59,7 @@ def network(name: str) -> keras.Model:
         stack += [layers.Flatten(), layers.Dense(512, activation="relu")]
         return keras.Sequential([*stack, layers.Dense(10)])
     if name == "resnet8":
-        return keras_sq.models.get("resnet8", (32, 32, 3), 10)
+        return models.get("resnet8", (32, 32, 3), 10)
     raise app.UsageError(f"Unknown network {name!r}.")
 
 
