@@ -3,7 +3,7 @@
 A schedule is a pure function from the optimizer's step (from 0) to the ratio,
 the fraction of the filters that is quantized. It knows nothing of masks,
 layers or the optimizer; the learning-rate companions live in
-`learning_rates.py`, the classes in `ratio_schedules.py`.
+`learning_rates.py`, the classes are described in `ratio_schedules.py`.
 
 | made by | ratio |
 |---|---|
@@ -28,16 +28,16 @@ from typing import Any
 import keras
 
 from keras_sq import _checks
+from keras_sq.continuous_schedules import Continuous as Continuous
 from keras_sq.ratio_schedules import (
     MAX_STEPS,
     UNITS,
     check_length,
     nearest_step,
 )
-from keras_sq.ratio_schedules import Continuous as Continuous
 from keras_sq.ratio_schedules import RatioSchedule as RatioSchedule
-from keras_sq.ratio_schedules import Stages as Stages
 from keras_sq.ratio_schedules import check_fits as check_fits
+from keras_sq.stage_schedules import Stages as Stages
 from keras_sq.types import Config
 
 

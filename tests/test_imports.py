@@ -15,7 +15,8 @@ ROWS = [
     {"_backend", "functional"},
     {"_keras_internals"},
     {"split_update"},
-    {"quantizers", "selection", "schedules", "ratio_schedules", "learning_rates"},
+    {"quantizers", "selection", "schedules", "learning_rates"}
+    | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"layers"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
     {"conversion", "callbacks"},
