@@ -327,12 +327,14 @@ def test_update_mixed_ways_of_selecting():
     assert not same(before[:3], after[:3])
 
 
-def test_update_does_not_look_at_kernels_without_need():
-    # Constant probability: NaN is not seen here; the callback's own check sees it.
+def test_nan_is_seen_where_the_draw_needs_no_errors():
     layer = layers.SQDense(4, probability="constant")
     layer.build((None, 3))
-    layer.latent().assign(np.full((3, 4), np.nan))
     assert update(layer, 0.5, True).all()
+    before = layer.mask().numpy()
+    layer.latent().assign(np.full((3, 4), np.nan))
+    assert not update(layer, 0.5, True).any()
+    np.testing.assert_array_equal(layer.mask().numpy(), before)
     assert not masks.finite_kernels([layer]).numpy().any()
     with pytest.raises(ValueError, match="holds NaN or infinite"):
         keras_sq.set_ratio(layer, 0.5)
