@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 
 import keras
 import numpy as np
@@ -22,6 +23,7 @@ from keras_sq.export import (
     convert,
     errors,
     files,
+    flatbuffer,
     inputs,
     precision,
     runtime,
@@ -134,8 +136,9 @@ def test_large_models_take_another_way_to_the_same_file(make, monkeypatch):
     large = convert.float_file(model, signature)
     assert large.signature == small.signature
     assert len(large.content) > 4 * model.count_params()
-    comparison = verify.compare(large, model, None, 1e-5)
-    assert comparison.outputs == verify.compare(small, model, None, 1e-5).outputs
+    comparison = verify.compare(large, model, None, tolerance=1e-5)
+    expected = verify.compare(small, model, None, tolerance=1e-5)
+    assert comparison.outputs == expected.outputs
 
 
 def test_plain_model_is_exported_as_it_is(tmp_path):
@@ -143,7 +146,8 @@ def test_plain_model_is_exported_as_it_is(tmp_path):
     report = keras_sq.export(model, tmp_path / "model.tflite")
     assert (report.parameters, report.quantized_weights) == (53, 0)
     assert report.bits_per_weight is None
-    assert report.kernels == ()
+    assert [kernel.quantized for kernel in report.kernels] == [False, False]
+    assert {kernel.path for kernel in report.kernels} == {"hidden", "logits"}
 
 
 def test_file_holds_the_quantized_kernel(tmp_path):
@@ -386,9 +390,10 @@ def corrupting(monkeypatch, corrupt):
     float_target = targets.TARGETS["float"]
 
     def make(request):
-        converted = float_target.make(request)
-        content = corrupt(converted.content, request.model)
-        return dataclasses.replace(converted, content=content)
+        made = float_target.make(request)
+        content = corrupt(made.converted.content, request.model)
+        converted = dataclasses.replace(made.converted, content=content)
+        return dataclasses.replace(made, converted=converted)
 
     changed = dataclasses.replace(float_target, make=make)
     monkeypatch.setitem(targets.TARGETS, "float", changed)
@@ -732,26 +737,51 @@ def test_report_prints_and_becomes_json(tmp_path):
     content = json.loads(json.dumps(report.to_dict()))
     assert content["quantized_weights"] == 45
     assert content["bits_per_weight"] == 32.0
+    assert content["times_smaller"] == report.float_bytes / report.num_bytes
+    assert content["file_bits_per_weight"] == 8 * report.num_bytes / 53
     assert content["kernels"][0] == {
         "path": "hidden/kernel",
         "weights": 30,
         "levels": 3,
         "stored_as": "float32",
+        "num_bytes": 120,
+        "quantized": True,
+        "reason": "the target keeps float32 weights",
         "bits_per_weight": 32.0,
     }
     lines = str(report).splitlines()
-    assert lines[0] == f"{path}: {report.num_bytes:,} bytes, target 'float'"
-    assert lines[1:4] == [
+    assert lines[0].startswith(f"{path}: {report.num_bytes:,} bytes, target 'float', ")
+    assert lines[1:3] == [
         "  takes    features (any, 6) float32",
         "  gives    output_0 (any, 3) float32",
-        "  weights  53, of which 45 quantized",
     ]
+    assert lines[3].startswith("  weights  53, of which 45 quantized, at 32.00 bits")
     assert "checked  4 random and 5 representative examples with" in lines[4]
-    assert lines[6:] == [
-        "  kernel         weights  levels  stored as   bits",
-        "  hidden/kernel       30       3  float32    32.00",
-        "  logits/kernel       15       3  float32    32.00",
+    assert lines[5].startswith("  runs on  tflite-runtime >= 2.14, ")
+    assert lines[7:] == [
+        "  kernel         weights  levels  stored as   bits  because",
+        "  hidden/kernel       30       3  float32    32.00  the target keeps float32"
+        " weights",
+        "  logits/kernel       15       3  float32    32.00  the target keeps float32"
+        " weights",
     ]
+
+
+def test_report_is_in_the_files_metadata(tmp_path):
+    model = keras_sq.quantize_model(small_model(), "ternary")
+    path = tmp_path / "model.tflite"
+    report = untrained(model, path)
+    metadata = flatbuffer.TFLiteFile(path.read_bytes()).metadata("keras_sq.report")
+    content = json.loads(zlib.decompress(metadata))
+    everything = json.loads(json.dumps(report.to_dict()))
+    assert set(everything) - set(content) == {
+        "path",
+        "num_bytes",
+        "sources",
+        "times_smaller",
+        "file_bits_per_weight",
+    }
+    assert content == {key: everything[key] for key in content}
 
 
 def test_the_function_keeps_its_name_whatever_is_imported():

@@ -1,4 +1,4 @@
-"""From a Keras model to the bytes of a float TFLite file.
+"""From a Keras model to the bytes of a TFLite file.
 
 Design note: **how the weights get into the file.** The converter writes a file
 without weights, and no error, from `from_concrete_functions([function], model)`
@@ -23,6 +23,7 @@ is converted again for a batch of 1, and the report says so.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -61,17 +62,41 @@ def float_file(model: Model, signature: InputSignature) -> Converted:
     Raises:
         ExportError: If TensorFlow Lite lacks an operation of the model.
     """
+    return file(model, signature, _of_builtins)
+
+
+def _of_builtins(converter: Any) -> None:
+    import tensorflow as tf
+
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+
+
+def file(
+    model: Model, signature: InputSignature, configure: Callable[[Any], None]
+) -> Converted:
+    """Returns a model as a file.
+
+    Args:
+        model: A plain Keras model that computes in float32.
+        signature: What it takes.
+        configure: Sets the options of the `tf.lite.TFLiteConverter`.
+
+    Raises:
+        ExportError: If TensorFlow Lite lacks an operation of the model.
+    """
     try:
-        return Converted(_convert(model, signature), signature)
+        return Converted(_convert(model, signature, configure), signature)
     except ExportError as error:
         if signature.batch is not None or "TensorList" not in str(error.__cause__):
             raise
     fixed = signature.with_batch(1)
     note = "takes one example at a time: loops over time need a fixed batch"
-    return Converted(_convert(model, fixed), fixed, (note,))
+    return Converted(_convert(model, fixed, configure), fixed, (note,))
 
 
-def _convert(model: Model, signature: InputSignature) -> bytes:
+def _convert(
+    model: Model, signature: InputSignature, configure: Callable[[Any], None]
+) -> bytes:
     import tensorflow as tf
 
     function: Any = None
@@ -91,7 +116,7 @@ def _convert(model: Model, signature: InputSignature) -> bytes:
             converter = tf.lite.TFLiteConverter.from_concrete_functions(
                 [function], holder
             )
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+            configure(converter)
             return bytes(converter.convert())
     except Exception as error:
         nodes = function.graph.get_operations() if function else ()

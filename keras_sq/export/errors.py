@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import keras
+
 from keras_sq import _keras_internals as internals
 from keras_sq.types import Model
 
@@ -40,7 +42,7 @@ def conversion_error(
         )
     places: dict[str, list[str]] = {operation: [] for operation in reasons}
     for node in nodes:
-        layer = _layer_of(node.name, model) if node.type in places else None
+        layer = layer_of(node.name, model) if node.type in places else None
         if layer and layer not in places[node.type]:
             places[node.type].append(layer)
     stopped = [
@@ -55,10 +57,11 @@ def conversion_error(
     )
 
 
-def _layer_of(node: str, model: Model) -> str | None:
+def layer_of(node: str, model: Model) -> str | None:
     """Returns the path of the layer that a graph node belongs to.
 
-    A node's name starts with the names of the model and of the layers.
+    A node's name starts with the names of the model and of the layers; a tensor
+    of a file is named like the node that it was, or like several.
     """
     names = {layer.name for layer in internals.flatten_layers(model)}
     root, *parts = node.split("/")
@@ -66,6 +69,16 @@ def _layer_of(node: str, model: Model) -> str | None:
     suffix = root.removeprefix(model.name)
     found = [part.removesuffix(suffix) for part in parts]
     return "/".join(part for part in found if part in names) or None
+
+
+def looping_layers(model: Model) -> str:
+    """Returns the names of the layers that loop over time, for a message."""
+    names = [
+        layer.name
+        for layer in internals.flatten_layers(model)
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll
+    ]
+    return _listed(names)
 
 
 def _listed(layers: list[str]) -> str:

@@ -1,15 +1,16 @@
 """`keras_sq.export`: checks, then strip, convert, compare, write."""
 
+import dataclasses
 import os
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_sq import _checks, conversion, layers, masks
 from keras_sq import _keras_internals as internals
-from keras_sq import conversion, layers, masks
 from keras_sq.export import files, inputs, precision, targets, verify
-from keras_sq.export.report import ExportReport, KernelReport, TensorReport
+from keras_sq.export.report import METADATA_NAME, ExportReport
 from keras_sq.kernel_codes import get_codes
 from keras_sq.types import Model
 
@@ -20,28 +21,48 @@ def export(
     *,
     target: str = "float",
     representative_data: Any = None,
+    max_decode_bytes: int | None = None,
     allow_partial: bool = False,
     allow_untrained: bool = False,
 ) -> ExportReport:
     """Writes a model as a TFLite file that computes what the model computes.
 
-    The quantization is stripped: the file holds the quantized kernels. It is
-    run in the LiteRT interpreter on random inputs, and on representative ones
-    if given, and written only if it agrees with Keras. The model is left
-    alone; an old file at `path` is replaced at the very end.
+    The quantization is stripped: the file holds the quantized kernels, each in
+    the tightest form that the target has for its values; the report says which,
+    and why. The file is run on random inputs, and on representative ones if
+    given, and written only if it agrees with Keras (or, where activations are
+    int8, bit for bit with the same file unpacked). The model is left alone; an
+    old file at `path` is replaced at the very end.
+
+    | target | weights | activations | runs on |
+    |---|---|---|---|
+    | `"float"` | float32 | float32 | every runtime |
+    | `"fast"` | int8 codes, unfolded when loaded | float32 | every runtime |
+    | `"int4"`, `"int2"` | packed codes, where they fit | float32 | LiteRT |
+    | `"small"` | packed levels, 1.07 bits a weight and up | float32, or int8 \
+    with representative data | every runtime |
+    | `"int8"` | int8 | int8 | every runtime |
+    | `"mcu"` | lookup tables, 1 bit a weight and up | int8 | TensorFlow Lite for \
+    Microcontrollers |
 
     The batch size stays open, but for models with loops over time (LSTM, GRU
-    and SimpleRNN that are not unrolled), whose files take one example at a
-    time. A model of mixed or half precision becomes a float32 file.
+    and SimpleRNN that are not unrolled) and target `"mcu"`, whose files take one
+    example at a time. A model of mixed or half precision becomes a float32 file.
+    Files of int8 activations take and give int8 in place of floats, with the
+    scales and zero points that they state.
 
     Args:
         model: A built Keras model, from `keras_sq.quantize_model` or plain.
-        path: Of the file, ending in `.tflite`; its directory must exist.
-        target: `"float"`: float32 weights and builtin operations, for every
-            runtime.
-        representative_data: Inputs to compare on besides random ones, as the
-            model sees them in use: an array, or a list, tuple or dict by name
-            of arrays, with the examples on the first axis.
+        path: Of the file, ending in `.tflite`; its directory must exist. Target
+            `"mcu"` writes a `.h` and a `.cc` file beside it.
+        target: See the table.
+        representative_data: Inputs to compare on besides random ones, and to
+            measure the ranges of int8 activations on, as the model sees them in
+            use: an array, or a list, tuple or dict by name of arrays, with the
+            examples on the first axis. A few hundred will do.
+        max_decode_bytes: For target `"mcu"`: the largest part of a kernel, in
+            bytes, that is unfolded at a time. Larger layers are split. Found by
+            trying, if not given.
         allow_partial: Whether to export a model whose ratio is below 1, that
             is one that was trained only part of the way. The rest is
             quantized.
@@ -74,6 +95,7 @@ def export(
     chosen = targets.get(target)
     destination = files.destination(path)
     _check_model(model)
+    _check_options(chosen, target, representative_data, max_decode_bytes)
     quantized = bool(layers.quantized_layers(model))
     if quantized:
         _check_training(model, allow_partial, allow_untrained)
@@ -81,60 +103,69 @@ def export(
     examples = None
     if representative_data is not None:
         examples = inputs.representative_examples(signature, representative_data)
+    notes: tuple[str, ...] = ()
+    if chosen.micro and signature.batch != 1:
+        signature = signature.with_batch(1)
+        notes = ("takes one example at a time, as microcontrollers do",)
     with files.replacing(destination) as write:
         stripped = conversion.strip_quantization(model) if quantized else model
         plain = precision.in_float32(stripped)
-        request = targets.Request(
-            model=plain,
-            signature=signature,
-            codes=get_codes(model) if quantized else {},
-            examples=examples,
-        )
-        converted = chosen.make(request)
-        notes = list(converted.notes)
         # The model itself is the better witness: it also tells of a mistake
         # in stripping. But its float16 sums are no measure for float32 ones.
         reference = model
         if plain is not stripped:
             reference = plain
-            notes.append("computes in float32; the model does not")
+            notes += ("computes in float32; the model does not",)
         elif _computes_hybrid(model):
             reference = plain
-        comparison = verify.compare(converted, reference, examples, chosen.tolerance)
-        write(converted.content)
-    return ExportReport(
-        path=os.fspath(path),
-        target=target,
-        num_bytes=len(converted.content),
-        parameters=sum(int(np.prod(v.shape)) for v in plain.weights),
-        inputs=tuple(
-            TensorReport(entry.name, entry.shape, entry.dtype)
-            for entry in converted.signature.inputs
-        ),
-        outputs=tuple(TensorReport(*output) for output in comparison.outputs),
-        kernels=_kernel_reports(model, request, chosen),
-        largest_error=comparison.largest_error,
-        tolerance=chosen.tolerance,
-        random_examples=comparison.random_examples,
-        representative_examples=comparison.representative_examples,
-        runtime=comparison.runtime,
-        notes=tuple(notes),
-    )
+        request = targets.Request(
+            model=plain,
+            signature=signature,
+            codes=get_codes(model) if quantized else {},
+            examples=examples,
+            max_decode_bytes=max_decode_bytes,
+        )
+        made = chosen.make(request)
+        integer = chosen.integer(examples is not None)
+        tolerance = None if integer else verify.FLOAT_TOLERANCE
+        comparison = verify.compare(
+            made.converted,
+            reference,
+            examples,
+            tolerance=tolerance,
+            equals=made.equals,
+        )
+        report = ExportReport(
+            path=os.fspath(path),
+            target=target,
+            num_bytes=len(made.converted.content),
+            float_bytes=made.float_bytes,
+            parameters=sum(int(np.prod(v.shape)) for v in plain.weights),
+            inputs=comparison.inputs,
+            outputs=comparison.outputs,
+            kernels=made.kernels,
+            largest_error=comparison.largest_error,
+            mean_error=comparison.mean_error,
+            tolerance=tolerance,
+            bit_exact=comparison.bit_exact,
+            random_examples=comparison.random_examples,
+            representative_examples=comparison.representative_examples,
+            runtime=comparison.runtime,
+            runtimes=made.runtimes,
+            notes=(*made.converted.notes, *notes),
+        )
+        content = _with_metadata(made.converted.content, report)
+        verify.check_same(made.converted, content)
+        write(content)
+    return dataclasses.replace(report, num_bytes=len(content))
 
 
-def _kernel_reports(
-    model: Model, request: targets.Request, target: targets.Target
-) -> tuple[KernelReport, ...]:
-    reports = []
-    for path, layer in layers.quantized_layers(model):
-        levels = layer.quantization_settings.kernel_quantizer.num_levels
-        for name in layer.quantized_weights:
-            kernel = f"{path}/{name}"
-            weights = request.codes[kernel].codes.size
-            reports.append(
-                KernelReport(kernel, weights, levels, *target.stored_as(kernel))
-            )
-    return tuple(reports)
+def _with_metadata(content: bytes, report: ExportReport) -> bytes:
+    from keras_sq.export.flatbuffer import TFLiteFile
+
+    file = TFLiteFile(content)
+    file.set_metadata(METADATA_NAME, report.to_metadata())
+    return file.pack()
 
 
 # Checks.
@@ -174,6 +205,26 @@ def _check_model(model: Model) -> None:
                 f"Weight '{variable.path}' of model '{model.name}' holds NaN or "
                 "infinite values. Go back to the last good checkpoint."
             )
+
+
+def _check_options(
+    target: targets.Target,
+    name: str,
+    representative_data: Any,
+    max_decode_bytes: int | None,
+) -> None:
+    if target.needs_examples and representative_data is None:
+        raise ValueError(
+            f"Target '{name}' needs `representative_data`: inputs as the model sees "
+            "them in use (a few hundred), to measure the ranges of its activations."
+        )
+    if max_decode_bytes is not None:
+        if not target.micro:
+            raise ValueError(
+                "Argument `max_decode_bytes` is for target 'mcu' only. "
+                f"Received: max_decode_bytes={max_decode_bytes} (target '{name}')"
+            )
+        _checks.integer("max_decode_bytes", max_decode_bytes, minimum=1)
 
 
 def _check_training(model: Model, allow_partial: bool, allow_untrained: bool) -> None:

@@ -167,14 +167,14 @@ class TFLiteFile:
 
         Args:
             subgraph: The graph.
-            name: Of the tensor.
+            name: Of the tensor; `""` for none.
             shape: Of the tensor.
             type_name: Such as `"INT8"`.
             data: Bytes of a constant, as an array in the layout of the file.
             quantization: `QuantizationParametersT`, or `None`.
         """
         tensor = schema.TensorT()
-        tensor.name = name.encode()
+        tensor.name = name.encode() or None
         tensor.shape = np.asarray(shape, np.int32)
         tensor.hasRank = True
         tensor.type = TYPES[type_name]
@@ -296,7 +296,7 @@ class TFLiteFile:
         }
 
 
-class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+class _AlignedBuffer(schema.BufferT):
     """A constant that is stored at a multiple of `ALIGNMENT` bytes."""
 
     def __init__(self, data: Any) -> None:

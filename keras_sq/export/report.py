@@ -1,7 +1,12 @@
 """What `export` reports of a file: sizes, tensors, kernels, error."""
 
 import dataclasses
+import json
+import zlib
 from typing import Any
+
+METADATA_NAME = "keras_sq.report"
+"""The entry of a file's metadata that holds its report, as compressed JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,34 +17,53 @@ class TensorReport:
         name: In the file's signature.
         shape: With the batch first; `None` where the size is open.
         dtype: Of the tensor.
+        scale: Of int8: the number that a step of 1 stands for.
+        zero_point: Of int8: what stands for 0.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
-        return f"{self.name} ({sizes}) {self.dtype}"
+        text = f"{self.name} ({sizes}) {self.dtype}"
+        if self.scale is not None:
+            text += f" (scale {self.scale:.4g}, zero point {self.zero_point})"
+        return text
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelReport:
-    """A quantized kernel in the file.
+    """A weight tensor in the file.
 
     Attributes:
-        path: Path of its layer and name of the weight, by slashes.
+        path: Of a quantized kernel: path of its layer and name of the weight,
+            by slashes. Of another tensor: its layer, or its name in the file.
         weights: How many weights it has.
-        levels: How many different values a filter may hold.
+        levels: The most different values that a filter holds; `None` if they
+            are more than 255.
         stored_as: How the file holds it.
-        bits_per_weight: What it takes in the file.
+        num_bytes: What its constants take in the file, tables and scales
+            included.
+        quantized: Whether it is a quantized kernel of the model.
+        reason: Why it is stored like this.
     """
 
     path: str
     weights: int
-    levels: int
+    levels: int | None
     stored_as: str
-    bits_per_weight: float
+    num_bytes: int
+    quantized: bool
+    reason: str
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes in the file."""
+        return 8 * self.num_bytes / self.weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,86 +74,154 @@ class ExportReport:
         path: Of the file.
         target: Its kind, see `keras_sq.export`.
         num_bytes: Size of the file.
+        float_bytes: Size of the float32 file of the same model.
         parameters: Weights of the model, quantized and not.
         inputs: What the file takes.
         outputs: What it gives.
-        kernels: The quantized kernels.
+        kernels: The weight tensors: the quantized kernels, then the others.
         largest_error: Largest difference from the Keras model, relative to
             the largest absolute value of the output.
-        tolerance: What was allowed.
-        random_examples: How many random examples were compared.
+        mean_error: Square root of the mean square of the difference, relative
+            to that of the output.
+        tolerance: What was allowed of the largest error; `None` for int8
+            activations, where it depends on the model.
+        bit_exact: Whether the file was found to agree bit for bit with the
+            unpacked int8 file; `None` where there is no such file.
+        random_examples: How many random examples were run.
         representative_examples: How many of the user's were.
         runtime: The interpreter that ran the file.
+        runtimes: The oldest versions that run it.
+        arena_bytes: Memory that the file needs on a microcontroller; `None`
+            for other targets.
+        sources: C files written beside it.
         notes: What differs from what one might expect.
     """
 
     path: str
     target: str
     num_bytes: int
+    float_bytes: int
     parameters: int
     inputs: tuple[TensorReport, ...]
     outputs: tuple[TensorReport, ...]
     kernels: tuple[KernelReport, ...]
     largest_error: float
-    tolerance: float
+    mean_error: float
+    tolerance: float | None
+    bit_exact: bool | None
     random_examples: int
     representative_examples: int
     runtime: str
+    runtimes: tuple[str, ...]
+    arena_bytes: int | None = None
+    sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def quantized_weights(self) -> int:
         """How many weights are quantized."""
-        return sum(kernel.weights for kernel in self.kernels)
+        return sum(kernel.weights for kernel in self.kernels if kernel.quantized)
 
     @property
     def bits_per_weight(self) -> float | None:
         """Bits that a quantized weight takes in the file; `None` without any."""
         if not self.quantized_weights:
             return None
-        bits = sum(kernel.weights * kernel.bits_per_weight for kernel in self.kernels)
-        return bits / self.quantized_weights
+        size = sum(kernel.num_bytes for kernel in self.kernels if kernel.quantized)
+        return 8 * size / self.quantized_weights
+
+    @property
+    def file_bits_per_weight(self) -> float:
+        """Bits of the whole file over all weights of the model."""
+        return 8 * self.num_bytes / max(self.parameters, 1)
+
+    @property
+    def times_smaller(self) -> float:
+        """Size of the float32 file over that of this one."""
+        return self.float_bytes / self.num_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as a dict that JSON can hold."""
+        content = dataclasses.asdict(self)
+        for entry, kernel in zip(content["kernels"], self.kernels, strict=True):
+            entry["bits_per_weight"] = kernel.bits_per_weight
         return {
-            **dataclasses.asdict(self),
+            **content,
             "quantized_weights": self.quantized_weights,
             "bits_per_weight": self.bits_per_weight,
+            "file_bits_per_weight": self.file_bits_per_weight,
+            "times_smaller": self.times_smaller,
         }
 
+    def to_metadata(self) -> bytes:
+        """Returns what the file says of itself, see `METADATA_NAME`.
+
+        All but where the file is and how large: it does not contain itself.
+        """
+        content = self.to_dict()
+        left_out = ("path", "num_bytes", "sources", "times_smaller")
+        for key in (*left_out, "file_bits_per_weight"):
+            del content[key]
+        text = json.dumps(content, separators=(",", ":"))
+        return zlib.compress(text.encode(), 9)
+
     def __str__(self) -> str:
-        examples = f"{self.random_examples} random"
-        if self.representative_examples:
-            examples += f" and {self.representative_examples} representative"
         lines = [
-            f"{self.path}: {self.num_bytes:,} bytes, target '{self.target}'",
+            f"{self.path}: {self.num_bytes:,} bytes, target '{self.target}', "
+            f"{self.times_smaller:.1f} times smaller than float32",
             f"  takes    {'; '.join(map(str, self.inputs))}",
             f"  gives    {'; '.join(map(str, self.outputs))}",
-            f"  weights  {self.parameters:,}, of which {self.quantized_weights:,} "
-            "quantized",
-            f"  checked  {examples} examples with {self.runtime}: largest error "
-            f"{self.largest_error:.1e} (allowed {self.tolerance:.0e})",
+            f"  weights  {self._weights()}",
+            f"  checked  {self._checked()}",
+            f"  runs on  {', '.join(self.runtimes)}",
         ]
+        if self.arena_bytes is not None:
+            lines.append(f"  arena    {self.arena_bytes:,} bytes")
+        if self.sources:
+            lines.append(f"  sources  {', '.join(self.sources)}")
         lines += [f"  note     {note}" for note in self.notes]
         if self.kernels:
             lines += ["", *self._kernel_table()]
         return "\n".join(lines)
 
+    def _weights(self) -> str:
+        text = f"{self.parameters:,}, of which {self.quantized_weights:,} quantized"
+        if self.bits_per_weight is not None:
+            text += f", at {self.bits_per_weight:.2f} bits each"
+        return f"{text}; {self.file_bits_per_weight:.2f} over the whole file"
+
+    def _checked(self) -> str:
+        examples = f"{self.random_examples} random"
+        if self.representative_examples:
+            examples += f" and {self.representative_examples} representative"
+        text = f"{examples} examples with {self.runtime}: "
+        if self.bit_exact:
+            text += "bit for bit the int8 file; "
+        if self.tolerance is not None:
+            return (
+                f"{text}largest error {self.largest_error:.1e} "
+                f"(allowed {self.tolerance:.0e})"
+            )
+        return (
+            f"{text}against Keras, largest error {self.largest_error:.1e}, "
+            f"mean {self.mean_error:.1e}"
+        )
+
     def _kernel_table(self) -> list[str]:
-        rows = [("kernel", "weights", "levels", "stored as", "bits")]
+        rows = [("kernel", "weights", "levels", "stored as", "bits", "because")]
         rows += [
             (
                 kernel.path,
                 f"{kernel.weights:,}",
-                str(kernel.levels),
+                "many" if kernel.levels is None else str(kernel.levels),
                 kernel.stored_as,
                 f"{kernel.bits_per_weight:.2f}",
+                kernel.reason,
             )
             for kernel in self.kernels
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        left = (0, 3)  # The columns of words.
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        left = (0, 3, 5)  # The columns of words.
         return [
             "  "
             + "  ".join(

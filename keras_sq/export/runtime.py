@@ -24,11 +24,14 @@ class Runner:
 
     Args:
         content: The bytes of a `.tflite` file with one signature.
+        delegates: Whether XNNPACK may take over operations. On int8 it rounds
+            in another way than the interpreter's own kernels.
 
     Attributes:
         runtime: Name and version of the interpreter.
-        inputs: Names of the inputs.
+        inputs: Name -> dtype of the inputs.
         outputs: Name -> shape (`None` where open) and dtype of the outputs.
+        quantization: Name of an int8 input or output -> scale and zero point.
 
     Raises:
         ImportError: If there is no interpreter.
@@ -36,19 +39,27 @@ class Runner:
         ValueError: If the file cannot be loaded.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, delegates: bool = True) -> None:
         with quiet():
-            interpreter, self.runtime = _interpreter(content)
+            interpreter, self.runtime = _interpreter(content, delegates)
             (signature,) = interpreter.get_signature_list()
             self._run = interpreter.get_signature_runner(signature)
-        details = self._run.get_input_details()
-        self.inputs: tuple[str, ...] = tuple(details)
+        inputs = self._run.get_input_details()
+        outputs = self._run.get_output_details()
+        self.inputs: dict[str, str] = {
+            name: np.dtype(detail["dtype"]).name for name, detail in inputs.items()
+        }
+        self.quantization: dict[str, tuple[float, int]] = {
+            name: (float(detail["quantization"][0]), int(detail["quantization"][1]))
+            for name, detail in [*inputs.items(), *outputs.items()]
+            if np.dtype(detail["dtype"]) == np.int8 and detail["quantization"][0]
+        }
         self.outputs = {
             name: (
                 tuple(None if n < 0 else int(n) for n in detail["shape_signature"]),
                 np.dtype(detail["dtype"]).name,
             )
-            for name, detail in self._run.get_output_details().items()
+            for name, detail in outputs.items()
         }
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -57,19 +68,40 @@ class Runner:
             # Copies: the interpreter hands out views into its memory.
             return {k: np.array(v) for k, v in self._run(**inputs).items()}
 
+    def quantized(self, name: str, values: Array) -> Array:
+        """Returns float values as the int8 input takes them; others unchanged."""
+        if name not in self.quantization or values.dtype.kind != "f":
+            return values
+        scale, zero_point = self.quantization[name]
+        rounded = np.rint(values / np.float32(scale)) + zero_point
+        found: Array = np.clip(rounded, -128, 127).astype(np.int8)
+        return found
 
-def _interpreter(content: bytes) -> tuple[Any, str]:
+    def dequantized(self, name: str, values: Array) -> Array:
+        """Returns what an int8 output stands for; others unchanged."""
+        if name not in self.quantization or values.dtype != np.int8:
+            return values
+        scale, zero_point = self.quantization[name]
+        found: Array = (values.astype(np.float32) - zero_point) * np.float32(scale)
+        return found
+
+
+def _interpreter(content: bytes, delegates: bool) -> tuple[Any, str]:
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         name = f"LiteRT {metadata.version('ai-edge-litert')}"
-        return Interpreter(model_content=content), name
+        return Interpreter(
+            model_content=content,
+            experimental_op_resolver_type=_resolver(OpResolverType, delegates),
+        ), name
     except ImportError:
         pass
     import tensorflow as tf
 
     try:
         interpreter_class = tf.lite.Interpreter
+        resolver_types = tf.lite.experimental.OpResolverType
     except AttributeError as error:
         raise ImportError(
             "This TensorFlow has no interpreter to check the exported file with. "
@@ -78,8 +110,17 @@ def _interpreter(content: bytes) -> tuple[Any, str]:
     with warnings.catch_warnings():
         # It asks to use LiteRT instead, which is not installed here.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter")
-        interpreter = interpreter_class(model_content=content)
+        interpreter = interpreter_class(
+            model_content=content,
+            experimental_op_resolver_type=_resolver(resolver_types, delegates),
+        )
     return interpreter, f"TensorFlow Lite {tf.__version__}"
+
+
+def _resolver(types: Any, delegates: bool) -> Any:
+    if delegates:
+        return types.AUTO
+    return types.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 
 
 @contextlib.contextmanager

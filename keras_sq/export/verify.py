@@ -1,7 +1,7 @@
 """The check that every exported file passes: it is run, and compared."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from keras_sq.export.convert import Converted, output_names
 from keras_sq.export.errors import ExportError
 from keras_sq.export.inputs import Array, InputSignature
+from keras_sq.export.report import TensorReport
 from keras_sq.export.runtime import Runner
 from keras_sq.types import Model
 
@@ -19,6 +20,16 @@ MAX_EXAMPLES = 256
 """Representative examples to compare on; evenly spaced ones of more."""
 
 
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference of a float file from Keras, see `Comparison`."""
+
+MAX_MEAN_ERROR = 0.5
+"""Mean difference of an int8 file from Keras beyond which it is refused.
+
+Rounding stays far below; ranges measured on data of another kind do not.
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """How a file that passed compares with the model.
@@ -26,68 +37,185 @@ class Comparison:
     Attributes:
         largest_error: The largest difference of an output value, relative to
             the largest absolute value of that output in its batch.
+        mean_error: Square root of the mean square of the difference, over that
+            of the output; of the output where it is largest.
+        bit_exact: Whether the file agreed with another bit for bit; `None` if
+            there was none to agree with.
         random_examples: How many random examples were compared.
         representative_examples: How many of the user's were.
         runtime: Name and version of the interpreter.
-        outputs: Name, shape and dtype of the file's outputs.
+        inputs: What the file takes.
+        outputs: What it gives.
     """
 
     largest_error: float
+    mean_error: float
+    bit_exact: bool | None
     random_examples: int
     representative_examples: int
     runtime: str
-    outputs: tuple[tuple[str, tuple[int | None, ...], str], ...]
+    inputs: tuple[TensorReport, ...]
+    outputs: tuple[TensorReport, ...]
 
 
 def compare(
     converted: Converted,
     reference: Model,
     examples: Sequence[Array] | None,
-    tolerance: float,
+    *,
+    tolerance: float | None = FLOAT_TOLERANCE,
+    equals: bytes | None = None,
+    load: Callable[[bytes, bool], Runner] = Runner,
     seed: int = 0,
 ) -> Comparison:
     """Runs a file on random and representative inputs; compares with Keras.
+
+    A float file must agree with Keras on both. A file of int8 activations is
+    compared with Keras on representative inputs, which are what its ranges are
+    for, and must agree in the mean.
 
     Args:
         converted: The file.
         reference: The model that it should compute.
         examples: Representative examples, one array an input.
-        tolerance: Largest relative difference allowed, see `Comparison`.
+        tolerance: Largest relative difference from Keras allowed of a float
+            file; `None` for one of int8 activations.
+        equals: A file with which all outputs must agree bit for bit.
+        load: `load(content, delegates)` makes the interpreter.
         seed: Of the random inputs.
 
     Raises:
         ExportError: If the file cannot be run or computes something else.
     """
+    runner = _loaded(converted.content, load, True)
+    pair = None
+    if equals is not None:
+        # The kernels of XNNPACK round int8 in another way, and do not take all
+        # of an unfolded file.
+        pair = [_loaded(entry, load, False) for entry in (converted.content, equals)]
+    errors: dict[str, _Errors] = {}
+    counts = {"random": 0, "representative": 0}
+    for kind, batch in _batches(converted.signature, examples, seed):
+        actual = _file_outputs(runner, converted.signature, batch)
+        if pair is not None:
+            first, second = (
+                _file_outputs(entry, converted.signature, batch) for entry in pair
+            )
+            _check_equal(first, second, kind)
+        if tolerance is not None or kind == "representative":
+            expected = _keras_outputs(reference, converted.signature, batch)
+            for name, value in expected.items():
+                if name not in actual:
+                    raise _refusal(f"it has no output '{name}'")
+                found = runner.dequantized(name, actual[name])
+                difference = relative_error(found, value)
+                if tolerance is not None and not difference <= tolerance:
+                    raise _refusal(
+                        f"on {kind} inputs, output '{name}' differs by "
+                        f"{difference:.2g} of its largest value (allowed: "
+                        f"{tolerance:.0e})"
+                    )
+                errors.setdefault(name, _Errors()).add(difference, found, value)
+        counts[kind] += len(batch[0])
+    mean = max((entry.mean for entry in errors.values()), default=0.0)
+    if tolerance is None and not mean <= MAX_MEAN_ERROR:
+        raise _refusal(
+            f"on representative inputs, its outputs differ by {mean:.2g} of their "
+            "size in the mean. Is `representative_data` prepared like the training "
+            "data?"
+        )
+    return Comparison(
+        largest_error=max((entry.largest for entry in errors.values()), default=0.0),
+        mean_error=mean,
+        bit_exact=None if equals is None else True,
+        random_examples=counts["random"],
+        representative_examples=counts["representative"],
+        runtime=runner.runtime,
+        inputs=tuple(
+            _tensor(runner, entry.name, entry.shape, runner.inputs[entry.name])
+            for entry in converted.signature.inputs
+        ),
+        outputs=tuple(
+            _tensor(runner, name, *runner.outputs[name])
+            for name in sorted(runner.outputs)
+        ),
+    )
+
+
+def _tensor(
+    runner: Runner, name: str, shape: tuple[int | None, ...], dtype: str
+) -> TensorReport:
+    return TensorReport(name, shape, dtype, *runner.quantization.get(name, ()))
+
+
+def check_same(
+    converted: Converted,
+    content: bytes,
+    load: Callable[[bytes, bool], Runner] = Runner,
+    seed: int = 0,
+) -> None:
+    """Runs a file that was only given other metadata on a batch, once more.
+
+    Raises:
+        ExportError: If the outputs are not those of the file that was checked.
+    """
+    kind, batch = next(_batches(converted.signature, None, seed))
+    first, second = (
+        _file_outputs(_loaded(entry, load, True), converted.signature, batch)
+        for entry in (converted.content, content)
+    )
+    _check_equal(first, second, kind)
+
+
+class _Errors:
+    """Errors of one output over all batches."""
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._of_difference = 0.0
+        self._of_value = 0.0
+
+    def add(self, largest: float, actual: Array, expected: Array) -> None:
+        self.largest = max(self.largest, largest)
+        if largest == float("inf"):
+            self._of_difference = float("inf")
+        elif actual.dtype.kind == "f":
+            finite = np.isfinite(expected)
+            value = expected[finite].astype("f8")
+            self._of_difference += float(np.sum((actual[finite] - value) ** 2))
+            self._of_value += float(np.sum(value**2))
+
+    @property
+    def mean(self) -> float:
+        if not self._of_difference:
+            return 0.0
+        if not self._of_value:
+            return float("inf")
+        return float(np.sqrt(self._of_difference / self._of_value))
+
+
+def _loaded(
+    content: bytes, load: Callable[[bytes, bool], Runner], delegates: bool
+) -> Runner:
     try:
-        runner = Runner(converted.content)
+        return load(content, delegates)
     except (RuntimeError, ValueError) as error:
+        if isinstance(error, ExportError):
+            raise
         raise ExportError(
             f"The file that was made cannot be loaded ({_first_line(error)}). No "
             "file was written."
         ) from error
-    worst = 0.0
-    counts = {"random": 0, "representative": 0}
-    for kind, batch in _batches(converted.signature, examples, seed):
-        expected = _keras_outputs(reference, converted.signature, batch)
-        actual = _file_outputs(runner, converted.signature, batch)
-        for name, value in expected.items():
-            if name not in actual:
-                raise _refusal(f"it has no output '{name}'")
-            difference = relative_error(actual[name], value)
-            if not difference <= tolerance:
-                raise _refusal(
-                    f"on {kind} inputs, output '{name}' differs by "
-                    f"{difference:.2g} of its largest value (allowed: {tolerance:.0e})"
-                )
-            worst = max(worst, difference)
-        counts[kind] += len(batch[0])
-    return Comparison(
-        worst,
-        counts["random"],
-        counts["representative"],
-        runner.runtime,
-        tuple((name, *runner.outputs[name]) for name in sorted(runner.outputs)),
-    )
+
+
+def _check_equal(first: dict[str, Array], second: dict[str, Array], kind: str) -> None:
+    for name, value in second.items():
+        if name not in first or not np.array_equal(
+            first[name], value, equal_nan=value.dtype.kind == "f"
+        ):
+            raise _refusal(
+                f"on {kind} inputs, output '{name}' is not that of the unpacked file"
+            )
 
 
 def relative_error(actual: Array, expected: Array) -> float:
@@ -144,8 +272,12 @@ def _file_outputs(
     names = [entry.name for entry in signature.inputs]
     if set(runner.inputs) != set(names):
         raise _refusal(f"it takes {sorted(runner.inputs)}, not {sorted(names)}")
+    inputs = {
+        name: runner.quantized(name, values)
+        for name, values in zip(names, batch, strict=True)
+    }
     try:
-        return runner(dict(zip(names, batch, strict=True)))
+        return runner(inputs)
     except (RuntimeError, ValueError) as error:
         raise _refusal(
             f"it cannot be run on a batch of {len(batch[0])} ({_first_line(error)})"

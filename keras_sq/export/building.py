@@ -1,0 +1,147 @@
+"""Makes the file of each target: converts, then puts the weights into their form."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from keras_sq.export import choice, convert, errors, integer
+from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
+from keras_sq.export.report import KernelReport
+from keras_sq.export.targets import Made, Request
+from keras_sq.export.weights import WeightTensor, weight_tensors, with_kernels
+from keras_sq.kernel_codes import KernelCodes
+from keras_sq.types import Model
+
+EVERY_RUNTIME = ("tflite-runtime >= 2.14", "LiteRT >= 1.0.1", "TensorFlow >= 2.14")
+"""The oldest versions that files were tried on."""
+
+INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.17")
+INT2_RUNTIMES = ("LiteRT >= 2.1", "TensorFlow >= 2.21")
+
+
+def float_weights(request: Request, allowed: Sequence[str]) -> Made:
+    """Makes a file of float operations, with the weights in the forms allowed."""
+    converted = convert.float_file(request.model, request.signature)
+    file = TFLiteFile(converted.content)
+    weights = _named(request, file)
+    kernels = choice.store_float_weights(file, weights, allowed)
+    stored = {kernel.stored_as for kernel in kernels}
+    runtimes: tuple[str, ...] = EVERY_RUNTIME
+    if "INT4 codes" in stored:
+        runtimes = INT4_RUNTIMES
+    if "INT2 codes" in stored:
+        runtimes = INT2_RUNTIMES
+    content = file.pack() if allowed else converted.content
+    return Made(
+        converted=convert.Converted(content, converted.signature, converted.notes),
+        kernels=_with_missing(kernels, request.codes),
+        float_bytes=len(converted.content),
+        runtimes=runtimes,
+    )
+
+
+def integers(request: Request) -> Made:
+    """Makes a file of int8 weights and activations."""
+    converted, float_bytes = _integer_file(request)
+    file = TFLiteFile(converted.content)
+    kernels = [
+        choice.kept(weight, *choice.integer_levels(file, weight))
+        for weight in _named(request, file)
+    ]
+    return Made(
+        converted=converted,
+        kernels=_with_missing(kernels, request.codes),
+        float_bytes=float_bytes,
+        runtimes=EVERY_RUNTIME,
+    )
+
+
+def packed_integers(request: Request) -> Made:
+    """Makes a file of packed weights and int8 activations."""
+    converted, float_bytes = _integer_file(request)
+    file = TFLiteFile(converted.content)
+    kernels = choice.store_int8_weights(file, _named(request, file))
+    return Made(
+        converted=convert.Converted(file.pack(), converted.signature, converted.notes),
+        kernels=_with_missing(kernels, request.codes),
+        float_bytes=float_bytes,
+        runtimes=EVERY_RUNTIME,
+        equals=converted.content,
+    )
+
+
+def _integer_file(request: Request) -> tuple[convert.Converted, int]:
+    """Returns the int8 file of a model, and the size of its float file."""
+    assert request.examples is not None  # Checked by `export`.
+    plain = convert.float_file(request.model, request.signature)
+    _check_loops(TFLiteFile(plain.content), request.model)
+    converted = integer.int8_file(request.model, request.signature, request.examples)
+    left = float_operators(TFLiteFile(converted.content))
+    notes = converted.notes
+    if left:
+        notes += (f"computed in float, for want of int8 forms: {', '.join(left)}",)
+    converted = convert.Converted(converted.content, converted.signature, notes)
+    return converted, len(plain.content)
+
+
+def float_operators(file: TFLiteFile) -> list[str]:
+    """Returns the names of operators that compute floats in an int8 file."""
+    found = set()
+    for subgraph in file.subgraphs:
+        for operator in subgraph.operators:
+            types = [subgraph.tensors[i].type for i in indices(operator.outputs)]
+            if TYPES["FLOAT32"] in types:
+                found.add(file.operator_name(operator))
+    return sorted(found - {"DEQUANTIZE"})
+
+
+def _check_loops(file: TFLiteFile, model: Model) -> None:
+    """Refuses loops over time, at which TensorFlow's quantization crashes."""
+    if len(file.subgraphs) > 1:
+        names = errors.looping_layers(model)
+        of = f" (of layer {names})" if names else ""
+        raise errors.ExportError(
+            f"Model '{model.name}' has loops over time{of}, which have no int8 form. "
+            "Build the layer with `unroll=True`, or choose target 'small' without "
+            "`representative_data`, or 'fast'."
+        )
+
+
+def _named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
+    weights = with_kernels(file, weight_tensors(file), request.codes)
+    return [_with_layer_name(weight, request.model) for weight in weights]
+
+
+def _with_layer_name(weight: WeightTensor, model: Model) -> WeightTensor:
+    if weight.kernel is not None:
+        return weight
+    layer = errors.layer_of(weight.name, model)
+    return dataclasses.replace(weight, name=layer or weight.name)
+
+
+def _with_missing(
+    kernels: Sequence[KernelReport], codes: Mapping[str, KernelCodes]
+) -> tuple[KernelReport, ...]:
+    """Returns the reports in the model's order, and of kernels not found."""
+    order = list(codes)
+    found = {kernel.path for kernel in kernels}
+    missing = [
+        KernelReport(
+            path=path,
+            weights=codes[path].codes.size,
+            levels=None,
+            stored_as="float32",
+            num_bytes=4 * codes[path].codes.size,
+            quantized=True,
+            reason="not found in the file as one constant",
+        )
+        for path in order
+        if path not in found
+    ]
+    return tuple(
+        sorted(
+            [*kernels, *missing],
+            key=lambda kernel: (
+                order.index(kernel.path) if kernel.path in codes else len(order)
+            ),
+        )
+    )
