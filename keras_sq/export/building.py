@@ -22,6 +22,7 @@ def float_weights(request: Request, allowed: Sequence[str]) -> Made:
     """Makes a file of float operations, with the weights in the forms allowed."""
     converted = convert.float_file(request.model, request.signature)
     file = TFLiteFile(converted.content)
+    file.share_constants()
     weights = _named(request, file)
     kernels = choice.store_float_weights(file, weights, allowed)
     stored = {kernel.stored_as for kernel in kernels}
@@ -30,9 +31,8 @@ def float_weights(request: Request, allowed: Sequence[str]) -> Made:
         runtimes = INT4_RUNTIMES
     if "INT2 codes" in stored:
         runtimes = INT2_RUNTIMES
-    content = file.pack() if allowed else converted.content
     return Made(
-        converted=convert.Converted(content, converted.signature, converted.notes),
+        converted=convert.Converted(file.pack(), converted.signature, converted.notes),
         kernels=_with_missing(kernels, request.codes),
         float_bytes=len(converted.content),
         runtimes=runtimes,
@@ -59,6 +59,7 @@ def packed_integers(request: Request) -> Made:
     """Makes a file of packed weights and int8 activations."""
     converted, float_bytes = _integer_file(request)
     file = TFLiteFile(converted.content)
+    file.share_constants()
     kernels = choice.store_int8_weights(file, _named(request, file))
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),

@@ -150,9 +150,9 @@ def _float_plan(file: TFLiteFile, weight: WeightTensor, allowed: Sequence[str]) 
                 options.append(Option(form, size, size + forms.DEQUANTIZE_BYTES))
     reason = ""
     if not options:
-        reason = "no form of this target holds its levels"
-        if codes is None and GATHERED not in allowed:
-            reason = "its levels are not multiples of one number; see target 'small'"
+        reason = f"{levels.num_levels} values a filter"
+        if levels.num_levels <= packing.MAX_LEVELS and codes is None:
+            reason += ", not multiples of one number: only target 'small' holds them"
     elif GATHERED in allowed and weight.axis != 0:
         reason = "filters are not on the first axis, as packing needs"
     elif GATHERED in allowed and levels.num_levels > packing.MAX_LEVELS:

@@ -15,6 +15,10 @@ from keras_sq.kernel_codes import get_codes
 from keras_sq.types import Model
 
 
+COARSE_ERROR = 0.1
+"""Mean difference of int8 outputs from Keras that is worth a note."""
+
+
 def export(
     model: Model,
     path: str | os.PathLike[str],
@@ -152,12 +156,27 @@ def export(
             representative_examples=comparison.representative_examples,
             runtime=comparison.runtime,
             runtimes=made.runtimes,
-            notes=(*made.converted.notes, *notes),
+            notes=(*made.converted.notes, *notes, *_coarse(comparison)),
         )
         content = _with_metadata(made.converted.content, report)
         verify.check_same(made.converted, content)
         write(content)
     return dataclasses.replace(report, num_bytes=len(content))
+
+
+def _coarse(comparison: verify.Comparison) -> tuple[str, ...]:
+    """Returns a note where int8 outputs are far from Keras's."""
+    if comparison.mean_error <= COARSE_ERROR:
+        return ()
+    steps = [
+        f"{output.name}: {output.scale:.3g}"
+        for output in comparison.outputs
+        if output.scale is not None
+    ]
+    return (
+        f"outputs differ from Keras's by {comparison.mean_error:.2g} of their size in "
+        f"the mean; the steps of int8 are {', '.join(steps)}",
+    )
 
 
 def _with_metadata(content: bytes, report: ExportReport) -> bytes:

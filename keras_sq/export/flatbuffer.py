@@ -242,13 +242,38 @@ class TFLiteFile:
                 return None if data is None else bytes(np.asarray(data, np.uint8))
         return None
 
+    def share_constants(self) -> None:
+        """Makes operators of a graph that read equal constants read one tensor.
+
+        The converter gives every use of a shared layer a tensor of its own, with
+        one buffer: each would be unfolded for itself.
+        """
+        self.share_buffers()
+        for subgraph in self.model.subgraphs:
+            first: dict[Any, int] = {}
+            same: dict[int, int] = {}
+            for index, tensor in enumerate(subgraph.tensors):
+                if self.data(tensor) is not None:
+                    key = (
+                        tensor.buffer,
+                        tensor.type,
+                        shape_of(tensor),
+                        _quantization_key(tensor.quantization),
+                    )
+                    same[index] = first.setdefault(key, index)
+            for operator in subgraph.operators:
+                operator.inputs = np.asarray(
+                    [same.get(index, index) for index in indices(operator.inputs)],
+                    np.int32,
+                )
+
     def pack(self) -> bytes:
         """Returns the bytes of a file with all changes.
 
         Constants start at multiples of `ALIGNMENT` bytes, equal ones are
         stored once, and those that nothing refers to are left out.
         """
-        self._share_buffers()
+        self.share_buffers()
         builder = flatbuffers.Builder(1024)
         buffers = self.model.buffers
         self.model.buffers = [_AlignedBuffer(buffer.data) for buffer in buffers]
@@ -258,7 +283,7 @@ class TFLiteFile:
             self.model.buffers = buffers
         return bytes(builder.Output())
 
-    def _share_buffers(self) -> None:
+    def share_buffers(self) -> None:
         """Merges equal buffers and drops unused ones."""
         old = self.model.buffers
         kept = [old[0]]  # The first one is empty, and stands for no data.
@@ -316,6 +341,16 @@ class _AlignedBuffer(schema.BufferT):
         if offset is not None:
             schema.BufferAddData(builder, offset)
         return schema.BufferEnd(builder)
+
+
+def _quantization_key(quantization: Any) -> Any:
+    if quantization is None or quantization.scale is None:
+        return None
+    return (
+        np.asarray(quantization.scale).tobytes(),
+        np.asarray(quantization.zeroPoint).tobytes(),
+        quantization.quantizedDimension,
+    )
 
 
 def indices(values: Any) -> list[int]:

@@ -107,13 +107,10 @@ def _interpreter(content: bytes, delegates: bool) -> tuple[Any, str]:
             "This TensorFlow has no interpreter to check the exported file with. "
             "Install LiteRT: `pip install ai-edge-litert`."
         ) from error
-    with warnings.catch_warnings():
-        # It asks to use LiteRT instead, which is not installed here.
-        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter")
-        interpreter = interpreter_class(
-            model_content=content,
-            experimental_op_resolver_type=_resolver(resolver_types, delegates),
-        )
+    interpreter = interpreter_class(
+        model_content=content,
+        experimental_op_resolver_type=_resolver(resolver_types, delegates),
+    )
     return interpreter, f"TensorFlow Lite {tf.__version__}"
 
 
@@ -135,7 +132,12 @@ def quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with _no_native_output():
+        with _no_native_output(), warnings.catch_warnings():
+            # It asks to use LiteRT instead: not installed here, or the converter
+            # itself uses it, to measure ranges.
+            warnings.filterwarnings(
+                "ignore", message=r"\s*Warning: tf.lite.Interpreter"
+            )
             yield
     finally:
         logger.setLevel(level)
