@@ -38,6 +38,7 @@ from keras_sq import (
 from keras_sq.export import export
 from keras_sq.training_config import (
     PHASES,
+    TARGETS,
     RunFolder,
     TrainConfig,
     claim_folder,
@@ -90,6 +91,13 @@ def define_flags(values: flags.FlagValues) -> None:
         **own,
     )
     flags.DEFINE_list("skip", [], "Layers that stay float: names, patterns.", **own)
+    flags.DEFINE_enum(
+        "target",
+        default["target"],
+        list(TARGETS),
+        "Kind of the quantized networks' TFLite files, see keras_sq.export.",
+        **own,
+    )
     flags.DEFINE_integer(
         "epochs", default["epochs"], "Epochs of each quantized network.", **own
     )
@@ -282,12 +290,11 @@ def _export_and_test(
         model = keras.models.load_model(folder.model(phase), compile=False)
         if phase == "float":
             parameters = model.count_params()
-        export(model, folder.tflite(phase))
+        target = "float" if phase == "float" else config.target
+        exported = export(model, folder.tflite(phase), target=target)
         _compile(model, config, steps=1)
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
-        reports[phase] = training_report.network_report(
-            model, parameters, folder.tflite(phase), logs
-        )
+        reports[phase] = training_report.network_report(exported, parameters, logs)
     return reports
 
 

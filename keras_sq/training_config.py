@@ -24,6 +24,10 @@ SHORT_RAMP = 0.3
 AUGMENTED = ("cifar10", "cifar100")
 """Data sets whose images may be mirrored and shifted without a flag."""
 
+TARGETS = ("float", "fast", "int4", "int2", "small")
+"""Targets of `keras_sq.export` whose files compute what Keras does, to rounding:
+the accuracy in the table is the file's too. Int8 activations change it."""
+
 _DESCRIPTION = "config.json"
 _STATE = "state"
 _OUTPUTS = (
@@ -48,6 +52,7 @@ class TrainConfig:
         quantizer: A name that `keras_sq.quantizers.get` knows.
         schedule: `"short"`, or a name that `keras_sq.schedules.get` knows.
         skip: Names or patterns of the layers that stay float.
+        target: Kind of the quantized networks' files: one of `TARGETS`.
         epochs: Of the direct and of the SQ network, each.
         float_epochs: Of the float network they start from.
         batch_size: Examples a step.
@@ -75,6 +80,7 @@ class TrainConfig:
     quantizer: str = "ternary"
     schedule: str = "short"
     skip: tuple[str, ...] = ()
+    target: str = "small"
     epochs: int = 20
     float_epochs: int = 20
     batch_size: int = 64
@@ -102,6 +108,7 @@ class TrainConfig:
             _checks.integer("limit", self.limit, minimum=1)
         if self.model is not None:
             _checks.one_of("model", self.model, models.NAMES)
+        _checks.one_of("target", self.target, TARGETS)
         quantizers.get(self.quantizer)
         self.make_schedule()
         if self.resume and self.overwrite:

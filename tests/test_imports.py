@@ -24,7 +24,7 @@ ROWS = [
     {"models", "datasets"},
     {"training_config", "training_callbacks", "training_report"},
     {"plots"},  # Of what `training_report` reads.
-    {"train"},
+    {"train", "inspect"},
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 
@@ -129,6 +129,7 @@ before = set(sys.modules)
 import keras_sq
 heavy = {"tensorflow_datasets", "matplotlib", "ai_edge_litert", "sklearn"}
 heavy |= {f"keras_sq.{x}" for x in ("train", "datasets", "models", "plots")}
+heavy |= {f"keras_sq.{x}" for x in ("inspect", "export.flatbuffer")}
 print(sorted(heavy & (set(sys.modules) - before)))
 """
     result = subprocess.run(

@@ -94,7 +94,7 @@ def test_run_writes_files_and_table(finished):
         "quantized with SQ",
     ]
     assert lines[0].split() == (
-        "network test accuracy TFLite file gzipped bits a weight packed*".split()
+        "network test accuracy TFLite file as float32 smaller bits a weight".split()
     )
     # The history: one row an epoch and run, with the ratio.
     rows = training_report.read_history(folder / "history.csv")
@@ -117,17 +117,19 @@ def test_run_writes_files_and_table(finished):
         report = reports[phase]
         assert results["networks"][phase] == dataclasses.asdict(report)
         size = (folder / f"{phase}.tflite").stat().st_size
-        assert report.tflite_bytes == size > 4 * kernels
+        assert report.tflite_bytes == size
+        assert report.float_tflite_bytes > 4 * kernels
         assert report.parameters == kernels + rest
     assert reports["float"].quantized_weights == 0
     assert reports["float"].bits_per_weight == 32
-    assert reports["float"].packed_bytes == 4 * (kernels + rest)
+    assert reports["float"].target == "float"
     for phase in ("direct", "sq"):
         assert reports[phase].quantized_weights == kernels
-        assert reports[phase].bits_per_weight == 2
-        assert reports[phase].packed_bytes == kernels // 4 + 4 * (filters + rest)
-        # Three values a filter: gzip finds that, though the file is float.
-        assert reports[phase].tflite_gzip_bytes < reports["float"].tflite_gzip_bytes / 3
+        # Nine ternary weights in 16 bits, and three float32 levels a filter.
+        bits = 16 / 9 + 3 * 32 * filters / kernels
+        assert reports[phase].bits_per_weight == pytest.approx(bits, rel=1e-3)
+        assert reports[phase].target == "small"
+        assert reports[phase].tflite_bytes < reports[phase].float_tflite_bytes / 8
 
 
 def test_quantized_networks_start_from_the_float_one(own):

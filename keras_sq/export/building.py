@@ -3,7 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from keras_sq.export import choice, convert, errors, integer
+from keras_sq.export import (
+    choice,
+    convert,
+    errors,
+    integer,
+    micro,
+    micro_runtime,
+    micro_signature,
+)
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.report import KernelReport
 from keras_sq.export.targets import Made, Request
@@ -14,8 +22,10 @@ from keras_sq.types import Model
 EVERY_RUNTIME = ("tflite-runtime >= 2.14", "LiteRT >= 1.0.1", "TensorFlow >= 2.14")
 """The oldest versions that files were tried on."""
 
-INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.17")
+INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.18")
 INT2_RUNTIMES = ("LiteRT >= 2.1", "TensorFlow >= 2.21")
+MICRO_DATE = "October 2025"
+"""Since when the library for microcontrollers has the operator of lookup tables."""
 
 
 def float_weights(request: Request, allowed: Sequence[str]) -> Made:
@@ -70,11 +80,61 @@ def packed_integers(request: Request) -> Made:
     )
 
 
+def microcontroller(request: Request) -> Made:
+    """Makes a file of int8 activations and lookup tables, for microcontrollers."""
+    # Before the conversion, which takes longest.
+    micro_runtime.require()
+    converted, float_bytes = _integer_file(request)
+    packed = micro.compress(converted.content, request.max_decode_bytes)
+    file = TFLiteFile(converted.content)
+    named = {weight.name: weight for weight in _matched(request, file)}
+    kernels = [
+        _micro_kernel(file, kernel, named[kernel.name], request.model)
+        for kernel in packed.kernels
+        if kernel.name in named
+    ]
+    return Made(
+        converted=convert.Converted(
+            micro_signature.with_signature(packed.content, converted.content),
+            converted.signature,
+            converted.notes,
+        ),
+        kernels=_with_missing(kernels, request.codes),
+        float_bytes=float_bytes,
+        runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
+        equals=converted.content,
+        arena_bytes=packed.arena_bytes,
+        int8_arena_bytes=packed.int8_arena_bytes,
+    )
+
+
+def _micro_kernel(
+    file: TFLiteFile, kernel: micro.MicroKernel, weight: WeightTensor, model: Model
+) -> KernelReport:
+    weight = _with_layer_name(weight, model)
+    levels, grid = choice.integer_levels(file, weight)
+    if kernel.bits is None:
+        return choice.kept(weight, levels, f"{grid}; {kernel.reason}")
+    parts = f"; in {kernel.parts} parts" if kernel.parts > 1 else ""
+    return KernelReport(
+        path=weight.kernel or weight.name,
+        weights=weight.size,
+        levels=None if levels is None else levels.num_levels,
+        stored_as=f"{kernel.bits}-bit table",
+        num_bytes=kernel.num_bytes,
+        quantized=weight.kernel is not None,
+        reason=grid + parts,
+    )
+
+
 def _integer_file(request: Request) -> tuple[convert.Converted, int]:
     """Returns the int8 file of a model, and the size of its float file."""
     assert request.examples is not None  # Checked by `export`.
     plain = convert.float_file(request.model, request.signature)
     _check_loops(TFLiteFile(plain.content), request.model)
+    integer.check_ranges(
+        plain.content, request.model, plain.signature, request.examples
+    )
     converted = integer.int8_file(request.model, request.signature, request.examples)
     left = float_operators(TFLiteFile(converted.content))
     notes = converted.notes
@@ -108,8 +168,12 @@ def _check_loops(file: TFLiteFile, model: Model) -> None:
 
 
 def _named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
-    weights = with_kernels(file, weight_tensors(file), request.codes)
-    return [_with_layer_name(weight, request.model) for weight in weights]
+    found = _matched(request, file)
+    return [_with_layer_name(weight, request.model) for weight in found]
+
+
+def _matched(request: Request, file: TFLiteFile) -> list[WeightTensor]:
+    return with_kernels(file, weight_tensors(file), request.codes)
 
 
 def _with_layer_name(weight: WeightTensor, model: Model) -> WeightTensor:

@@ -1,7 +1,10 @@
 """`keras_sq.export`: checks, then strip, convert, compare, write."""
 
+import contextlib
 import dataclasses
 import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +14,9 @@ from keras_sq import _checks, conversion, layers, masks
 from keras_sq import _keras_internals as internals
 from keras_sq.export import files, inputs, precision, targets, verify
 from keras_sq.export.report import METADATA_NAME, ExportReport
+from keras_sq.export.runtime import FileRunner, Runner
 from keras_sq.kernel_codes import get_codes
 from keras_sq.types import Model
-
 
 COARSE_ERROR = 0.1
 """Mean difference of int8 outputs from Keras that is worth a note."""
@@ -108,10 +111,15 @@ def export(
     if representative_data is not None:
         examples = inputs.representative_examples(signature, representative_data)
     notes: tuple[str, ...] = ()
-    if chosen.micro and signature.batch != 1:
-        signature = signature.with_batch(1)
-        notes = ("takes one example at a time, as microcontrollers do",)
-    with files.replacing(destination) as write:
+    if chosen.micro and examples is not None:
+        signature, notes = _fixed(signature, examples)
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(files.replacing(destination))
+        sources = {}
+        if chosen.micro:
+            for suffix in (".cc", ".h"):
+                path_of_source = destination.with_suffix(suffix)
+                sources[suffix] = stack.enter_context(files.replacing(path_of_source))
         stripped = conversion.strip_quantization(model) if quantized else model
         plain = precision.in_float32(stripped)
         # The model itself is the better witness: it also tells of a mistake
@@ -132,12 +140,14 @@ def export(
         made = chosen.make(request)
         integer = chosen.integer(examples is not None)
         tolerance = None if integer else verify.FLOAT_TOLERANCE
+        load = _loader(made)
         comparison = verify.compare(
             made.converted,
             reference,
             examples,
             tolerance=tolerance,
             equals=made.equals,
+            load=load,
         )
         report = ExportReport(
             path=os.fspath(path),
@@ -156,12 +166,63 @@ def export(
             representative_examples=comparison.representative_examples,
             runtime=comparison.runtime,
             runtimes=made.runtimes,
+            arena_bytes=made.arena_bytes,
+            int8_arena_bytes=made.int8_arena_bytes,
+            sources=tuple(
+                str(destination.with_suffix(suffix)) for suffix in sorted(sources)
+            ),
             notes=(*made.converted.notes, *notes, *_coarse(comparison)),
         )
         content = _with_metadata(made.converted.content, report)
-        verify.check_same(made.converted, content)
+        verify.check_same(made.converted, content, load)
         write(content)
-    return dataclasses.replace(report, num_bytes=len(content))
+        report = dataclasses.replace(report, num_bytes=len(content))
+        if chosen.micro:
+            _write_sources(content, destination, report, sources)
+    return report
+
+
+def _loader(made: targets.Made) -> Callable[[bytes, bool], FileRunner]:
+    if made.arena_bytes is None or made.equals is None:
+        return Runner
+    from keras_sq.export import micro_signature
+
+    return micro_signature.loader(made.equals, made.arena_bytes)
+
+
+def _write_sources(
+    content: bytes,
+    destination: pathlib.Path,
+    report: ExportReport,
+    writers: Mapping[str, Callable[[bytes], None]],
+) -> None:
+    from keras_sq.export import c_source, micro
+    from keras_sq.export.flatbuffer import TFLiteFile
+
+    assert report.arena_bytes is not None  # Such files have it measured.
+    texts = c_source.c_sources(
+        content,
+        c_source.identifier(destination.stem),
+        report.arena_bytes,
+        micro.operators(TFLiteFile(content)),
+        destination.with_suffix(".h").name,
+    )
+    writers[".h"](texts.header.encode())
+    writers[".cc"](texts.source.encode())
+
+
+def _fixed(
+    signature: inputs.InputSignature, examples: Sequence[inputs.Array]
+) -> tuple[inputs.InputSignature, tuple[str, ...]]:
+    """Returns a signature without open sizes, and what was assumed for it."""
+    notes: tuple[str, ...] = ()
+    if signature.batch != 1:
+        signature = signature.with_batch(1)
+        notes += ("takes one example at a time, as microcontrollers do",)
+    fixed = signature.with_sizes(examples)
+    if fixed != signature:
+        notes += ("the sizes of its inputs are those of `representative_data`",)
+    return fixed, notes
 
 
 def _coarse(comparison: verify.Comparison) -> tuple[str, ...]:

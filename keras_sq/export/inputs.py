@@ -69,6 +69,17 @@ class InputSignature:
         )
         return dataclasses.replace(self, inputs=inputs)
 
+    def with_sizes(self, examples: Sequence[Array]) -> "InputSignature":
+        """Returns the signature with the sizes of examples where they were open.
+
+        All but the batch.
+        """
+        inputs = tuple(
+            dataclasses.replace(entry, shape=(entry.shape[0], *array.shape[1:]))
+            for entry, array in zip(self.inputs, examples, strict=True)
+        )
+        return dataclasses.replace(self, inputs=inputs)
+
     def pack(self, flat: Sequence[Any]) -> Any:
         """Returns tensors in the structure that the model is called on."""
         return keras.tree.pack_sequence_as(self.structure, list(flat))

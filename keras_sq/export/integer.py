@@ -16,11 +16,17 @@ from typing import Any
 import numpy as np
 
 from keras_sq.export import convert
+from keras_sq.export.errors import ExportError, layer_of
+from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.inputs import Array, InputSignature
+from keras_sq.export.runtime import AllTensors
 from keras_sq.types import Model
 
 MAX_CALIBRATION_EXAMPLES = 512
 """Examples to measure ranges on; evenly spaced ones of more."""
+
+MAX_CHECKED_EXAMPLES = 32
+"""Examples on which every tensor is looked at before."""
 
 
 def int8_file(
@@ -41,14 +47,9 @@ def int8_file(
         ExportError: If TensorFlow Lite lacks an operation of the model, or its
             int8 form.
     """
-    names = [entry.name for entry in signature.inputs]
-    count = len(examples[0])
-    chosen = np.linspace(0, count - 1, min(count, MAX_CALIBRATION_EXAMPLES))
 
     def representative_dataset() -> Iterator[dict[str, Array]]:
-        for index in chosen.astype(int):
-            values = [array[index : index + 1] for array in examples]
-            yield dict(zip(names, values, strict=True))
+        return _one_by_one(signature, examples, MAX_CALIBRATION_EXAMPLES)
 
     def integers(converter: Any) -> None:
         import tensorflow as tf
@@ -60,3 +61,55 @@ def int8_file(
         converter.inference_output_type = tf.int8
 
     return convert.file(model, signature, integers)
+
+
+def check_ranges(
+    float_file: bytes,
+    model: Model,
+    signature: InputSignature,
+    examples: Sequence[Array],
+) -> None:
+    """Makes sure that there are ranges to measure: that all values are finite.
+
+    TensorFlow's quantization ends the process where they are not.
+
+    Args:
+        float_file: The float file of the model.
+        model: What it is of, for the message.
+        signature: What it takes.
+        examples: Representative inputs, one array an input.
+
+    Raises:
+        ExportError: If a layer gives NaN or infinite values.
+    """
+    tensors = AllTensors(float_file)
+    file = TFLiteFile(float_file)
+    graph = file.subgraphs[0]
+    order = [
+        index
+        for operator in graph.operators
+        for index in indices(operator.outputs)
+        if graph.tensors[index].type == TYPES["FLOAT32"]
+    ]
+    for inputs in _one_by_one(signature, examples, MAX_CHECKED_EXAMPLES):
+        found = tensors.not_finite(inputs, order)
+        if found is not None:
+            name = graph.tensors[found].name.decode()
+            layer = layer_of(name, model)
+            where = f"Layer '{layer}' of model" if layer else "Model"
+            raise ExportError(
+                f"{where} '{model.name}' gives NaN or infinite "
+                "values on `representative_data`, so its range cannot be measured. "
+                "Is the data prepared like the training data?"
+            )
+
+
+def _one_by_one(
+    signature: InputSignature, examples: Sequence[Array], most: int
+) -> Iterator[dict[str, Array]]:
+    """Yields evenly spaced examples, as batches of one by name."""
+    names = [entry.name for entry in signature.inputs]
+    count = len(examples[0])
+    for index in np.linspace(0, count - 1, min(count, most)).astype(int):
+        values = [array[index : index + 1] for array in examples]
+        yield dict(zip(names, values, strict=True))

@@ -93,6 +93,7 @@ class ExportReport:
         runtimes: The oldest versions that run it.
         arena_bytes: Memory that the file needs on a microcontroller; `None`
             for other targets.
+        int8_arena_bytes: Memory that the unpacked int8 file needs there.
         sources: C files written beside it.
         notes: What differs from what one might expect.
     """
@@ -114,6 +115,7 @@ class ExportReport:
     runtime: str
     runtimes: tuple[str, ...]
     arena_bytes: int | None = None
+    int8_arena_bytes: int | None = None
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -176,7 +178,10 @@ class ExportReport:
             f"  runs on  {', '.join(self.runtimes)}",
         ]
         if self.arena_bytes is not None:
-            lines.append(f"  arena    {self.arena_bytes:,} bytes")
+            arena = f"  arena    {self.arena_bytes:,} bytes"
+            if self.int8_arena_bytes:
+                arena += f" ({self.int8_arena_bytes:,} for the unpacked int8 file)"
+            lines.append(arena)
         if self.sources:
             lines.append(f"  sources  {', '.join(self.sources)}")
         lines += [f"  note     {note}" for note in self.notes]

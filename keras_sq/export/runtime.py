@@ -4,13 +4,14 @@ LiteRT where it is installed (`pip install ai-edge-litert`), else the same
 interpreter in TensorFlow, which is about to leave it.
 """
 
+import abc
 import contextlib
 import logging
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -19,54 +20,24 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-class Runner:
-    """A file in memory, ready to be run.
-
-    Args:
-        content: The bytes of a `.tflite` file with one signature.
-        delegates: Whether XNNPACK may take over operations. On int8 it rounds
-            in another way than the interpreter's own kernels.
+class FileRunner(abc.ABC):
+    """A file in memory, ready to be run by some interpreter.
 
     Attributes:
         runtime: Name and version of the interpreter.
         inputs: Name -> dtype of the inputs.
         outputs: Name -> shape (`None` where open) and dtype of the outputs.
         quantization: Name of an int8 input or output -> scale and zero point.
-
-    Raises:
-        ImportError: If there is no interpreter.
-        RuntimeError: If the file cannot be loaded.
-        ValueError: If the file cannot be loaded.
     """
 
-    def __init__(self, content: bytes, delegates: bool = True) -> None:
-        with quiet():
-            interpreter, self.runtime = _interpreter(content, delegates)
-            (signature,) = interpreter.get_signature_list()
-            self._run = interpreter.get_signature_runner(signature)
-        inputs = self._run.get_input_details()
-        outputs = self._run.get_output_details()
-        self.inputs: dict[str, str] = {
-            name: np.dtype(detail["dtype"]).name for name, detail in inputs.items()
-        }
-        self.quantization: dict[str, tuple[float, int]] = {
-            name: (float(detail["quantization"][0]), int(detail["quantization"][1]))
-            for name, detail in [*inputs.items(), *outputs.items()]
-            if np.dtype(detail["dtype"]) == np.int8 and detail["quantization"][0]
-        }
-        self.outputs = {
-            name: (
-                tuple(None if n < 0 else int(n) for n in detail["shape_signature"]),
-                np.dtype(detail["dtype"]).name,
-            )
-            for name, detail in outputs.items()
-        }
+    runtime: str
+    inputs: dict[str, str]
+    outputs: dict[str, tuple[tuple[int | None, ...], str]]
+    quantization: dict[str, tuple[float, int]]
 
+    @abc.abstractmethod
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Returns the outputs by name, for inputs by name."""
-        with quiet():
-            # Copies: the interpreter hands out views into its memory.
-            return {k: np.array(v) for k, v in self._run(**inputs).items()}
 
     def quantized(self, name: str, values: Array) -> Array:
         """Returns float values as the int8 input takes them; others unchanged."""
@@ -86,15 +57,94 @@ class Runner:
         return found
 
 
-def _interpreter(content: bytes, delegates: bool) -> tuple[Any, str]:
+class Runner(FileRunner):
+    """A file in memory, ready to be run by LiteRT or TensorFlow Lite.
+
+    Args:
+        content: The bytes of a `.tflite` file with one signature.
+        delegates: Whether XNNPACK may take over operations. On int8 it rounds
+            in another way than the interpreter's own kernels.
+
+    Raises:
+        ImportError: If there is no interpreter.
+        RuntimeError: If the file cannot be loaded.
+        ValueError: If the file cannot be loaded.
+    """
+
+    def __init__(self, content: bytes, delegates: bool = True) -> None:
+        with quiet():
+            interpreter, self.runtime = _interpreter(content, delegates)
+            (signature,) = interpreter.get_signature_list()
+            self._run = interpreter.get_signature_runner(signature)
+        inputs = self._run.get_input_details()
+        outputs = self._run.get_output_details()
+        self.inputs = {
+            name: np.dtype(detail["dtype"]).name for name, detail in inputs.items()
+        }
+        self.quantization = {
+            name: (float(detail["quantization"][0]), int(detail["quantization"][1]))
+            for name, detail in [*inputs.items(), *outputs.items()]
+            if np.dtype(detail["dtype"]) == np.int8 and detail["quantization"][0]
+        }
+        self.outputs = {
+            name: (
+                tuple(None if n < 0 else int(n) for n in detail["shape_signature"]),
+                np.dtype(detail["dtype"]).name,
+            )
+            for name, detail in outputs.items()
+        }
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns the outputs by name, for inputs by name."""
+        with quiet():
+            # Copies: the interpreter hands out views into its memory.
+            return {k: np.array(v) for k, v in self._run(**inputs).items()}
+
+
+class AllTensors:
+    """A float file whose every tensor can be looked at.
+
+    Args:
+        content: The bytes of a `.tflite` file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        with quiet():
+            self._interpreter, _ = _interpreter(content, False, preserve=True)
+            (signature,) = self._interpreter.get_signature_list()
+            self._run = self._interpreter.get_signature_runner(signature)
+
+    def not_finite(
+        self, inputs: Mapping[str, Array], order: Sequence[int]
+    ) -> int | None:
+        """Returns the first tensor with values that are not finite.
+
+        Some operators give the largest float32 in place of infinity.
+
+        Args:
+            inputs: By name.
+            order: Indices of the float tensors to look at.
+        """
+        with quiet():
+            self._run(**inputs)
+            for index in order:
+                values = np.abs(self._interpreter.get_tensor(index))
+                if not np.all(values < np.finfo(np.float32).max):
+                    return index
+        return None
+
+
+def _interpreter(
+    content: bytes, delegates: bool, preserve: bool = False
+) -> tuple[Any, str]:
+    options: dict[str, Any] = {"model_content": content}
+    options["experimental_preserve_all_tensors"] = preserve
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         name = f"LiteRT {metadata.version('ai-edge-litert')}"
-        return Interpreter(
-            model_content=content,
-            experimental_op_resolver_type=_resolver(OpResolverType, delegates),
-        ), name
+        options["experimental_op_resolver_type"] = _resolver(OpResolverType, delegates)
+        return Interpreter(**options), name
     except ImportError:
         pass
     import tensorflow as tf
@@ -107,11 +157,8 @@ def _interpreter(content: bytes, delegates: bool) -> tuple[Any, str]:
             "This TensorFlow has no interpreter to check the exported file with. "
             "Install LiteRT: `pip install ai-edge-litert`."
         ) from error
-    interpreter = interpreter_class(
-        model_content=content,
-        experimental_op_resolver_type=_resolver(resolver_types, delegates),
-    )
-    return interpreter, f"TensorFlow Lite {tf.__version__}"
+    options["experimental_op_resolver_type"] = _resolver(resolver_types, delegates)
+    return interpreter_class(**options), f"TensorFlow Lite {tf.__version__}"
 
 
 def _resolver(types: Any, delegates: bool) -> Any:

@@ -44,6 +44,8 @@ class Made:
         float_bytes: Size of the float file of the same model.
         runtimes: The oldest versions that run it.
         equals: A file that it must agree with bit for bit, or `None`.
+        arena_bytes: For microcontrollers: memory that the file needs.
+        int8_arena_bytes: For microcontrollers: memory that `equals` needs.
     """
 
     converted: Converted
@@ -51,6 +53,8 @@ class Made:
     float_bytes: int
     runtimes: tuple[str, ...]
     equals: bytes | None = None
+    arena_bytes: int | None = None
+    int8_arena_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +115,12 @@ def _int8(request: Request) -> Made:
     return building.integers(request)
 
 
+def _mcu(request: Request) -> Made:
+    from keras_sq.export import building
+
+    return building.microcontroller(request)
+
+
 TARGETS = {
     "float": Target("float32 weights", _float),
     "fast": Target("int8 codes, unfolded to float32 when loaded", _fast),
@@ -127,6 +137,14 @@ TARGETS = {
         _int8,
         integer=lambda examples: True,
         needs_examples=True,
+    ),
+    "mcu": Target(
+        "int8 activations, weights in lookup tables of TensorFlow Lite for "
+        "Microcontrollers, and C sources",
+        _mcu,
+        integer=lambda examples: True,
+        needs_examples=True,
+        micro=True,
     ),
 }
 

@@ -10,7 +10,7 @@ from keras_sq.export.convert import Converted, output_names
 from keras_sq.export.errors import ExportError
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.report import TensorReport
-from keras_sq.export.runtime import Runner
+from keras_sq.export.runtime import FileRunner, Runner
 from keras_sq.types import Model
 
 RANDOM_BATCHES = (1, 3)
@@ -66,7 +66,7 @@ def compare(
     *,
     tolerance: float | None = FLOAT_TOLERANCE,
     equals: bytes | None = None,
-    load: Callable[[bytes, bool], Runner] = Runner,
+    load: Callable[[bytes, bool], FileRunner] = Runner,
     seed: int = 0,
 ) -> Comparison:
     """Runs a file on random and representative inputs; compares with Keras.
@@ -109,6 +109,12 @@ def compare(
             for name, value in expected.items():
                 if name not in actual:
                     raise _refusal(f"it has no output '{name}'")
+                if tolerance is None and not np.all(np.isfinite(value)):
+                    raise ExportError(
+                        f"Output '{name}' of model '{reference.name}' is NaN or "
+                        "infinite on `representative_data`; int8 has no such values. "
+                        "Is the data prepared like the training data?"
+                    )
                 found = runner.dequantized(name, actual[name])
                 difference = relative_error(found, value)
                 if tolerance is not None and not difference <= tolerance:
@@ -149,7 +155,7 @@ def compare(
 
 
 def _tensor(
-    runner: Runner, name: str, shape: tuple[int | None, ...], dtype: str
+    runner: FileRunner, name: str, shape: tuple[int | None, ...], dtype: str
 ) -> TensorReport:
     return TensorReport(name, shape, dtype, *runner.quantization.get(name, ()))
 
@@ -157,7 +163,7 @@ def _tensor(
 def check_same(
     converted: Converted,
     content: bytes,
-    load: Callable[[bytes, bool], Runner] = Runner,
+    load: Callable[[bytes, bool], FileRunner] = Runner,
     seed: int = 0,
 ) -> None:
     """Runs a file that was only given other metadata on a batch, once more.
@@ -201,8 +207,8 @@ class _Errors:
 
 
 def _loaded(
-    content: bytes, load: Callable[[bytes, bool], Runner], delegates: bool
-) -> Runner:
+    content: bytes, load: Callable[[bytes, bool], FileRunner], delegates: bool
+) -> FileRunner:
     try:
         return load(content, delegates)
     except (RuntimeError, ValueError) as error:
@@ -273,7 +279,7 @@ def _keras_outputs(
 
 
 def _file_outputs(
-    runner: Runner, signature: InputSignature, batch: Sequence[Array]
+    runner: FileRunner, signature: InputSignature, batch: Sequence[Array]
 ) -> dict[str, Array]:
     names = [entry.name for entry in signature.inputs]
     if set(runner.inputs) != set(names):

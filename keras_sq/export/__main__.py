@@ -1,0 +1,180 @@
+r"""Exports a saved model: `python -m keras_sq.export model.keras out.tflite`.
+
+    python -m keras_sq.export model.keras out.tflite --target=small
+    python -m keras_sq.export model.keras out.tflite --target=int8 \
+        --representative=examples.npz
+
+Does what `keras_sq.export` does, and prints its report. Representative data is
+an .npz of one array for each input, by the input's name; for a model with one
+input, an .npy or an .npz of one array under any name.
+
+A model with layers of your own needs the module that registers them:
+`--import=my_layers`, found as from Python started in this folder. Such a module
+may also call `keras.config.enable_unsafe_deserialization()`, for models with
+Lambda layers that you trust.
+"""
+
+import importlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+from keras_sq.export import command_line, files, targets
+from keras_sq.export.errors import ExportError
+from keras_sq.export.exporter import export
+from keras_sq.types import Model
+
+PROGRAM = "keras_sq.export"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags; their defaults are those of `keras_sq.export`.
+
+    Args:
+        values: Where to define them: `absl.flags.FLAGS`, or a set of one's own.
+    """
+    own: dict[str, Any] = {"flag_values": values}
+    kinds = "; ".join(f"{name}: {x.description}" for name, x in targets.TARGETS.items())
+    flags.DEFINE_enum(
+        "target", "float", list(targets.TARGETS), f"Kind of file. {kinds}.", **own
+    )
+    flags.DEFINE_string(
+        "representative", None, "File of example inputs, .npz or .npy.", **own
+    )
+    flags.DEFINE_integer(
+        "max_decode_bytes",
+        None,
+        "For mcu: largest part of a kernel to unfold at a time. [found by trying]",
+        **own,
+    )
+    flags.DEFINE_bool(
+        "allow_partial", False, "Quantize what is not trained to the end.", **own
+    )
+    flags.DEFINE_bool(
+        "allow_untrained", False, "Quantize a model that was not trained.", **own
+    )
+    flags.DEFINE_multi_string(
+        "import", [], "Module to import first, with layers of your own.", **own
+    )
+    flags.DEFINE_bool("json", False, "Print the report as JSON.", **own)
+
+
+def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
+    """Exports what parsed flags ask for.
+
+    Args:
+        values: Parsed flags.
+        arguments: What else is on the command line: the paths of the model and
+            of the file to write.
+
+    Returns:
+        Exit status: 0; 1 if the model cannot be exported; 2 if the request was
+        wrong.
+    """
+    if len(arguments) != 2:
+        return command_line.fail(
+            PROGRAM,
+            "expected the paths of a model and of the file to write, got "
+            f"{len(arguments)} arguments. See --help.",
+            command_line.WRONG_REQUEST,
+        )
+    path, destination = arguments
+    options: dict[str, Any] = {"target": values.target}
+    if values.max_decode_bytes is not None:
+        options["max_decode_bytes"] = values.max_decode_bytes
+    try:
+        # What is quick to find wrong comes first.
+        files.destination(destination)
+        if values.representative is not None:
+            options["representative_data"] = load_examples(values.representative)
+        for name in values.get_flag_value("import", None) or []:
+            _import(name)
+        model = load_model(path)
+        report = export(
+            model,
+            destination,
+            allow_partial=values.allow_partial,
+            allow_untrained=values.allow_untrained,
+            **options,
+        )
+    except (ExportError, ImportError, OSError, TypeError, ValueError) as error:
+        return command_line.fail(PROGRAM, error)
+    print(json.dumps(report.to_dict(), indent=2) if values.json else report)
+    return 0
+
+
+def load_examples(path: str) -> Any:
+    """Returns representative data from a file.
+
+    Args:
+        path: Of an .npz or .npy file.
+
+    Returns:
+        An array, or a dict by name of several.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no such file, is empty, or holds Python objects.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            arrays = {name: content[name] for name in content.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"'{path}' is no .npz or .npy file of numbers: {error}"
+        ) from error
+    if not arrays:
+        raise ValueError(f"'{path}' holds no array.")
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def load_model(path: str) -> Model:
+    """Returns a saved model.
+
+    Args:
+        path: Of a .keras file, or of an older .h5 one.
+
+    Raises:
+        OSError: If the file is not there.
+        ValueError: If Keras cannot load it.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no model '{path}'.")
+    try:
+        return keras.models.load_model(path, compile=False)
+    # Whatever is wrong with a file comes out of Keras as any of many types.
+    except Exception as error:
+        # Around the reason, Keras prints the settings of all layers.
+        inner = str(error).split("Exception encountered: ")[-1]
+        inner = inner.split("Full object config:")[0].strip()
+        reason = inner.split("\n\n")[0][:600] or type(error).__name__
+        if "Could not locate" in reason:
+            reason += " Name the module that defines it: --import=my_layers."
+        raise ValueError(f"Model '{path}' cannot be loaded: {reason}") from error
+
+
+def _import(name: str) -> None:
+    """Imports a module of the user's; what goes wrong inside is theirs to see."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ImportError(
+            f"There is no module {name!r} to import. Run this in the folder of "
+            f"'{name.replace('.', '/')}.py', or put that folder in PYTHONPATH."
+        ) from error
+
+
+if __name__ == "__main__":
+    command_line.run(PROGRAM, define_flags, main)

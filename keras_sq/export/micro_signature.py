@@ -1,0 +1,113 @@
+"""Files for microcontrollers run by the names of their inputs and outputs.
+
+The interpreter of TensorFlow Lite Micro knows no names, and the compression drops
+them: they come from the int8 file, whose order of inputs and outputs stays.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_sq.export.flatbuffer import TFLiteFile, indices
+from keras_sq.export.micro_runtime import MicroRunner
+from keras_sq.export.runtime import Array, FileRunner
+
+
+class NamedMicroRunner(FileRunner):
+    """A file in memory, ready to be run by TensorFlow Lite Micro.
+
+    Args:
+        content: The bytes of a `.tflite` file.
+        names: Of its inputs, and of its outputs, in the file's order.
+        arena_bytes: Size of the memory that it gets; plenty if `None`.
+
+    Raises:
+        ImportError: If the interpreter is not installed.
+        ExportError: If it cannot run the file.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        names: tuple[list[str], list[str]],
+        arena_bytes: int | None = None,
+    ) -> None:
+        self._run = MicroRunner(content, arena_bytes)
+        self._names = names
+        self.runtime = self._run.runtime
+        tensors = dict(zip(names[0], self._run.inputs, strict=True))
+        self.inputs = {name: tensor.dtype for name, tensor in tensors.items()}
+        found = dict(zip(names[1], self._run.outputs, strict=True))
+        self.outputs = {
+            name: (tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()
+        }
+        self.quantization = {
+            name: (tensor.scale, tensor.zero_point)
+            for name, tensor in [*tensors.items(), *found.items()]
+            if tensor.dtype == "int8" and tensor.scale
+        }
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns the outputs by name, for inputs by name."""
+        outputs = self._run([np.asarray(inputs[name]) for name in self._names[0]])
+        return dict(zip(self._names[1], outputs, strict=True))
+
+
+def loader(
+    int8_file: bytes, arena_bytes: int | None = None
+) -> Callable[[bytes, bool], FileRunner]:
+    """Returns what makes the interpreter of a file, for `verify.compare`.
+
+    Args:
+        int8_file: The file that the compressed one was made from.
+        arena_bytes: The memory of all but that file; plenty if `None`.
+    """
+    names = signature_names(TFLiteFile(int8_file))
+
+    def load(content: bytes, delegates: bool) -> FileRunner:
+        del delegates  # There are none.
+        size = None if content == int8_file else arena_bytes
+        return NamedMicroRunner(content, names, size)
+
+    return load
+
+
+def with_signature(content: bytes, int8_file: bytes) -> bytes:
+    """Returns a compressed file with the names of the int8 file's signature.
+
+    Args:
+        content: The bytes of the compressed file.
+        int8_file: The file that it was made from.
+    """
+    file, original = TFLiteFile(content), TFLiteFile(int8_file)
+    signatures = original.model.signatureDefs
+    for signature in signatures:
+        for maps, old, new in (
+            (signature.inputs, original.subgraphs[0].inputs, file.subgraphs[0].inputs),
+            (
+                signature.outputs,
+                original.subgraphs[0].outputs,
+                file.subgraphs[0].outputs,
+            ),
+        ):
+            places = dict(zip(indices(old), indices(new), strict=True))
+            for entry in maps:
+                entry.tensorIndex = places[entry.tensorIndex]
+    file.model.signatureDefs = signatures
+    return file.pack()
+
+
+def signature_names(file: TFLiteFile) -> tuple[list[str], list[str]]:
+    """Returns the names of inputs and outputs, in the order of the graph's."""
+    (signature,) = file.model.signatureDefs
+    graph = file.subgraphs[0]
+
+    def ordered(maps: Any, order: list[int]) -> list[str]:
+        by_index = {entry.tensorIndex: entry.name.decode() for entry in maps}
+        return [by_index[index] for index in order]
+
+    return (
+        ordered(signature.inputs, indices(graph.inputs)),
+        ordered(signature.outputs, indices(graph.outputs)),
+    )
