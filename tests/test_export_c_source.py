@@ -51,6 +51,19 @@ def test_compiled_array_is_the_file(content, tmp_path):
     assert said == "the model is in place"
 
 
+@pytest.mark.skipif(
+    None in (shutil.which("arm-none-eabi-g++"), shutil.which("qemu-system-arm")),
+    reason="there is no compiler or emulator for microcontrollers",
+)
+def test_array_in_emulated_flash_memory_is_the_file(content, tmp_path):
+    sources = made(content)
+    (tmp_path / "model.h").write_text(sources.header)
+    (tmp_path / "model.cc").write_text(sources.source)
+    assert check.on_board(tmp_path, content) == "the model is in place"
+    with pytest.raises(subprocess.CalledProcessError, match="status 1"):
+        check.on_board(tmp_path, content[:-1])
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("change", "said"),

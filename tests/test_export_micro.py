@@ -225,8 +225,9 @@ def test_arena_is_the_smallest():
     content = small_network()
     size = micro_runtime.arena_bytes(content)
     assert size % 16 == 0
-    assert micro_runtime.fits(content, size)
-    assert not micro_runtime.fits(content, size - 16)
+    MicroRunner(content, size)
+    with pytest.raises(ExportError, match=f"in {size - 16:,} bytes of memory"):
+        MicroRunner(content, size - 16)
     # Input and output of the convolution, and the interpreter's own.
     assert 3072 < size < 3072 + 6000
 
@@ -687,6 +688,22 @@ def test_check_in_too_little_memory_raises():
     content = small_network()
     with pytest.raises(ExportError, match="cannot run the file in 4,000 bytes"):
         micro.check_same(content, content, arena_bytes=4000)
+
+
+def test_constant_factor_of_a_product_is_compressed():
+    class Product(layers.Layer):
+        def build(self, input_shape):
+            self.factor = self.add_weight(shape=(4, 16, 64), name="factor")
+
+        def call(self, x):
+            return keras.ops.matmul(x, keras.ops.sign(self.factor) * 0.1)
+
+    content = int8_file(sequence((4, 8, 16), Product()), None)
+    made = micro.compress(content, 2**20)
+    (kernel,) = made.kernels
+    assert "BATCH_MATMUL" in made.operators
+    assert (kernel.weights, kernel.bits) == (4096, 1)
+    assert_good(made, content)
 
 
 def test_kernel_that_is_looked_up_is_compressed():

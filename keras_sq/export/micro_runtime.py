@@ -129,7 +129,7 @@ def arena_bytes(content: bytes) -> int:
 
     Measured on this 64-bit computer, with the interpreter that also keeps
     accounts. On a 32-bit chip the tensors are the same and the interpreter's own
-    part, with its pointers, is smaller: an emulated Cortex-M4 needed 0.87 to
+    part, with its pointers, is smaller: an emulated Cortex-M4 needed 0.82 to
     0.98 of it. So the number is an upper bound for such a chip, as long as it runs
     the portable kernels. Kernels of a chip's vendor may ask for more (CMSIS-NN
     does, for convolutions).
@@ -144,16 +144,6 @@ def arena_bytes(content: bytes) -> int:
     _interpreter_module()
     file = TFLiteFile(content)
     return _ask_worker(content, file, plenty(file), "smallest")
-
-
-def fits(content: bytes, size: int) -> bool:
-    """Returns whether a file that can be run, can be in `size` bytes of memory."""
-    _interpreter_module()
-    try:
-        _ask_worker(content, TFLiteFile(content), size)
-    except ExportError:
-        return False
-    return True
 
 
 def runtime_name() -> str:

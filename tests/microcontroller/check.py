@@ -52,6 +52,10 @@ class Skipped(Exception):
     """Raised by a step that lacks something."""
 
 
+class Failed(Exception):
+    """Raised by a step that finds a mistake."""
+
+
 def main():
     """Runs all steps; returns the exit status."""
     steps = {"host": on_host, "cortex-m4": on_board, "library": with_library}
@@ -64,6 +68,9 @@ def main():
                 print(f"{name}: {step(folder, content)}")
             except Skipped as reason:
                 print(f"{name}: skipped, {reason}")
+            except Failed as reason:
+                failed = 1
+                print(f"{name}: FAILED, {reason}")
             except subprocess.CalledProcessError as error:
                 failed = 1
                 said = (error.stdout or b"") + (error.stderr or b"")
@@ -164,7 +171,7 @@ def with_library(folder, content):
         run(folder / "interpreter", folder / "input", folder / "output")
         (expected,) = runner([example])
         if (folder / "output").read_bytes() != expected.tobytes():
-            raise SystemExit("library: FAILED, the outputs differ")
+            raise Failed("the outputs differ from those of the Python package")
     return f"{count} outputs as of the Python package"
 
 
