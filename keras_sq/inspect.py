@@ -5,8 +5,8 @@
 
 Of any file, from any converter: sizes, inputs and outputs, operators, and for
 each weight how it is stored, how many levels it has and how many bits it takes.
-Reading is in `export/contents_reader.py`, the layout in
-`export/contents_table.py`.
+Reading is in `export/reader.py`, the layout in
+`export/table.py`.
 """
 
 import json
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from keras_sq.export import command_line, contents_reader, contents_table
+from keras_sq.export import command_line
+from keras_sq.export.contents import reader, table
 
 PROGRAM = "keras_sq.inspect"
 
@@ -52,13 +53,13 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         )
     (path,) = arguments
     try:
-        contents = contents_reader.read(path)
+        contents = reader.read(path)
     except (OSError, ValueError) as error:
         return command_line.fail(PROGRAM, error)
     if values.json:
         text = json.dumps(contents.to_dict(), indent=2, allow_nan=False)
     else:
-        text = contents_table.table(contents, path)
+        text = table.table(contents, path)
     try:
         print(text, flush=True)
     except BrokenPipeError:  # Such as of `head`, which has seen enough.

@@ -14,10 +14,9 @@ from keras_sq.export import (
     files,
     flatbuffer,
     inputs,
-    micro,
-    micro_runtime,
-    micro_signature,
 )
+from keras_sq.export.micro import compression, signature
+from keras_sq.export.micro import runtime as micro_runtime
 
 
 def data(*shape, count=20, seed=0):
@@ -110,8 +109,9 @@ def test_sources_hold_the_file(exported):
 def test_memory_is_enough_and_no_less_would_do(exported):
     folder, _, report = exported
     content = (folder / "my-net.tflite").read_bytes()
-    assert micro_runtime.fits(content, report.arena_bytes)
-    assert not micro_runtime.fits(content, report.arena_bytes - 16)
+    micro_runtime.MicroRunner(content, report.arena_bytes)
+    with pytest.raises(ExportError, match="cannot run the file in"):
+        micro_runtime.MicroRunner(content, report.arena_bytes - 16)
 
 
 def test_names_survive_the_compression(tmp_path):
@@ -161,7 +161,7 @@ def test_plain_model_without_small_kernels(tmp_path):
 
 
 def test_wrong_table_is_refused(monkeypatch, tmp_path):
-    original = micro.compress
+    original = compression.compress
 
     def compress(content, max_decode_bytes):
         made = original(content, max_decode_bytes)
@@ -171,9 +171,9 @@ def test_wrong_table_is_refused(monkeypatch, tmp_path):
             key=lambda buffer: len(buffer.data),
         )
         largest.data = np.array(largest.data) ^ 1
-        return micro.MicroFile(**{**vars(made), "content": file.pack()})
+        return compression.MicroFile(**{**vars(made), "content": file.pack()})
 
-    monkeypatch.setattr(micro, "compress", compress)
+    monkeypatch.setattr(compression, "compress", compress)
     model = keras_sq.quantize_model(cnn(), "binary", seed=0)
     with pytest.raises(ExportError, match="is not that of the unpacked file"):
         export(model, tmp_path / "m.tflite")
@@ -229,7 +229,7 @@ def test_signature_names_follow_the_files_order(tmp_path):
     model = keras_sq.quantize_model(cnn(), "binary", seed=0)
     path = tmp_path / "m.tflite"
     export(model, path)
-    load = micro_signature.loader(path.read_bytes())
+    load = signature.loader(path.read_bytes())
     runner = load(path.read_bytes(), False)
     assert runner.inputs == {"image": "int8"}
     (entry,) = inputs.input_signature(model).inputs

@@ -16,13 +16,11 @@ from keras_sq.export import (
     ExportError,
     inputs,
     integer,
-    lookup_tables,
-    micro,
-    micro_runtime,
-    splitting,
 )
 from keras_sq.export.flatbuffer import TFLiteFile, indices
-from keras_sq.export.micro_runtime import MicroRunner
+from keras_sq.export.micro import compression, lookup_tables, splitting
+from keras_sq.export.micro import runtime as micro_runtime
+from keras_sq.export.micro.runtime import MicroRunner
 
 # There are wheels for Linux on x86-64 only.
 pytest.importorskip("tflite_micro")
@@ -123,7 +121,10 @@ def assert_good(made, content):
     assert made.int8_bytes == len(content)
     assert made.arena_bytes % 16 == 0
     # In exactly the memory that is stated.
-    assert micro.check_same(made.content, content, arena_bytes=made.arena_bytes) == 16
+    assert (
+        compression.check_same(made.content, content, arena_bytes=made.arena_bytes)
+        == 16
+    )
     for kernel in made.kernels:
         assert (kernel.bits is None) == bool(kernel.reason) == (kernel.parts == 0)
 
@@ -182,7 +183,7 @@ def test_operator_that_the_interpreter_lacks_is_named():
     with pytest.raises(ExportError, match="has no operator CONV_3D. Replace the layer"):
         MicroRunner(content)
     with pytest.raises(ExportError, match="has no operator CONV_3D"):
-        micro.compress(content)
+        compression.compress(content)
 
 
 def test_worker_that_cannot_start_raises(monkeypatch, tmp_path):
@@ -192,7 +193,7 @@ def test_worker_that_cannot_start_raises(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call", [MicroRunner, micro_runtime.arena_bytes, micro.compress]
+    "call", [MicroRunner, micro_runtime.arena_bytes, compression.compress]
 )
 def test_missing_package_names_the_extra(monkeypatch, call):
     content = small_network()
@@ -241,7 +242,7 @@ def test_arena_is_the_smallest():
 def test_compressed_file_is_the_same_to_the_bit(num_levels, bits):
     model = sequence((6, 6, 32), layers.Conv2D(32, 3, padding="same"))
     content = int8_file(model, num_levels)
-    made = micro.compress(content, max_decode_bytes=2**20)
+    made = compression.compress(content, max_decode_bytes=2**20)
     (kernel,) = made.kernels
     assert (kernel.levels, kernel.bits, kernel.parts) == (num_levels, bits, 1)
     assert kernel.weights == kernel.decoded_bytes == 32 * 9 * 32
@@ -254,7 +255,7 @@ def test_compressed_file_is_the_same_to_the_bit(num_levels, bits):
 
 def test_kernel_of_a_hundred_levels_takes_seven_bits():
     content = int8_file(sequence((2048,), layers.Dense(16)), 100)
-    made = micro.compress(content, 2**20)
+    made = compression.compress(content, 2**20)
     (kernel,) = made.kernels
     assert (kernel.levels, kernel.bits) == (100, 7)
     assert kernel.num_bytes == 2048 * 16 * 7 // 8 + 16 + 16 * 100
@@ -271,7 +272,7 @@ def test_zero_and_constant_filters_are_the_same_to_the_bit():
 
     model = sequence((6, 6, 32), layers.Conv2D(16, 3, name="flat"))
     content = int8_file(model, 2, {"flat": some_flat})
-    made = micro.compress(content)
+    made = compression.compress(content)
     (kernel,) = made.kernels
     assert (kernel.levels, kernel.bits) == (2, 1)
     assert_good(made, content)
@@ -280,7 +281,7 @@ def test_zero_and_constant_filters_are_the_same_to_the_bit():
 def test_kernel_of_constant_filters_takes_one_bit():
     model = sequence((64,), layers.Dense(64, name="flat"))
     content = int8_file(model, 2, {"flat": lambda kernel: np.abs(kernel)})
-    made = micro.compress(content, max_decode_bytes=2**20)
+    made = compression.compress(content, max_decode_bytes=2**20)
     (kernel,) = made.kernels
     assert (kernel.levels, kernel.bits) == (1, 1)
     assert_good(made, content)
@@ -291,7 +292,7 @@ def test_depthwise_kernel_has_its_tables_on_the_last_axis():
         (6, 6, 64), layers.DepthwiseConv2D(5, depth_multiplier=2, padding="same")
     )
     content = int8_file(model, 3)
-    made = micro.compress(content)
+    made = compression.compress(content)
     kernel = by_shape(made, 1, 5, 5, 128)
     assert (kernel.levels, kernel.bits, kernel.parts) == (3, 2, 1)
     assert kernel.num_bytes == 25 * 128 // 4 + 16 + 128 * 3
@@ -301,7 +302,7 @@ def test_depthwise_kernel_has_its_tables_on_the_last_axis():
 def test_transposed_convolution_is_the_same_to_the_bit():
     model = sequence((4, 4, 16), layers.Conv2DTranspose(32, 3, strides=2))
     content = int8_file(model)
-    made = micro.compress(content)
+    made = compression.compress(content)
     assert by_shape(made, 32, 3, 3, 16).bits == 1
     assert_good(made, content)
 
@@ -316,7 +317,7 @@ def test_network_with_residuals_is_the_same_to_the_bit():
     x = layers.Add()([y, layers.Conv2D(48, 1, strides=2)(x)])
     content = int8_file(keras.Model(entry, layers.GlobalAveragePooling2D()(x)), 3)
     for limit in (None, 1500):
-        made = micro.compress(content, limit)
+        made = compression.compress(content, limit)
         assert sum(kernel.bits == 2 for kernel in made.kernels) == 5
         # 768 weights and 48 tables.
         assert "would save no more than" in by_shape(made, 48, 1, 1, 16).reason
@@ -329,7 +330,7 @@ def test_layer_used_twice_is_decoded_twice_and_stored_once():
     model = keras.Model(entry, shared(layers.ReLU()(shared(entry))))
     content = int8_file(model)
     for limit, parts in ((2**20, 1), (4000, 3)):
-        made = micro.compress(content, limit)
+        made = compression.compress(content, limit)
         (kernel,) = made.kernels
         assert (kernel.bits, kernel.parts) == (1, parts)
         # Parts of one size share their tables.
@@ -347,7 +348,7 @@ def test_random_kernels_stay_and_the_file_is_the_same():
         layers.Dense(3),
     )
     content = int8_file(model, None)
-    made = micro.compress(content)
+    made = compression.compress(content)
     assert made.content == content
     assert made.arena_bytes == made.int8_arena_bytes
     reason = by_shape(made, 32, 3, 3, 32).reason
@@ -418,7 +419,7 @@ def test_kernel_with_one_scale_has_one_table():
     bias.quantization.zeroPoint = bias.quantization.zeroPoint[:1]
     content = file.pack()
     for limit, parts in ((2**20, 1), (512, 4)):
-        made = micro.compress(content, limit)
+        made = compression.compress(content, limit)
         stored = by_shape(made, 64, 32)
         assert (stored.bits, stored.parts) == (1, parts)
         assert stored.num_bytes == 64 * 32 // 8 + 16 + 2
@@ -427,7 +428,7 @@ def test_kernel_with_one_scale_has_one_table():
 
 def test_one_table_for_a_kernel_with_many_scales_is_still_wrong():
     # Why tables follow the quantization. Where this fails, they need not.
-    from tflite_micro import compression
+    from tflite_micro import compression as package
     from tflite_micro.tensorflow.lite.micro.compression import spec
 
     content = small_network()
@@ -437,15 +438,15 @@ def test_one_table_for_a_kernel_with_many_scales_is_still_wrong():
         if kernel.shape == (32, 3, 3, 16)
     )
     method = spec.LookUpTableCompression(1, spec.PerTensor())
-    wrong = compression.compress(content, [spec.Tensor(0, kernel.index, [method])])
+    wrong = package.compress(content, [spec.Tensor(0, kernel.index, [method])])
     with pytest.raises(ExportError, match="does not compute what the int8 file does"):
-        micro.check_same(bytes(wrong), content)
+        compression.check_same(bytes(wrong), content)
 
 
 def test_compressed_file_keeps_signature_and_metadata():
     before = TFLiteFile(small_network())
     before.set_metadata("about", b"a model")
-    made = micro.compress(before.pack(), 2**20)
+    made = compression.compress(before.pack(), 2**20)
     after = TFLiteFile(made.content)
     assert after.metadata("about") == b"a model"
     (old,), (new,) = before.model.signatureDefs, after.model.signatureDefs
@@ -486,8 +487,8 @@ def test_most_levels_counts_per_filter():
 
 def test_split_layers_are_the_same_to_the_bit():
     content = small_network()
-    whole = micro.compress(content, 2**20)
-    made = micro.compress(content, 1000)
+    whole = compression.compress(content, 2**20)
+    made = compression.compress(content, 1000)
     kernel = by_shape(made, 32, 3, 3, 16)
     assert (kernel.bits, kernel.parts) == (1, 6)
     assert kernel.decoded_bytes == 6 * 144
@@ -501,7 +502,7 @@ def test_split_layers_are_the_same_to_the_bit():
 
 def test_many_parts_are_concatenated_in_steps():
     content = int8_file(sequence((3, 3, 64), layers.Conv2D(256, 3)))
-    made = micro.compress(content, 2 * 576)
+    made = compression.compress(content, 2 * 576)
     (kernel,) = made.kernels
     assert kernel.parts == 128
     file = TFLiteFile(made.content)
@@ -518,7 +519,7 @@ def test_many_parts_are_concatenated_in_steps():
 
 def test_dense_layer_over_steps_is_split_on_the_last_axis():
     content = int8_file(sequence((5, 32), layers.Dense(80, activation="relu")))
-    made = micro.compress(content, 700)
+    made = compression.compress(content, 700)
     (kernel,) = made.kernels
     assert kernel.parts == 4
     file = TFLiteFile(made.content)
@@ -540,7 +541,7 @@ def test_bias_that_two_layers_share_is_split_for_one():
     inputs_of_second[2] = indices(first.inputs)[2]
     second.inputs = np.array(inputs_of_second, np.int32)
     content = file.pack()
-    made = micro.compress(content, 2100)
+    made = compression.compress(content, 2100)
     assert by_shape(made, 64, 32).parts == 1
     assert by_shape(made, 64, 64).parts == 2
     assert_good(made, content)
@@ -548,14 +549,14 @@ def test_bias_that_two_layers_share_is_split_for_one():
 
 def test_grouped_convolution_is_not_split():
     content = int8_file(sequence((6, 6, 64), layers.Conv2D(64, 3, groups=4)))
-    made = micro.compress(content, 2000)
+    made = compression.compress(content, 2000)
     (kernel,) = made.kernels
     assert kernel.reason == (
         "would decode more than 2000 bytes at a time, and belongs to a convolution in "
         "groups"
     )
     assert made.content == content
-    whole = micro.compress(content, 2**20)
+    whole = compression.compress(content, 2**20)
     assert whole.kernels[0].bits == 1
     assert_good(whole, content)
 
@@ -571,7 +572,7 @@ def test_kernels_that_cannot_be_split_stay_if_too_large(layer, reason):
     options = {"filters": 32} if layer == "Conv2DTranspose" else {}
     made_layer = getattr(layers, layer)(kernel_size=7, **options)
     content = int8_file(sequence((8, 8, 64), made_layer))
-    made = micro.compress(content, 1000)
+    made = compression.compress(content, 1000)
     (kernel,) = made.kernels
     assert kernel.reason.endswith(f", and {reason}")
     assert made.content == content
@@ -579,7 +580,7 @@ def test_kernels_that_cannot_be_split_stay_if_too_large(layer, reason):
 
 def test_kernel_whose_filters_are_too_large_stays():
     content = int8_file(sequence((600,), layers.Dense(8)))
-    made = micro.compress(content, 1000)
+    made = compression.compress(content, 1000)
     (kernel,) = made.kernels
     assert kernel.reason == "would decode more than 1000 bytes at a time"
 
@@ -601,14 +602,14 @@ def test_part_sizes_cover_the_channels():
 @pytest.mark.parametrize("value", [1.5, "1000", True])
 def test_max_decode_bytes_of_wrong_type_raises(value):
     with pytest.raises(TypeError, match="`max_decode_bytes` must be `None` or a num"):
-        micro.compress(small_network(), value)
+        compression.compress(small_network(), value)
 
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_max_decode_bytes_below_one_raises(value):
     message = f"must be at least 1. Received: max_decode_bytes={value}"
     with pytest.raises(ValueError, match=message):
-        micro.compress(small_network(), value)
+        compression.compress(small_network(), value)
 
 
 # Choosing by memory.
@@ -629,12 +630,12 @@ def half_million_weights():
 
 def test_half_a_million_binary_weights_are_below_95_kb_in_1_5_times_the_memory():
     content = half_million_weights()
-    made = micro.compress(content)
+    made = compression.compress(content)
     assert sum(kernel.weights for kernel in made.kernels) > 500_000
     assert len(made.content) <= 95_000
     assert made.arena_bytes <= 1.5 * made.int8_arena_bytes
     # That is not for free: decoding whole kernels takes several times as much.
-    whole = micro.compress(content, 2**20)
+    whole = compression.compress(content, 2**20)
     assert whole.arena_bytes > 2.5 * made.int8_arena_bytes
     assert len(made.content) < 1.1 * len(whole.content)
     assert any(kernel.parts > 1 for kernel in made.kernels)
@@ -643,7 +644,7 @@ def test_half_a_million_binary_weights_are_below_95_kb_in_1_5_times_the_memory()
 
 def test_network_of_dense_layers_is_compressed_in_more_memory():
     content = int8_file(sequence((64,), layers.Dense(64), layers.Dense(64)))
-    made = micro.compress(content)
+    made = compression.compress(content)
     # Activations take next to nothing: in 1.5 times that, no kernel has room.
     assert made.arena_bytes > 1.5 * made.int8_arena_bytes
     assert len(made.content) < 0.5 * len(content)
@@ -663,31 +664,31 @@ def test_check_of_other_weights_raises():
     tensor.buffer = file.add_buffer(values)
     message = r"on random inputs, \d+ of 10 values of output 0 differ. No file was"
     with pytest.raises(ExportError, match=message):
-        micro.check_same(file.pack(), content)
+        compression.check_same(file.pack(), content)
 
 
 def test_check_of_other_outputs_raises():
     other = int8_file(sequence((8, 8, 16), layers.Conv2D(3, 3)))
     with pytest.raises(ExportError, match="has other inputs or outputs"):
-        micro.check_same(other, small_network())
+        compression.check_same(other, small_network())
 
 
 def test_check_counts_random_and_given_examples():
     content = small_network()
     examples = [[np.zeros((1, 8, 8, 16), np.int8)], [np.ones((1, 8, 8, 16), np.int8)]]
-    assert micro.check_same(content, content, examples, random_examples=3) == 5
+    assert compression.check_same(content, content, examples, random_examples=3) == 5
 
 
 def test_check_of_examples_of_another_shape_raises():
     content = small_network()
     with pytest.raises(ValueError, match="Argument `inputs` must have the shapes"):
-        micro.check_same(content, content, [[np.zeros((8, 8, 16), np.int8)]])
+        compression.check_same(content, content, [[np.zeros((8, 8, 16), np.int8)]])
 
 
 def test_check_in_too_little_memory_raises():
     content = small_network()
     with pytest.raises(ExportError, match="cannot run the file in 4,000 bytes"):
-        micro.check_same(content, content, arena_bytes=4000)
+        compression.check_same(content, content, arena_bytes=4000)
 
 
 def test_constant_factor_of_a_product_is_compressed():
@@ -699,7 +700,7 @@ def test_constant_factor_of_a_product_is_compressed():
             return keras.ops.matmul(x, keras.ops.sign(self.factor) * 0.1)
 
     content = int8_file(sequence((4, 8, 16), Product()), None)
-    made = micro.compress(content, 2**20)
+    made = compression.compress(content, 2**20)
     (kernel,) = made.kernels
     assert "BATCH_MATMUL" in made.operators
     assert (kernel.weights, kernel.bits) == (4096, 1)
@@ -725,9 +726,9 @@ def test_kernel_that_is_looked_up_is_compressed():
     names = [file.operator_name(operator) for operator in file.subgraphs[0].operators]
     assert "GATHER" in names
     content = file.pack()
-    made = micro.compress(content, 2**20)
+    made = compression.compress(content, 2**20)
     (kernel,) = (kernel for kernel in made.kernels if kernel.weights == 6400)
     assert kernel.bits == 1
     # Zeros, and what is given: random numbers might point beyond the table.
     examples = [[row[None]] for row in data]
-    assert micro.check_same(made.content, content, examples) == 9
+    assert compression.check_same(made.content, content, examples) == 9

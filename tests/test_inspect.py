@@ -21,16 +21,9 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 import keras_sq
 from keras_sq import inspect
-from keras_sq.export import (
-    constant_values,
-    contents_reader,
-    contents_table,
-    file_structure,
-    report,
-    runtime,
-    targets,
-)
-from keras_sq.export.contents_reader import parse
+from keras_sq.export import report, runtime, targets
+from keras_sq.export.contents import constant_values, file_structure, reader, table
+from keras_sq.export.contents.reader import parse
 from keras_sq.export.flatbuffer import (
     IDENTIFIER,
     TFLiteFile,
@@ -268,7 +261,7 @@ def test_every_target_is_understood(target, ternary, float_file, tmp_path):
         allow_untrained=True,
         representative_data=data if targets.TARGETS[target].needs_examples else None,
     )
-    contents = contents_reader.read(path)
+    contents = reader.read(path)
     assert contents.notes == ()
     assert contents.report["target"] == target
     assert [w.channel_levels for w in contents.weights] == [3, 3, 3]
@@ -328,7 +321,7 @@ def test_decoding_in_an_unknown_way_is_a_note():
         "levels unknown of 1 tensors (decoded in an unknown way), such as "
         "'weight_decoded'",
     )
-    assert "?" in contents_table.table(contents, "x")
+    assert "?" in table.table(contents, "x")
 
 
 @pytest.mark.parametrize(("type_name", "bits"), [("INT2", 2), ("INT4", 4), ("INT8", 8)])
@@ -437,7 +430,7 @@ def test_loops_and_branches_are_graphs_of_their_own():
     contents = parse(convert(loop, tf.TensorSpec((2, 40))))
     assert len(contents.graphs) == 3
     assert weight_of(contents, "FULLY_CONNECTED").graph > 0
-    assert "graph 2: " in contents_table.table(contents, "x")
+    assert "graph 2: " in table.table(contents, "x")
 
 
 def test_file_without_a_signature_uses_the_tensors_names(float_file):
@@ -452,7 +445,7 @@ def test_several_signatures_are_told_apart(float_file):
     file = TFLiteFile(float_file)
     (entry,) = file.model.signatureDefs
     file.model.signatureDefs = [entry, entry]
-    text = contents_table.table(parse(file.pack()), "x")
+    text = table.table(parse(file.pack()), "x")
     assert text.count(f"takes      {entry.signatureKey.decode()}: image") == 2
 
 
@@ -655,7 +648,7 @@ def test_report_in_the_metadata_is_read(float_file):
     data = zlib.compress(b'{"target": "x", "number": NaN}')
     contents = parse(with_metadata(float_file, data))
     assert contents.report == {"target": "x", "number": None}
-    assert "exported   target 'x'" in contents_table.table(contents, "x")
+    assert "exported   target 'x'" in table.table(contents, "x")
 
 
 @pytest.mark.parametrize(
@@ -878,7 +871,7 @@ def test_damaged_file_gives_contents_or_a_clear_error(name, float_file):
             outcomes["error"] += 1
         else:
             json.dumps(contents.to_dict(), allow_nan=False)
-            contents_table.table(contents, "x")
+            table.table(contents, "x")
             outcomes["contents"] += 1
         assert time.perf_counter() - start < 5, number
     assert min(outcomes.values()) > 50
@@ -952,7 +945,7 @@ def test_command_prints_json(tmp_path):
 
 def test_names_are_cut_in_the_middle_and_harmless():
     names = ["net/conv/kernel;net/norm", "net/a_rather_long_name/kernel", "net/x"]
-    assert contents_table.short_names(names, 12) == [
+    assert table.short_names(names, 12) == [
         "conv/kernel",
         "a_rat…kernel",
         "x",
@@ -961,7 +954,7 @@ def test_names_are_cut_in_the_middle_and_harmless():
     red = graph.constant(np.ones((6, 20), "f4"), "FLOAT32", "\x1b[31mred")
     graph.read_by(red, graph.tensor((1, 6), "FLOAT32"))
     graph.read_by(graph.constant(np.ones((6, 20), "i1"), "INT8"))
-    text = contents_table.table(parse(graph.pack()), "x")
+    text = table.table(parse(graph.pack()), "x")
     assert "\x1b" not in text
     assert "?[31mred" in text
     assert "(of FULLY_CONNECTED)" in text
@@ -992,7 +985,7 @@ def test_command_refuses_what_is_no_file(tmp_path):
     assert status == 1
     assert "is a directory, not a TFLite file" in error
     with pytest.raises(ValueError, match="is not a regular file"):
-        contents_reader.read("/dev/zero")
+        reader.read("/dev/zero")
 
 
 @pytest.mark.parametrize("arguments", [(), ("a.tflite", "b.tflite")])

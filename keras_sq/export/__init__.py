@@ -1,10 +1,17 @@
 """From a trained model to the file that is deployed.
 
 `export` strips the quantization, converts, runs the file and compares it with
-Keras; only a file that agrees is written. What lives here: the targets
-(`targets.py`), the conversion (`convert.py`, `precision.py`, `errors.py`), the
-inputs a model takes (`inputs.py`), the interpreter (`runtime.py`), the comparison
-(`verify.py`), writing (`files.py`) and the report (`report.py`).
+Keras; only a file that agrees is written. What lives here:
+
+- the targets (`targets.py`) and how their files are made (`building.py`);
+- the conversion (`convert.py`, `integer.py`, `precision.py`, `errors.py`) of what a
+  model takes (`inputs.py`);
+- small kernels: which constants are kernels (`weights.py`), what values they hold
+  (`levels.py`), which form they get (`choice.py`), its arithmetic (`packing.py`) and
+  its operators (`forms.py`), in a file that can be edited (`flatbuffer.py`);
+- the check (`runtime.py`, `verify.py`), writing (`files.py`), the report (`report.py`);
+- microcontrollers (`micro/`); what is in a file (`contents/`); the command line
+  (`__main__.py`, `command_line.py`).
 
 Design note: **one name, two things.** `keras_sq.export(model, path)` is a call,
 and this package has to be `keras_sq.export` too, for `python -m

@@ -3,16 +3,9 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from keras_sq.export import (
-    choice,
-    convert,
-    errors,
-    integer,
-    micro,
-    micro_runtime,
-    micro_signature,
-)
+from keras_sq.export import choice, convert, errors, integer
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
+from keras_sq.export.micro import compression, runtime
 from keras_sq.export.report import KernelReport
 from keras_sq.export.targets import Made, Request
 from keras_sq.export.weights import WeightTensor, weight_tensors, with_kernels
@@ -83,9 +76,9 @@ def packed_integers(request: Request) -> Made:
 def microcontroller(request: Request) -> Made:
     """Makes a file of int8 activations and lookup tables, for microcontrollers."""
     # Before the conversion, which takes longest.
-    micro_runtime.require()
+    runtime.require()
     converted, float_bytes = _integer_file(request)
-    packed = micro.compress(converted.content, request.max_decode_bytes)
+    packed = compression.compress(converted.content, request.max_decode_bytes)
     file = TFLiteFile(converted.content)
     named = {weight.name: weight for weight in _matched(request, file)}
     kernels = [
@@ -95,9 +88,7 @@ def microcontroller(request: Request) -> Made:
     ]
     return Made(
         converted=convert.Converted(
-            micro_signature.with_signature(packed.content, converted.content),
-            converted.signature,
-            converted.notes,
+            packed.content, converted.signature, converted.notes
         ),
         kernels=_with_missing(kernels, request.codes),
         float_bytes=float_bytes,
@@ -109,7 +100,10 @@ def microcontroller(request: Request) -> Made:
 
 
 def _micro_kernel(
-    file: TFLiteFile, kernel: micro.MicroKernel, weight: WeightTensor, model: Model
+    file: TFLiteFile,
+    kernel: compression.MicroKernel,
+    weight: WeightTensor,
+    model: Model,
 ) -> KernelReport:
     weight = _with_layer_name(weight, model)
     levels, grid = choice.integer_levels(file, weight)

@@ -185,9 +185,9 @@ def export(
 def _loader(made: targets.Made) -> Callable[[bytes, bool], FileRunner]:
     if made.arena_bytes is None or made.equals is None:
         return Runner
-    from keras_sq.export import micro_signature
+    from keras_sq.export.micro import signature
 
-    return micro_signature.loader(made.equals, made.arena_bytes)
+    return signature.loader(made.equals, made.arena_bytes)
 
 
 def _write_sources(
@@ -196,15 +196,15 @@ def _write_sources(
     report: ExportReport,
     writers: Mapping[str, Callable[[bytes], None]],
 ) -> None:
-    from keras_sq.export import c_source, micro
     from keras_sq.export.flatbuffer import TFLiteFile
+    from keras_sq.export.micro import c_source, compression
 
     assert report.arena_bytes is not None  # Such files have it measured.
     texts = c_source.c_sources(
         content,
         c_source.identifier(destination.stem),
         report.arena_bytes,
-        micro.operators(TFLiteFile(content)),
+        compression.operators(TFLiteFile(content)),
         destination.with_suffix(".h").name,
     )
     writers[".h"](texts.header.encode())

@@ -34,8 +34,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from keras_sq.export import c_source, inputs, integer, micro
-from keras_sq.export.micro_runtime import MicroRunner
+from keras_sq.export import inputs, integer
+from keras_sq.export.micro import c_source, compression
+from keras_sq.export.micro.runtime import MicroRunner
 
 HERE = pathlib.Path(__file__).resolve().parent
 CXX_FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
@@ -82,7 +83,7 @@ def main():
 
 def write_sources(folder):
     """Writes model.h and model.cc; returns the bytes of the file in them."""
-    made = micro.compress(int8_file())
+    made = compression.compress(int8_file())
     sources = c_source.c_sources(
         made.content, "model", made.arena_bytes, made.operators, "model.h"
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.checked_tables import CheckedFile, CheckedTable
+from keras_sq.export.contents.checked_tables import CheckedFile, CheckedTable
 from keras_sq.export.flatbuffer import (
     IDENTIFIER,
     NUMPY_TYPES,

@@ -1,7 +1,7 @@
 """Running files with TensorFlow Lite Micro, and the memory that they take.
 
 The interpreter is the one of the `tflite-micro` package, an optional extra. Files
-are first run by `micro_worker.py` in another process, for the interpreter can
+are first run by `worker.py` in another process, for the interpreter can
 end the one that it runs in.
 """
 
@@ -30,7 +30,7 @@ TFLITE_MICRO_VERSION = "0.dev20261023182759"
 ALIGNMENT = 16
 """Memory for the interpreter starts at multiples of this many bytes."""
 
-_WORKER = pathlib.Path(__file__).with_name("micro_worker.py")
+_WORKER = pathlib.Path(__file__).with_name("worker.py")
 _MISSING_OPERATOR = re.compile(
     r"Didn't find op for builtin opcode '(\w+)'|"
     r"Failed to get registration from op code (\w+)"

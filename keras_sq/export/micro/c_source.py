@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export import lookup_tables, micro_runtime
 from keras_sq.export.errors import ExportError
 from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, indices, shape_of
-from keras_sq.export.micro_operators import add_methods
+from keras_sq.export.micro import lookup_tables
+from keras_sq.export.micro import runtime as micro_runtime
+from keras_sq.export.micro.operators import add_methods
+from keras_sq.export.micro.signature import signature_names
 
 ALIGNMENT = 16
 """The bytes start at a multiple of this many bytes, as constants in the file do."""
@@ -104,9 +106,10 @@ def c_sources(
         )
     file = TFLiteFile(content)
     graph = file.subgraphs[0]
+    names = signature_names(file)
     tensors = [
-        *_tensors(graph, "input", indices(graph.inputs)),
-        *_tensors(graph, "output", indices(graph.outputs)),
+        *_tensors(graph, "input", indices(graph.inputs), names[0]),
+        *_tensors(graph, "output", indices(graph.outputs), names[1]),
     ]
     constants = "\n".join(
         line for tensor in tensors for line in _constants(name, tensor)
@@ -162,6 +165,7 @@ class _Tensor:
     """An input or output, by its name in C++."""
 
     label: str
+    name: str
     place: str
     shape: tuple[int, ...]
     c_type: str
@@ -173,9 +177,11 @@ class _Tensor:
         return self.label.startswith("input")
 
 
-def _tensors(graph: Any, kind: str, places: Sequence[int]) -> list[_Tensor]:
+def _tensors(
+    graph: Any, kind: str, places: Sequence[int], names: Sequence[str]
+) -> list[_Tensor]:
     found = []
-    for number, index in enumerate(places):
+    for number, (index, name) in enumerate(zip(places, names, strict=True)):
         tensor = graph.tensors[index]
         type_name = TYPE_NAMES[tensor.type]
         quantization = tensor.quantization
@@ -192,6 +198,7 @@ def _tensors(graph: Any, kind: str, places: Sequence[int]) -> list[_Tensor]:
         found.append(
             _Tensor(
                 f"{kind}_{number}",
+                re.sub(r"\W", "_", name),
                 f"{kind}({number})",
                 shape_of(tensor),
                 c_type,
@@ -207,7 +214,7 @@ def _constants(name: str, tensor: _Tensor) -> list[str]:
     size = int(np.prod(tensor.shape, dtype=np.int64))
     shape = ", ".join(map(str, tensor.shape))
     lines = [
-        f"// {tensor.label}: {tensor.c_type}, shape ({shape})",
+        f"// {tensor.label} ({tensor.name}): {tensor.c_type}, shape ({shape})",
         f"constexpr unsigned int {prefix}_size = {size};",
     ]
     if tensor.quantization is not None:

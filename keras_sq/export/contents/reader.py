@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.constant_rules import UnknownValues, lookup_bits
-from keras_sq.export.constant_values import (
+from keras_sq.export.contents.constant_rules import UnknownValues, lookup_bits
+from keras_sq.export.contents.constant_values import (
     ConstantChains,
     LevelCounter,
     Work,
     storage_values,
 )
-from keras_sq.export.contents import (
+from keras_sq.export.contents.contents import (
     Constant,
     Contents,
     GraphContents,
@@ -29,7 +29,7 @@ from keras_sq.export.contents import (
     Signature,
     Weight,
 )
-from keras_sq.export.file_structure import (
+from keras_sq.export.contents.file_structure import (
     VALUE_BITS,
     FileStructure,
     Graph,

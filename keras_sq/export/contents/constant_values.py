@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.constant_rules import Step, UnknownValues, apply_rule
-from keras_sq.export.file_structure import VALUE_BITS, Graph, Operator, Tensor
+from keras_sq.export.contents.constant_rules import Step, UnknownValues, apply_rule
+from keras_sq.export.contents.file_structure import VALUE_BITS, Graph, Operator, Tensor
 from keras_sq.export.flatbuffer import NUMPY_TYPES, PACKED_BITS, unpack_bits
 
 Array = np.ndarray[Any, Any]

@@ -4,7 +4,7 @@
 weight, within a bound on memory; `check_same` makes sure that the result computes
 the same to the bit. The parts: `lookup_tables.py` (what can be compressed, and how),
 `splitting.py`, `arena_planning.py` (which kernels, whole or in parts) and
-`micro_runtime.py` (running with TensorFlow Lite Micro). What makes the int8 file, and
+`runtime.py` (running with TensorFlow Lite Micro). What makes the int8 file, and
 the C sources of the result (`c_source.py`), is not here.
 """
 
@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export import lookup_tables, micro_runtime, splitting
-from keras_sq.export.arena_planning import Choice, Plan, Planner
 from keras_sq.export.errors import ExportError
 from keras_sq.export.flatbuffer import TFLiteFile
-from keras_sq.export.lookup_tables import Kernel
-from keras_sq.export.micro_runtime import MicroRunner
+from keras_sq.export.micro import lookup_tables, splitting
+from keras_sq.export.micro import runtime as micro_runtime
+from keras_sq.export.micro.arena_planning import Choice, Plan, Planner
+from keras_sq.export.micro.lookup_tables import Kernel
+from keras_sq.export.micro.runtime import MicroRunner
 
 Array = np.ndarray[Any, Any]
 
@@ -80,7 +81,7 @@ class MicroFile:
 
     Attributes:
         content: Its bytes.
-        arena_bytes: The memory that it needs, see `micro_runtime.arena_bytes`.
+        arena_bytes: The memory that it needs, see `runtime.arena_bytes`.
         int8_bytes: Size of the file that it was made from.
         int8_arena_bytes: The memory that that file needs.
         kernels: All kernels, compressed or not.

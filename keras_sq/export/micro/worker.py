@@ -1,9 +1,9 @@
 """Trial runs of a file with TensorFlow Lite Micro, out of harm's way.
 
-Run as a program by `micro_runtime.py`, never imported by it: it loads no more than
+Run as a program by `runtime.py`, never imported by it: it loads no more than
 NumPy and the interpreter, which takes a fifth of a second.
 
-    micro_worker.py INPUTS LIMIT [smallest]  < model.tflite
+    worker.py INPUTS LIMIT [smallest]  < model.tflite
 
 prints one line of JSON: `{"error": null, "arena_bytes": N}` if the file, with
 that many inputs, runs within LIMIT bytes of memory (then N is LIMIT, or with

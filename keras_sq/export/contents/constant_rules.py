@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.file_structure import Operator, Tensor
+from keras_sq.export.contents.file_structure import Operator, Tensor
 from keras_sq.export.flatbuffer import NUMPY_TYPES
 
 Array = np.ndarray[Any, Any]

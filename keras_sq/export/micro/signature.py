@@ -1,7 +1,7 @@
 """Files for microcontrollers run by the names of their inputs and outputs.
 
-The interpreter of TensorFlow Lite Micro knows no names, and the compression drops
-them: they come from the int8 file, whose order of inputs and outputs stays.
+The interpreter of TensorFlow Lite Micro knows no names: they come from the file's
+signature.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_sq.export.flatbuffer import TFLiteFile, indices
-from keras_sq.export.micro_runtime import MicroRunner
+from keras_sq.export.micro.runtime import MicroRunner
 from keras_sq.export.runtime import Array, FileRunner
 
 
@@ -73,41 +73,23 @@ def loader(
     return load
 
 
-def with_signature(content: bytes, int8_file: bytes) -> bytes:
-    """Returns a compressed file with the names of the int8 file's signature.
-
-    Args:
-        content: The bytes of the compressed file.
-        int8_file: The file that it was made from.
-    """
-    file, original = TFLiteFile(content), TFLiteFile(int8_file)
-    signatures = original.model.signatureDefs
-    for signature in signatures:
-        for maps, old, new in (
-            (signature.inputs, original.subgraphs[0].inputs, file.subgraphs[0].inputs),
-            (
-                signature.outputs,
-                original.subgraphs[0].outputs,
-                file.subgraphs[0].outputs,
-            ),
-        ):
-            places = dict(zip(indices(old), indices(new), strict=True))
-            for entry in maps:
-                entry.tensorIndex = places[entry.tensorIndex]
-    file.model.signatureDefs = signatures
-    return file.pack()
-
-
 def signature_names(file: TFLiteFile) -> tuple[list[str], list[str]]:
-    """Returns the names of inputs and outputs, in the order of the graph's."""
-    (signature,) = file.model.signatureDefs
-    graph = file.subgraphs[0]
+    """Returns the names of inputs and outputs, in the order of the graph's.
 
-    def ordered(maps: Any, order: list[int]) -> list[str]:
-        by_index = {entry.tensorIndex: entry.name.decode() for entry in maps}
-        return [by_index[index] for index in order]
+    What the signature leaves out has the tensor's name.
+    """
+    graph = file.subgraphs[0]
+    signatures = file.model.signatureDefs or []
+
+    def named(places: Any, maps: list[Any]) -> list[str]:
+        by_index = {entry.tensorIndex: entry.name for entry in maps}
+        names = [
+            by_index.get(index) or graph.tensors[index].name or b""
+            for index in indices(places)
+        ]
+        return [name.decode() for name in names]
 
     return (
-        ordered(signature.inputs, indices(graph.inputs)),
-        ordered(signature.outputs, indices(graph.outputs)),
+        named(graph.inputs, [x for entry in signatures for x in entry.inputs]),
+        named(graph.outputs, [x for entry in signatures for x in entry.outputs]),
     )

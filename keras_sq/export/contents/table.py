@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from keras_sq.export.contents import Constant, Contents, Interface, Weight
+from keras_sq.export.contents.contents import Constant, Contents, Interface, Weight
 
 WIDTH = 80
 MIN_NAME = 14

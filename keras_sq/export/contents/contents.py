@@ -2,7 +2,7 @@
 
 A weight is what the weight input of an operator gets; it may be made of several
 constants by a chain of operators, and is one entry, with the bits that it takes
-in the file. Reading is in `contents_reader.py`, printing in `contents_table.py`,
+in the file. Reading is in `reader.py`, printing in `table.py`,
 the command line in `keras_sq/inspect.py`.
 """
 
