@@ -36,6 +36,12 @@ def called_layer() -> Layer:
     return global_state.get_global_attribute("current_call_ctx").entry_layer
 
 
+def call_under_way() -> object | None:
+    """Returns an object that stands for the outermost Keras call under way."""
+    context: object | None = global_state.get_global_attribute("current_call_ctx")
+    return context
+
+
 def in_autocast() -> bool:
     """Whether variables are being read in a lower precision just now."""
     scope = global_state.get_global_attribute("autocast_scope")

@@ -9,24 +9,35 @@ import numpy as np
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.quantized import filters_last
+from keras_sq.quantizers import LearnedQuantizer
 from keras_sq.types import Model
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelCodes:
-    """A quantized kernel, taken apart: `codes · scale`.
+    """A quantized kernel, taken apart: `codes · scale`, or levels by number.
 
     Attributes:
-        codes: Int8 array of the kernel's shape.
-        scale: Float array that broadcasts to it.
+        codes: Int8 array of the kernel's shape; of a learned codebook, uint8
+            numbers of levels, from 0.
+        scale: Float array that broadcasts to it; of a learned codebook, the
+            largest absolute level.
+        levels: Of a learned codebook: the levels, sorted, on the first axis of
+            an array whose other axes broadcast to the kernel. Else `None`.
     """
 
     codes: np.ndarray[Any, Any]
     scale: np.ndarray[Any, Any]
+    levels: np.ndarray[Any, Any] | None = None
 
     @property
     def kernel(self) -> np.ndarray[Any, Any]:
-        """The quantized kernel, `codes · scale`."""
+        """The quantized kernel."""
+        if self.levels is not None:
+            numbers = self.codes.astype(np.intp)[np.newaxis]
+            table = np.broadcast_to(self.levels, (len(self.levels), *self.codes.shape))
+            found: np.ndarray[Any, Any] = np.take_along_axis(table, numbers, axis=0)[0]
+            return found
         kernel: np.ndarray[Any, Any] = self.codes.astype(self.scale.dtype) * self.scale
         return kernel
 
@@ -57,16 +68,24 @@ def get_codes(model: Model) -> dict[str, KernelCodes]:
         for name in layer.quantized_weights:
             value = internals.read(layer.latent(name))
             columns, restore = filters_last(value, layer.filter_axes(name))
-            fitted = quantizer.fit(columns)
+            fitted = layer.fitted(name) or quantizer.fit(columns)
             codes = restore(quantizer.encode(columns, *fitted))
             axes = layer.filter_axes(name)
             shape = tuple(
                 size if axis in axes else 1 for axis, size in enumerate(value.shape)
             )
+            numbers = keras.ops.convert_to_numpy(codes)
+            if isinstance(quantizer, LearnedQuantizer):
+                table = keras.ops.convert_to_numpy(
+                    keras.ops.cast(quantizer.levels(*fitted), value.dtype)
+                ).reshape(-1, *shape)
+                found[f"{path}/{name}"] = KernelCodes(
+                    numbers.astype(np.uint8), np.abs(table).max(axis=0), table
+                )
+                continue
             scale = keras.ops.reshape(keras.ops.cast(fitted[0], value.dtype), shape)
             found[f"{path}/{name}"] = KernelCodes(
-                keras.ops.convert_to_numpy(codes).astype(np.int8),
-                keras.ops.convert_to_numpy(scale),
+                numbers.astype(np.int8), keras.ops.convert_to_numpy(scale)
             )
     if not found:
         raise ValueError(

@@ -177,7 +177,8 @@ def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSumm
                 type(quantizer).__name__.removesuffix("Quantizer").lower(),
                 float(ops.convert_to_numpy(layer.ratio)),
                 difference / norm if norm else 0.0,
-                math.ceil(math.log2(quantizer.num_levels)) + 32 * filters / weights,
+                math.ceil(math.log2(quantizer.num_levels))
+                + 32 * (quantizer.state_size or 1) * filters / weights,
             )
         )
     return rows

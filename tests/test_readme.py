@@ -1,13 +1,12 @@
 """Every code block of the README runs, or is what something else runs."""
 
+import importlib
 import pathlib
 import re
 import shlex
 
 import pytest
 from absl import flags
-
-from keras_sq import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -22,6 +21,13 @@ def commands():
     lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
     parts = [part for line in lines for part in line.split("#")[0].split("&&")]
     return [part.strip() for part in parts if part.strip()]
+
+
+COMMANDS = {
+    "keras_sq.train": "keras_sq.train",
+    "keras_sq.export": "keras_sq.export.__main__",
+    "keras_sq.inspect": "keras_sq.inspect",
+}
 
 
 def test_blocks_have_a_language_that_is_tested():
@@ -58,10 +64,16 @@ def test_command_is_one_that_exists(command):
         assert arguments in (["install", "-e", "."], ["install", "-e", ".[test]"])
     elif arguments[:2] == ["-m", "pytest"]:
         assert all((ROOT / path).exists() for path in arguments[2:])
-    elif arguments[:2] == ["-m", "keras_sq.train"]:
+    elif arguments[0] == "-m":
         values = flags.FlagValues()
-        train.define_flags(values)
-        values(["train", *arguments[2:]])
+        importlib.import_module(COMMANDS[arguments[1]]).define_flags(values)
+        rest = values(arguments[1:])[1:]
+        assert (
+            len(rest)
+            == {"train": 0, "export": 2, "inspect": 1}[
+                arguments[1].removeprefix("keras_sq.")
+            ]
+        )
     else:
         assert program in ("python", "bash")
         assert (ROOT / arguments[0]).is_file()

@@ -151,7 +151,9 @@ def _float_plan(file: TFLiteFile, weight: WeightTensor, allowed: Sequence[str]) 
     reason = ""
     if not options:
         reason = f"{levels.num_levels} values a filter"
-        if levels.num_levels <= packing.MAX_LEVELS and codes is None:
+        if GATHERED in allowed and weight.axis != 0:
+            reason += "; filters are not on the first axis, as packing needs"
+        elif levels.num_levels <= packing.MAX_LEVELS and codes is None:
             reason += ", not multiples of one number: only target 'small' holds them"
     elif GATHERED in allowed and weight.axis != 0:
         reason = "filters are not on the first axis, as packing needs"

@@ -9,7 +9,8 @@ A layer of this package is the Keras layer plus
 - the **ratio** the mask was last drawn for, and the state of the random
   generator that draws it.
 
-It has no `call` of its own. A descriptor stands in for the kernel's
+It has no `call` of its own (Keras's is wrapped to quantize its input where that is
+asked for, see `inputs.py`). A descriptor stands in for the kernel's
 attribute: writing it stores the latent variable, reading it gives the kernel
 to compute with - the hybrid kernel while training, the quantized kernel
 otherwise. So every feature of the Keras layer, dilation or groups or
@@ -47,6 +48,7 @@ from keras import ops
 from keras_sq import _backend
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import settings as settings_module
+from keras_sq.layers.inputs import QuantizedInputs
 from keras_sq.layers.settings import Settings
 from keras_sq.quantizers import Quantizer
 from keras_sq.split_update import split_update
@@ -101,7 +103,7 @@ class HybridKernel:
         layer.__dict__[f"_{self.name}"] = value
 
 
-class StochasticallyQuantized:
+class StochasticallyQuantized(QuantizedInputs):
     """Mixin: quantizes the kernels of the Keras layer that it precedes."""
 
     quantized_weights: ClassVar[tuple[str, ...]] = ("kernel",)
@@ -127,6 +129,8 @@ class StochasticallyQuantized:
         super().__init__(*args, **rest)
 
     def _set_settings(self, chosen: Settings) -> None:
+        if chosen.input_quantizer is not None:
+            self.check_input_quantizer()
         # Straight into the instance: Keras tracks nothing of it, and its own
         # constructor has not run yet.
         self.__dict__["quantization_settings"] = chosen
@@ -156,10 +160,31 @@ class StochasticallyQuantized:
         """The ratio that the masks were last drawn for, in [0, 1]."""
         return self.__dict__["_quantized_ratio"]
 
+    def codebook(self, name: str = "kernel") -> Variable:
+        """Returns the state of the kernel's quantizer: a learned basis.
+
+        Float32 `(state_size, filters)`; there is none for quantizers without.
+        """
+        return self.__dict__[f"_{name}_codebook"]
+
+    def fitted(self, name: str = "kernel") -> tuple[Tensor, ...]:
+        """Returns what is known of a kernel's quantizer beforehand.
+
+        Returns:
+            The codebook, or nothing: then the quantizer is fitted each time.
+        """
+        if not self.quantization_settings.kernel_quantizer.state_size:
+            return ()
+        return (internals.read(self.codebook(name)),)
+
     def quantization_state(self) -> list[Variable]:
         """Returns what the layer has beyond the Keras layer's variables."""
         masks = [self.mask(name) for name in self.quantized_weights]
-        return [*masks, self.ratio, self.mask_seed_generator.state]
+        if self.quantization_settings.kernel_quantizer.state_size:
+            for name in self.quantized_weights:
+                masks += [self.codebook(name), self.__dict__[f"_{name}_updates"]]
+        own = [self.ratio, self.mask_seed_generator.state]
+        return [*masks, *own, *self.input_state()]
 
     def filter_axes(self, name: str) -> tuple[int, ...]:
         """Returns the axes of a kernel that tell its filters apart."""
@@ -201,6 +226,8 @@ class StochasticallyQuantized:
                 initializer="ones",
                 trainable=False,
             )
+            if self.quantization_settings.kernel_quantizer.state_size:
+                self._add_codebook(name)
         self.__dict__["_quantized_ratio"] = self.add_weight(  # type: ignore[attr-defined]
             name="quantized_ratio",
             shape=(),
@@ -216,6 +243,42 @@ class StochasticallyQuantized:
         )
         self.__dict__["mask_seed_generator"] = generator
         self.mask_seed_state = generator.state
+        self.add_input_state()
+
+    def _add_codebook(self, name: str) -> None:
+        quantizer = self.quantization_settings.kernel_quantizer
+        shape = self.latent(name).shape
+        filters = math.prod(shape[axis] for axis in self.filter_axes(name))
+        start = quantizer.initial_state(math.prod(shape) // filters, filters)
+        # Replicas compute the same from the same kernel: one may speak for all.
+        options = {
+            "dtype": "float32",
+            "trainable": False,
+            "autocast": False,
+            "aggregation": "only_first_replica",
+        }
+        self.__dict__[f"_{name}_codebook"] = self.add_weight(  # type: ignore[attr-defined]
+            name=f"{name}_codebook",
+            shape=(quantizer.state_size, filters),
+            initializer=lambda shape, dtype: ops.cast(start, dtype),
+            **options,
+        )
+        self.__dict__[f"_{name}_updates"] = self.add_weight(  # type: ignore[attr-defined]
+            name=f"{name}_updates", shape=(), initializer="zeros", **options
+        )
+
+    def fit_codebooks(self) -> None:
+        """Fits the codebooks to the latent kernels as they are.
+
+        As if the layer had been trained for long at these kernels: the start of
+        a training from a trained network, and what is quantized without any.
+        """
+        quantizer = self.quantization_settings.kernel_quantizer
+        if quantizer.state_size:
+            for name in self.quantized_weights:
+                value = internals.read(self.latent(name))
+                columns, _ = filters_last(value, self.filter_axes(name))
+                self.codebook(name).assign(quantizer.fit(columns)[0])
 
     # Kernels.
 
@@ -254,13 +317,44 @@ class StochasticallyQuantized:
             hybrid,
             training,
         )
-        return split_update(value, mask, forward, settings.quantized_gradient)
+        state = self.fitted(name)
+        if state and training:
+            self._learn_codebook(name, value, state[0])
+        return split_update(
+            value,
+            mask,
+            lambda latent, mask: forward(latent, mask, *state),
+            settings.quantized_gradient,
+        )
+
+    def _learn_codebook(self, name: str, value: Tensor, before: Tensor) -> None:
+        """Moves a codebook for the steps to come, once a call of the model."""
+        done = getattr(_held, "learned", None)
+        call = internals.call_under_way()
+        if done is None or done[0] is not call:
+            names: set[tuple[int, str]] = set()
+            done = _held.learned = (call, names)
+        if (id(self), name) in done[1]:
+            return  # A shared layer, called before.
+        done[1].add((id(self), name))
+        update = _update_function(
+            self.quantization_settings.kernel_quantizer, self.filter_axes(name)
+        )
+        count = self.__dict__[f"_{name}_updates"]
+        updates = internals.read(count)
+        after = update(ops.stop_gradient(value), before, updates)
+        # A kernel that is not finite ends the training, but does not take the
+        # codebook with it.
+        finite = ops.all(ops.isfinite(after))
+        self.codebook(name).assign(ops.where(finite, after, before))
+        count.assign(updates + ops.cast(finite, "float32"))
 
     def quantized_kernel(self, name: str = "kernel") -> Tensor:
         """Returns `Q(W)`: the kernel that will be deployed."""
         value = internals.read(self.latent(name))
         columns, restore = filters_last(value, self.filter_axes(name))
-        return restore(self.quantization_settings.kernel_quantizer(columns))
+        quantizer = self.quantization_settings.kernel_quantizer
+        return restore(quantizer(columns, *self.fitted(name)))
 
     def quantization_errors(self, name: str = "kernel") -> Tensor:
         """Returns the quantization error of every filter (or weight).
@@ -275,7 +369,7 @@ class StochasticallyQuantized:
             self.filter_axes(name),
             settings.granularity,
         )
-        return function(internals.read(self.latent(name)))
+        return function(internals.read(self.latent(name)), *self.fitted(name))
 
     def uniform_noise(self, name: str) -> Tensor:
         """Returns fresh random numbers for a draw; advances the random state.
@@ -367,10 +461,10 @@ def filters_last(
 @functools.lru_cache(maxsize=1024)
 def _forward_function(
     quantizer: Quantizer, axes: tuple[int, ...], dtype: str, hybrid: bool, compile: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
-    def forward(latent: Tensor, mask: Tensor) -> Tensor:
+) -> Callable[..., Tensor]:
+    def forward(latent: Tensor, mask: Tensor, *state: Tensor) -> Tensor:
         columns, restore = filters_last(latent, axes)
-        kernel = restore(quantizer(columns))
+        kernel = restore(quantizer(columns, *state))
         if hybrid:
             kernel = ops.where(mask, kernel, latent)
         return ops.cast(kernel, dtype)
@@ -381,14 +475,25 @@ def _forward_function(
 @functools.lru_cache(maxsize=1024)
 def _error_function(
     quantizer: Quantizer, axes: tuple[int, ...], granularity: str
-) -> Callable[[Tensor], Tensor]:
-    def errors(latent: Tensor) -> Tensor:
+) -> Callable[..., Tensor]:
+    def errors(latent: Tensor, *state: Tensor) -> Tensor:
         columns, restore = filters_last(latent, axes)
         if granularity == "element":
-            return restore(quantizer.element_errors(columns))
-        return quantizer.filter_errors(columns)
+            return restore(quantizer.element_errors(columns, *state))
+        return quantizer.filter_errors(columns, *state)
 
     return _backend.fused(errors)
+
+
+@functools.lru_cache(maxsize=1024)
+def _update_function(
+    quantizer: Quantizer, axes: tuple[int, ...]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def update(latent: Tensor, state: Tensor, updates: Tensor) -> Tensor:
+        columns, _ = filters_last(latent, axes)
+        return quantizer.update(columns, state, updates)
+
+    return _backend.fused(update)
 
 
 def constructor_signature(float_class: type) -> inspect.Signature:

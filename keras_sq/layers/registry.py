@@ -104,6 +104,7 @@ def promote(layer: Layer, chosen: Settings) -> None:
     layer.__class__ = cls
     layer._set_settings(chosen)
     layer.add_quantization_state()
+    layer.fit_codebooks()
 
 
 def assert_supported(layer: Layer) -> None:

@@ -5,6 +5,9 @@
 | `"binary"` | `BinaryQuantizer()` |
 | `"ternary"` | `TernaryQuantizer()` |
 | `"uniform-2"` … `"uniform-8"` | `UniformQuantizer(num_bits)` |
+| `"lq-1"` … `"lq-8"` | `LearnedQuantizer(num_bits)` |
+
+The mathematics of learned codebooks is in `codebook.py`.
 
 A new one is a subclass of `Quantizer` with `@keras_sq.quantizers.register`.
 """
@@ -15,6 +18,7 @@ import keras
 
 from keras_sq import _checks
 from keras_sq.quantizers.binary import BinaryQuantizer as BinaryQuantizer
+from keras_sq.quantizers.learned import LearnedQuantizer as LearnedQuantizer
 from keras_sq.quantizers.quantizer import Quantizer as Quantizer
 from keras_sq.quantizers.quantizer import register as register
 from keras_sq.quantizers.ternary import TernaryQuantizer as TernaryQuantizer
@@ -24,7 +28,8 @@ from keras_sq.types import Config
 
 def names() -> list[str]:
     """Returns the names that `get` knows."""
-    return ["binary", "ternary", *(f"uniform-{bits}" for bits in range(2, 9))]
+    uniform = [f"uniform-{bits}" for bits in range(2, 9)]
+    return ["binary", "ternary", *uniform, *(f"lq-{bits}" for bits in range(1, 9))]
 
 
 def get(identifier: Any) -> Quantizer:
@@ -50,6 +55,8 @@ def get(identifier: Any) -> Quantizer:
         _checks.one_of("quantizer", identifier, names())
         if identifier.startswith("uniform-"):
             return UniformQuantizer(int(identifier.removeprefix("uniform-")))
+        if identifier.startswith("lq-"):
+            return LearnedQuantizer(int(identifier.removeprefix("lq-")))
         return BinaryQuantizer() if identifier == "binary" else TernaryQuantizer()
     hint = ""
     if isinstance(identifier, type) and issubclass(identifier, Quantizer):

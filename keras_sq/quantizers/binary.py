@@ -43,7 +43,7 @@ class BinaryQuantizer(Quantizer):
         """Returns the signs, with +1 for 0."""
         return functional.binary_codes(kernel)
 
-    def filter_errors(self, kernel: Tensor) -> Tensor:
+    def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error per filter; `Σ|w − q|` is `Σ||w| − scale|` here."""
         norm = functional.absolute_sums(kernel)
         scale = norm / functional.weights_per_filter(kernel)

@@ -16,8 +16,12 @@ class Quantizer(abc.ABC):
 
     A subclass says how the scale (and whatever else is fitted to the kernel)
     is found, and how a weight becomes a code. Both see the kernel with its
-    filter axis last, whatever the layer's own layout. A quantizer has no
+    filter axis last, whatever the layer's own layout. A quantizer holds no
     state and defines no gradient (see `split_update`).
+
+    One that learns from step to step has a `state_size`: its layers keep a
+    variable of so many numbers a filter, which `update` moves in training, and
+    which stands for what `fit` would return wherever a method takes `*state`.
 
     Two quantizers with the same configuration are equal, and a quantizer does
     not change once it is made.
@@ -42,7 +46,7 @@ class Quantizer(abc.ABC):
 
         Returns:
             Float32 tensors, `(filters,)` or scalar; the first is the scale,
-            `(filters,)` and not negative.
+            `(filters,)` and not negative. Of a quantizer with state, the state.
         """
 
     @abc.abstractmethod
@@ -67,6 +71,33 @@ class Quantizer(abc.ABC):
         """How many values a weight of a filter can take."""
         return 2 * self.max_code + 1
 
+    @property
+    def state_size(self) -> int:
+        """Numbers of state a filter; 0 for a quantizer without."""
+        return 0
+
+    def initial_state(self, weights: int, filters: int) -> Tensor:
+        """Returns the state of a layer that was not trained yet.
+
+        Args:
+            weights: How many a filter has.
+            filters: How many filters.
+
+        Returns:
+            Float32 `(state_size, filters)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no state.")
+
+    def update(self, kernel: Tensor, state: Tensor, updates: Tensor) -> Tensor:
+        """Returns the state after one more training step.
+
+        Args:
+            kernel: Float tensor `(..., filters)`.
+            state: Float32 `(state_size, filters)`.
+            updates: Float32 scalar: how many steps there were.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no state.")
+
     def decode(self, codes: Tensor, *fitted: Tensor) -> Tensor:
         """Returns `codes · scale` in the dtype of `codes`."""
         return codes * ops.cast(fitted[0], codes.dtype)
@@ -75,11 +106,12 @@ class Quantizer(abc.ABC):
         """Returns `decode(encode(kernel))` for what was fitted before."""
         return self.decode(self.encode(kernel, *fitted), *fitted)
 
-    def __call__(self, kernel: Tensor) -> Tensor:
+    def __call__(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the quantized kernel.
 
         Call arguments:
             kernel: Float tensor `(..., filters)`.
+            *state: The state, if there is one; else it is fitted.
 
         Returns:
             Tensor with the shape and dtype of `kernel`.
@@ -93,13 +125,14 @@ class Quantizer(abc.ABC):
                 "Argument `kernel` must be a float tensor. "
                 f"Received: a tensor of dtype {kernel.dtype}"
             )
-        return self.quantize(kernel, *self.fit(kernel))
+        return self.quantize(kernel, *(state or self.fit(kernel)))
 
-    def filter_errors(self, kernel: Tensor) -> Tensor:
+    def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the quantization error `‖W_i − Q_i‖₁ / ‖W_i‖₁` per filter.
 
         Args:
             kernel: Float tensor `(..., filters)`.
+            *state: The state, if there is one; else it is fitted.
 
         Returns:
             Float32 `(filters,)`; 0 where the norm is 0, NaN where the filter
@@ -110,20 +143,22 @@ class Quantizer(abc.ABC):
             difference = weights - self.quantize(weights, *fitted)
             return ops.abs(difference), ops.abs(weights)
 
-        difference, norm = functional.filter_sums(terms, kernel, *self.fit(kernel))
+        fitted = state or self.fit(kernel)
+        difference, norm = functional.filter_sums(terms, kernel, *fitted)
         return functional.relative_error(difference, norm)
 
-    def element_errors(self, kernel: Tensor) -> Tensor:
+    def element_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error `|w − q| / |w|` of every weight.
 
         Args:
             kernel: Float tensor `(..., filters)`.
+            *state: The state, if there is one; else it is fitted.
 
         Returns:
             Float32 tensor of the kernel's shape; 0 where the weight is 0.
         """
         wide = ops.cast(kernel, "float32")
-        quantized = self.quantize(wide, *self.fit(kernel))
+        quantized = self.quantize(wide, *(state or self.fit(kernel)))
         return functional.relative_error(ops.abs(wide - quantized), ops.abs(wide))
 
     def get_config(self) -> Config:

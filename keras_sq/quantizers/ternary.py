@@ -86,7 +86,7 @@ class TernaryQuantizer(Quantizer):
         """Returns -1, 0 or +1."""
         return functional.ternary_codes(kernel, fitted[1])
 
-    def filter_errors(self, kernel: Tensor) -> Tensor:
+    def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error per filter.
 
         `|w − q|` is `||w| − scale|` above the threshold and `|w|` below: no

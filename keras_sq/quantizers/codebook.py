@@ -1,0 +1,215 @@
+"""The mathematics of learned codebooks (LQ-Nets), as pure functions of tensors.
+
+A codebook of `k` bits is a **basis** of `k` numbers a filter. Its `2^k` **levels**
+are the sums of the basis with the signs of a code (or, for codes {0, 1}, the sums
+of a part of it); a weight takes the nearest level, which is the number of
+**thresholds**, the midpoints between neighbours, that it exceeds.
+
+Everything takes the numbers as `(..., filters)`, like `functional.py`; a basis is
+`(num_bits, filters)`, float32. Nothing here has state.
+
+Design note: **no codes in memory.** The least squares problem needs the codes of
+every weight only as `BᵀB` and `Bᵀw`, and these follow from how many weights each
+level has and what they sum to: two sums a threshold, in the same pass that
+quantizes, and no tensor of the size of the kernel times the levels.
+
+References:
+    - [Zhang et al., 2018, section 3](https://arxiv.org/abs/1807.10029)
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_sq import functional
+from keras_sq.types import Tensor
+
+RIDGE = 1e-4
+"""Pulls the least squares solution to the basis before, where codes leave it open."""
+
+DECAY = 0.9
+"""Of the moving average of bases."""
+
+MAX_UNROLLED_BITS = 4
+"""Up to here each threshold is compared with in a term of its own; beyond, a weight
+finds its level by bisection."""
+
+
+@functools.cache
+def code_table(num_bits: int, signed: bool) -> np.ndarray[Any, Any]:
+    """Returns all codes, float32 `(2**num_bits, num_bits)`: -1 and 1, or 0 and 1."""
+    numbers = np.arange(2**num_bits)[:, np.newaxis]
+    bits = (numbers >> np.arange(num_bits)) & 1
+    return (2 * bits - 1 if signed else bits).astype("float32")
+
+
+def levels_of(basis: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Returns the levels, sorted, and their codes.
+
+    Args:
+        basis: Float32 `(num_bits, filters)`.
+        signed: Whether codes are -1 and 1, or 0 and 1.
+
+    Returns:
+        Float32 `(levels, filters)` and `(levels, num_bits, filters)`.
+    """
+    table = code_table(int(basis.shape[0]), signed)
+    unsorted = ops.matmul(table, basis)
+    order = ops.argsort(unsorted, axis=0)
+    levels = ops.take_along_axis(unsorted, order, axis=0)
+    codes = ops.transpose(ops.take(table, order, axis=0), (0, 2, 1))
+    return levels, codes
+
+
+def thresholds_of(levels: Tensor) -> Tensor:
+    """Returns the midpoints between neighbouring levels, `(levels - 1, filters)`."""
+    return (levels[:-1] + levels[1:]) / 2
+
+
+def ranks(weights: Tensor, thresholds: Tensor) -> Tensor:
+    """Returns which level each weight takes, by number, as int32.
+
+    A weight on a threshold takes the lower level.
+
+    Args:
+        weights: Float32 `(..., filters)`.
+        thresholds: Float32 `(levels - 1, filters)`, sorted.
+    """
+    count = int(thresholds.shape[0])
+    if count < 2**MAX_UNROLLED_BITS:
+        above = [ops.cast(weights > thresholds[t], "int32") for t in range(count)]
+        return functools.reduce(ops.add, above)
+    found = ops.zeros(weights.shape, "int32")
+    half = (count + 1) // 2
+    while half:
+        value = _picked(thresholds, found + (half - 1))
+        found = found + half * ops.cast(weights > value, "int32")
+        half //= 2
+    return found
+
+
+def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
+    """Returns the nearest level of every weight, and NaN for NaN.
+
+    Args:
+        weights: Float32 `(..., filters)`.
+        levels: Float32 `(levels, filters)`, sorted, or its rows.
+    """
+    count = len(levels) if isinstance(levels, Sequence) else int(levels.shape[0])
+    if count > 2**MAX_UNROLLED_BITS:
+        found = _picked(levels, ranks(weights, thresholds_of(levels)))
+    else:
+        found = ops.broadcast_to(levels[0], weights.shape)
+        for t in range(count - 1):
+            threshold = (levels[t] + levels[t + 1]) / 2
+            found = ops.where(weights > threshold, levels[t + 1], found)
+    return ops.where(weights == weights, found, weights)
+
+
+def _picked(values: Tensor, indices: Tensor) -> Tensor:
+    """Returns `values[indices[..., f], f]`."""
+    filters = values.shape[-1]
+    flat = ops.reshape(indices, (-1, filters))
+    return ops.reshape(ops.take_along_axis(values, flat, axis=0), indices.shape)
+
+
+def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns how many weights each level has, and their sum.
+
+    Args:
+        weights: Float tensor `(..., filters)`.
+        thresholds: Float32 `(levels - 1, filters)`.
+
+    Returns:
+        Two float32 tensors `(levels, filters)`.
+    """
+    count = int(thresholds.shape[0])
+    filters = int(weights.shape[-1])
+    if count >= 2**MAX_UNROLLED_BITS:
+        wide = ops.reshape(ops.cast(weights, "float32"), (-1, filters))
+        places = ranks(wide, thresholds) * filters + ops.arange(filters)
+        size = (count + 1) * filters
+        flat = ops.reshape(places, (-1,))
+        values = ops.reshape(wide, (-1,))
+        numbers = ops.segment_sum(ops.ones_like(values), flat, size)
+        sums = ops.segment_sum(values, flat, size)
+        shape = (count + 1, filters)
+        return ops.reshape(numbers, shape), ops.reshape(sums, shape)
+
+    def terms(block: Tensor, *limits: Tensor) -> tuple[Tensor, ...]:
+        zero = ops.zeros((), block.dtype)
+        one = ops.ones((), block.dtype)
+        above = [block > limit for limit in limits]
+        return (
+            block,
+            *(ops.where(x, one, zero) for x in above),
+            *(ops.where(x, block, zero) for x in above),
+        )
+
+    limits = [thresholds[t] for t in range(count)]
+    total, *rest = functional.filter_sums(terms, weights, *limits)
+    number = ops.full((filters,), float(functional.weights_per_filter(weights)))
+    # Of the weights above each threshold; between two, the difference.
+    numbers = ops.stack([number, *rest[:count], ops.zeros_like(number)])
+    sums = ops.stack([total, *rest[count:], ops.zeros_like(number)])
+    return numbers[:-1] - numbers[1:], sums[:-1] - sums[1:]
+
+
+def least_squares(
+    basis: Tensor, codes: Tensor, numbers: Tensor, sums: Tensor
+) -> Tensor:
+    """Returns the basis that the codes' weights ask for.
+
+    `(BᵀB + RIDGE·I)⁻¹ (BᵀX + RIDGE·basis)`, for all filters at once, solved in
+    float64: where codes are linearly dependent only the ridge is left, which
+    float32 would lose beside a `BᵀB` of thousands.
+
+    Args:
+        basis: Float32 `(num_bits, filters)`, the one before.
+        codes: Float32 `(levels, num_bits, filters)`.
+        numbers: Float32 `(levels, filters)`: how many weights have each level.
+        sums: Float32 `(levels, filters)`: their sums.
+    """
+    num_bits = int(basis.shape[0])
+    codes, numbers, sums, before = (
+        ops.cast(x, "float64") for x in (codes, numbers, sums, basis)
+    )
+    weighted = codes * numbers[:, np.newaxis]
+    square = ops.einsum("lif,ljf->fij", weighted, codes)
+    square = square + RIDGE * ops.eye(num_bits, dtype="float64")
+    product = ops.einsum("lif,lf->fi", codes, sums) + RIDGE * ops.transpose(before)
+    factor = ops.cholesky(square)
+    half = ops.solve_triangular(factor, product[..., np.newaxis], lower=True)
+    upper = ops.transpose(factor, (0, 2, 1))
+    solution = ops.solve_triangular(upper, half)
+    return ops.cast(ops.transpose(solution[..., 0]), "float32")
+
+
+def step(weights: Tensor, basis: Tensor, signed: bool) -> Tensor:
+    """Returns the basis after one alternation: encode, then least squares.
+
+    Args:
+        weights: Float tensor `(..., filters)`.
+        basis: Float32 `(num_bits, filters)`.
+        signed: Whether codes are -1 and 1, or 0 and 1.
+    """
+    levels, codes = levels_of(basis, signed)
+    return least_squares(basis, codes, *level_sums(weights, thresholds_of(levels)))
+
+
+def moved(average: Tensor, value: Tensor, updates: Tensor) -> Tensor:
+    """Returns a bias-corrected moving average after one more value.
+
+    The average of `n` values with weights `DECAY**0, DECAY**1, ...` from the last
+    back, which add up to one: after the first value it is that value.
+
+    Args:
+        average: The average so far.
+        value: The next value.
+        updates: Float scalar, how many values came before.
+    """
+    share = (1.0 - DECAY) / (1.0 - ops.power(DECAY, updates + 1.0))
+    return average + share * (value - average)
