@@ -28,7 +28,9 @@ from absl import app, flags, logging
 import keras_sq
 from keras_sq import models
 
-NETWORKS = flags.DEFINE_list("networks", ["vgg", "mlp", "resnet8"], "vgg, mlp, resnet8")
+NETWORKS = flags.DEFINE_list(
+    "networks", ["vgg", "mlp", "resnet8"], "vgg, vgg_small, mlp, resnet8"
+)
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8", "64", "128"], "Batch sizes.")
 QUANTIZERS = flags.DEFINE_list("quantizers", ["binary", "ternary"], "Quantizers.")
 XLA = flags.DEFINE_enum(
@@ -58,6 +60,17 @@ def network(name: str) -> keras.Model:
             stack.append(layers.MaxPooling2D())
         stack += [layers.Flatten(), layers.Dense(512, activation="relu")]
         return keras.Sequential([*stack, layers.Dense(10)])
+    if name == "vgg_small":  # Of LQ-Nets: 128-128-M-256-256-M-512-512-M-FC10.
+        stack = [keras.Input((32, 32, 3))]
+        for filters in (128, 256, 512):
+            for _ in range(2):
+                stack += [
+                    layers.Conv2D(filters, 3, padding="same", use_bias=False),
+                    layers.BatchNormalization(),
+                    layers.ReLU(),
+                ]
+            stack.append(layers.MaxPooling2D())
+        return keras.Sequential([*stack, layers.Flatten(), layers.Dense(10)])
     if name == "resnet8":
         return models.get("resnet8", (32, 32, 3), 10)
     raise app.UsageError(f"Unknown network {name!r}.")
