@@ -9,8 +9,7 @@ A layer of this package is the Keras layer plus
 - the **ratio** the mask was last drawn for, and the state of the random
   generator that draws it.
 
-It has no `call` of its own (Keras's is wrapped to quantize its input where that is
-asked for, see `inputs.py`). A descriptor stands in for the kernel's
+It has no `call` of its own. A descriptor stands in for the kernel's
 attribute: writing it stores the latent variable, reading it gives the kernel
 to compute with - the hybrid kernel while training, the quantized kernel
 otherwise. So every feature of the Keras layer, dilation or groups or
@@ -48,7 +47,6 @@ from keras import ops
 from keras_sq import _backend
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import settings as settings_module
-from keras_sq.layers.inputs import QuantizedInputs
 from keras_sq.layers.settings import Settings
 from keras_sq.quantizers import Quantizer
 from keras_sq.split_update import split_update
@@ -103,7 +101,7 @@ class HybridKernel:
         layer.__dict__[f"_{self.name}"] = value
 
 
-class StochasticallyQuantized(QuantizedInputs):
+class StochasticallyQuantized:
     """Mixin: quantizes the kernels of the Keras layer that it precedes."""
 
     quantized_weights: ClassVar[tuple[str, ...]] = ("kernel",)
@@ -129,8 +127,6 @@ class StochasticallyQuantized(QuantizedInputs):
         super().__init__(*args, **rest)
 
     def _set_settings(self, chosen: Settings) -> None:
-        if chosen.input_quantizer is not None:
-            self.check_input_quantizer()
         # Straight into the instance: Keras tracks nothing of it, and its own
         # constructor has not run yet.
         self.__dict__["quantization_settings"] = chosen
@@ -183,8 +179,7 @@ class StochasticallyQuantized(QuantizedInputs):
         if self.quantization_settings.kernel_quantizer.state_size:
             for name in self.quantized_weights:
                 masks += [self.codebook(name), self.__dict__[f"_{name}_updates"]]
-        own = [self.ratio, self.mask_seed_generator.state]
-        return [*masks, *own, *self.input_state()]
+        return [*masks, self.ratio, self.mask_seed_generator.state]
 
     def filter_axes(self, name: str) -> tuple[int, ...]:
         """Returns the axes of a kernel that tell its filters apart."""
@@ -243,7 +238,6 @@ class StochasticallyQuantized(QuantizedInputs):
         )
         self.__dict__["mask_seed_generator"] = generator
         self.mask_seed_state = generator.state
-        self.add_input_state()
 
     def _add_codebook(self, name: str) -> None:
         quantizer = self.quantization_settings.kernel_quantizer

@@ -48,9 +48,9 @@ def network(name: str) -> keras.Model:
     if name == "mlp":
         hidden = [layers.Dense(2048, activation="relu") for _ in range(3)]
         return keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10)])
-    if name == "vgg":
+    if name in ("vgg", "vgg_small"):  # The small one is LQ-Nets', and the larger.
         stack = [keras.Input((32, 32, 3))]
-        for filters in (64, 128, 256):
+        for filters in (64, 128, 256) if name == "vgg" else (128, 256, 512):
             for _ in range(2):
                 stack += [
                     layers.Conv2D(filters, 3, padding="same", use_bias=False),
@@ -58,19 +58,10 @@ def network(name: str) -> keras.Model:
                     layers.ReLU(),
                 ]
             stack.append(layers.MaxPooling2D())
-        stack += [layers.Flatten(), layers.Dense(512, activation="relu")]
+        stack.append(layers.Flatten())
+        if name == "vgg":
+            stack.append(layers.Dense(512, activation="relu"))
         return keras.Sequential([*stack, layers.Dense(10)])
-    if name == "vgg_small":  # Of LQ-Nets: 128-128-M-256-256-M-512-512-M-FC10.
-        stack = [keras.Input((32, 32, 3))]
-        for filters in (128, 256, 512):
-            for _ in range(2):
-                stack += [
-                    layers.Conv2D(filters, 3, padding="same", use_bias=False),
-                    layers.BatchNormalization(),
-                    layers.ReLU(),
-                ]
-            stack.append(layers.MaxPooling2D())
-        return keras.Sequential([*stack, layers.Flatten(), layers.Dense(10)])
     if name == "resnet8":
         return models.get("resnet8", (32, 32, 3), 10)
     raise app.UsageError(f"Unknown network {name!r}.")
