@@ -521,3 +521,35 @@ def test_coarse_int8_outputs_are_noted(tmp_path):
     (note,) = report.notes
     assert "outputs differ from Keras's by 1 of their size in the mean" in note
     assert "the steps of int8 are output_0: 0.0039" in note
+
+
+def test_biases_beside_packed_kernels_have_no_scales(tmp_path):
+    # Twelve bytes a filter, which nothing reads but XNNPACK, which stays away.
+    model = keras_sq.quantize_model(cnn(), "ternary")
+    path = tmp_path / "m.tflite"
+    report = untrained(model, path, "small", representative_data=data(12, 12, 8))
+    packed = {path for path, form in stored(report).items() if "packed" in form}
+    assert packed and packed != set(stored(report))
+    before = bias_scales(path)
+    untrained(model, path, "int8", representative_data=data(12, 12, 8))
+    plain = bias_scales(path)
+    assert len(before) == len(plain) == 4
+    for (unfolded, scales), (_, kept) in zip(before, plain, strict=True):
+        assert scales == (0 if unfolded else kept)
+    assert any(
+        kept for (unfolded, _), (_, kept) in zip(before, plain, strict=True) if unfolded
+    )
+
+
+def bias_scales(path):
+    """Returns, by operator: is its kernel unfolded, how many scales has its bias."""
+    file = TFLiteFile(path.read_bytes())
+    (subgraph,) = file.subgraphs
+    found = []
+    for operator in subgraph.operators:
+        if file.operator_name(operator) in building.BIASED:
+            _, kernel, bias = (subgraph.tensors[i] for i in indices(operator.inputs))
+            scale = bias.quantization and bias.quantization.scale
+            count = 0 if scale is None else len(scale)
+            found.append((file.data(kernel) is None, count))
+    return found

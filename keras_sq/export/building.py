@@ -17,6 +17,9 @@ EVERY_RUNTIME = ("tflite-runtime >= 2.14", "LiteRT >= 1.0.1", "TensorFlow >= 2.1
 
 INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.18")
 INT2_RUNTIMES = ("LiteRT >= 2.1", "TensorFlow >= 2.21")
+BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+"""Operators whose third input is a bias."""
+
 MICRO_DATE = "October 2025"
 """Since when the library for microcontrollers has the operator of lookup tables."""
 
@@ -63,7 +66,9 @@ def packed_integers(request: Request) -> Made:
     converted, float_bytes = _integer_file(request)
     file = TFLiteFile(converted.content)
     file.share_constants()
-    kernels = choice.store_int8_weights(file, _named(request, file))
+    weights = _named(request, file)
+    kernels = choice.store_int8_weights(file, weights)
+    _drop_bias_scales(file, weights, kernels)
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
         kernels=_with_missing(kernels, request.codes),
@@ -119,6 +124,28 @@ def _micro_kernel(
         quantized=weight.kernel is not None,
         reason=grid + parts,
     )
+
+
+def _drop_bias_scales(
+    file: TFLiteFile, weights: Sequence[WeightTensor], kernels: Sequence[KernelReport]
+) -> None:
+    """Drops the scales of biases beside packed kernels: 12 bytes a filter.
+
+    A runtime's own kernels take a bias's scales for granted where the filters have
+    one each. XNNPACK looks at them, but does not take an unfolded kernel anyway.
+    """
+    for weight, kernel in zip(weights, kernels, strict=True):
+        quantization = weight.tensor.quantization
+        if kernel.stored_as != choice.PACKED or len(quantization.scale) < 2:
+            continue
+        tensors = weight.subgraph.tensors
+        uses = file.uses(weight.subgraph)
+        for use in uses[weight.index]:
+            places = indices(use.operator.inputs)
+            if use.name not in BIASED or len(places) < 3 or places[2] < 0:
+                continue
+            if len(uses[places[2]]) == 1:
+                tensors[places[2]].quantization = None
 
 
 def _integer_file(request: Request) -> tuple[convert.Converted, int]:

@@ -32,6 +32,9 @@ RANGES = {"INT2": (-2, 1), "INT4": (-8, 7), "INT8": (-MAX_CODE, MAX_CODE)}
 CHANNEL_BYTES = 12
 """What quantization takes a channel: a float32 scale and an int64 zero point."""
 
+PACKED = "packed levels"
+"""What reports call the forms of packed indices."""
+
 GATHERED = "packed"
 """The form of packed indices, beside the names of the integer types."""
 
@@ -295,7 +298,7 @@ def _put(rewriter: forms.Rewriter, plan: Plan) -> KernelReport:
             best.form,
         )
         reasons.insert(0, f"codes {codes.smallest} to {codes.largest}")
-    stored = f"{best.form} codes" if best.form in RANGES else "packed levels"
+    stored = f"{best.form} codes" if best.form in RANGES else PACKED
     return KernelReport(
         path=weight.kernel or weight.name,
         weights=weight.size,
