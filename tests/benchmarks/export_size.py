@@ -37,7 +37,7 @@ KERNELS = flags.DEFINE_list("kernels", ["binary", "ternary", "4-level"], "")
 TARGETS = flags.DEFINE_list(
     "targets", ["fast", "int4", "int2", "small", "int8", "small+int8", "mcu"], ""
 )
-PAIRS = flags.DEFINE_integer("pairs", 25, "Pairs of runs; 0 times nothing.")
+RUNS = flags.DEFINE_integer("runs", 25, "Pairs of runs to time; 0 for none.")
 MICRO = ("resnet8", "ds_cnn", "cnn_half_million")
 """Networks for microcontrollers; for the others `mcu` is left out."""
 
@@ -140,7 +140,7 @@ def timed(content: bytes, reference: bytes, signature) -> str:
         }
         calls.append((runner._run, batch))
     ratios = []
-    for pair in range(PAIRS.value + 5):
+    for pair in range(RUNS.value + 5):
         seconds = []
         for run, batch in calls:
             start = time.perf_counter()
@@ -201,7 +201,7 @@ def rows(name: str, kernels: str, folder: str) -> None:
         if target == "mcu":
             whole = report.int8_arena_bytes
             arena = f"{report.arena_bytes:,} ({report.arena_bytes / whole:.2f})"
-        elif PAIRS.value:
+        elif RUNS.value:
             times = timed(content, plain, signature)
         row(
             [name, kernels, target, f"{report.num_bytes:,}"]
