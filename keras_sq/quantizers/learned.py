@@ -1,5 +1,6 @@
 """Kernels of a learned codebook (LQ-Nets)."""
 
+import functools
 import math
 
 from keras import ops
@@ -11,6 +12,10 @@ from keras_sq.types import Config, Tensor
 
 FIT_STEPS = 20
 """Alternations of a fit without state; they hardly change anything after ten."""
+
+FEW_BITS = 3
+"""Up to here, the distance to every level takes less time than the nearest level:
+2.5 against 7.8 ms for two bits and a 2048 x 2048 kernel, 43 against 27 for four."""
 
 NORMAL_QUARTILE = 0.6745
 """Of N(0, 1): half of all values are closer to 0."""
@@ -139,8 +144,12 @@ class LearnedQuantizer(Quantizer):
             return functional.relative_error(sums, functional.absolute_sums(kernel))
 
         def terms(weights: Tensor, *levels: Tensor) -> tuple[Tensor, Tensor]:
-            quantized = codebook.nearest(weights, levels)
-            return ops.abs(weights - quantized), ops.abs(weights)
+            if self.num_bits > FEW_BITS:
+                difference = ops.abs(weights - codebook.nearest(weights, levels))
+            else:
+                distances = [ops.abs(weights - level) for level in levels]
+                difference = functools.reduce(ops.minimum, distances)
+            return difference, ops.abs(weights)
 
         sums, norm = functional.filter_sums(
             terms, kernel, *(levels[number] for number in range(self.num_levels))
