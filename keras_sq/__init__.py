@@ -8,6 +8,7 @@ keras_sq.export(sq_model, "model.tflite")
 ```
 """
 
+from keras_sq import activation_rules as activation_rules
 from keras_sq import callbacks as callbacks
 from keras_sq import layers as layers
 from keras_sq import learning_rates as learning_rates
@@ -27,6 +28,7 @@ from keras_sq.model_summary import summary as summary
 __all__ = [
     "KernelCodes",
     "__version__",
+    "activation_rules",
     "callbacks",
     "export",
     "get_codes",

@@ -28,6 +28,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 FUSED_MIN_SIZE = 2**16
 """Kernels with fewer weights are quantized by plain operations."""
 
+UNKNOWN_SIZE = 32
+"""What an unknown dimension, the batch, counts for."""
+
 _state = threading.local()
 
 
@@ -89,7 +92,7 @@ def fused(function: F) -> F:
 
     @functools.wraps(function)
     def dispatch(*args: Any) -> Any:
-        size = math.prod(args[0].shape)
+        size = math.prod(n or UNKNOWN_SIZE for n in args[0].shape)
         if size >= FUSED_MIN_SIZE and _xla_works():
             return by_xla(*args)
         return by_parts(*args)

@@ -43,18 +43,22 @@ class LayerOutcome:
         layer_type: Class name in the float model.
         quantizer: The quantizer as text, or `None` if the layer stays float.
         reason: Why it stays float, or an empty string.
+        input_quantizer: The short name of what its input is quantized by
+            (`"lq-2"`), or `None`.
     """
 
     path: str
     layer_type: str
     quantizer: str | None
     reason: str = ""
+    input_quantizer: str | None = None
 
 
 def quantize_model(
     model: Model,
     kernel_quantizer: Any = "ternary",
     *,
+    input_quantizer: Any = None,
     granularity: str = "filter",
     probability: str = "linear",
     selection: str = "roulette",
@@ -79,6 +83,10 @@ def quantize_model(
     Args:
         model: A built `keras.Model`.
         kernel_quantizer: A quantizer or its name, see `keras_sq.quantizers`.
+        input_quantizer: What the inputs of the quantized layers become, a name
+            such as `"lq-2"` or a layer as a pattern, see
+            `keras_sq.activation_rules.get`; `None` leaves them alone. Embeddings
+            have none.
         granularity: `"filter"` or `"element"`; see `keras_sq.layers.Settings`
             for this and the next five.
         probability: `"constant"`, `"linear"`, `"softmax"` or `"sigmoid"`.
@@ -114,6 +122,7 @@ def quantize_model(
     """
     settings = Settings(
         kernel_quantizer=kernel_quantizer,
+        input_quantizer=input_quantizer,
         granularity=granularity,
         probability=probability,
         selection=selection,
@@ -155,6 +164,9 @@ def strip_quantization(model: Model) -> Model:
     It computes what the quantized model computes at inference, and loads
     without this package. Layers that were not quantized keep their weights.
 
+    Models with quantized activations are refused: no plain Keras layer rounds its
+    input to levels, so the plain model would compute something else.
+
     Args:
         model: A built model from `quantize_model`, or with layers of
             `keras_sq.layers`. It is left alone.
@@ -164,10 +176,11 @@ def strip_quantization(model: Model) -> Model:
 
     Raises:
         TypeError: If `model` is no Keras model.
-        ValueError: If it is not built, has no quantized layer or cannot be
-            copied.
+        ValueError: If it is not built, has no quantized layer, has quantized
+            activations or cannot be copied.
     """
     require_built(model)
+    _refuse_quantized_activations(model)
     if not sq_layers.quantized_layers(model):
         raise ValueError(
             f"Model '{model.name}' has no quantized layer: nothing to strip."
@@ -226,6 +239,8 @@ def _plan(
         for key in skipped:
             if path in skip_hits[id(key)]:
                 choice, reason = None, f"named by skip={name_of(key)}"
+        if choice is not None and choice.input_quantizer == settings.input_quantizer:
+            choice = _without_input(layer, choice)
         plan.append(_entry(path, layer, choice, reason))
     if not any(entry.settings for entry in plan):
         reasons = "; ".join(
@@ -260,8 +275,19 @@ def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> _En
     if choice is None:
         return _Entry(None, LayerOutcome(path, layer_type, None, reason))
     registry.assert_supported(layer)
-    quantizer = repr(choice.kernel_quantizer)
-    return _Entry(choice, LayerOutcome(path, layer_type, quantizer))
+    quantizer, inputs = repr(choice.kernel_quantizer), choice.input_quantizer
+    if inputs is not None:
+        registry.quantized_class(type(layer)).check_input_quantizer()  # type: ignore[union-attr]
+    name = None if inputs is None else inputs.name
+    return _Entry(choice, LayerOutcome(path, layer_type, quantizer, "", name))
+
+
+def _without_input(layer: Layer, choice: Settings) -> Settings:
+    """Returns what was chosen for all layers without what this one cannot do."""
+    cls = registry.quantized_class(type(layer))
+    if cls is None or cls.takes_floats:  # type: ignore[attr-defined]
+        return choice
+    return choice.replace(input_quantizer=None)
 
 
 def _has_kernel(layer: Layer) -> bool:
@@ -303,6 +329,18 @@ def _check_kernels(model: Model, plan: list[_Entry]) -> None:
 
 
 # Stripping.
+
+
+def _refuse_quantized_activations(model: Model) -> None:
+    for path, layer in sq_layers.layer_paths(model):
+        stands_alone = isinstance(layer, sq_layers.QuantizedActivation)
+        if stands_alone or getattr(layer, "input_rule", None) is not None:
+            raise ValueError(
+                f"Model '{model.name}' has quantized activations (layer '{path}'), "
+                "which plain Keras layers cannot express: a stripped model would "
+                "compute something else. Save the quantized model as it is, "
+                "`model.save('model.keras')`; loading it needs this package."
+            )
 
 
 def _float_copy(layer: Layer) -> Layer:

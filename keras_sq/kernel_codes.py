@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import quantized_layers
-from keras_sq.layers.quantized import filters_last
+from keras_sq.layers.kernel_functions import filters_last
 from keras_sq.quantizers import LearnedQuantizer
 from keras_sq.types import Model
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_sq import _keras_internals as internals
-from keras_sq.layers import layer_paths
+from keras_sq.layers import QuantizedActivation, layer_paths
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.masks import require_quantized
 from keras_sq.types import Config, Layer, Model
@@ -27,11 +27,16 @@ class LayerSummary(NamedTuple):
         path: Layer path and, for a quantized kernel, the weight's name.
         layer_type: Class name of the float layer.
         weights: Number of weights.
-        quantizer: The quantizer, or `"float"`.
+        quantizer: The quantizer, `"float"`, or an empty string for a layer that
+            quantizes activations only. What that learns is no weight.
         ratio: Ratio of the last draw, `None` for float weights.
         error: `‖W − Q‖₁ / ‖W‖₁` over the whole kernel, `None` for float.
         bits: Bits a weight, scales included.
         reason: Why a kernel stays float, if that is known.
+        inputs: Short name of what quantizes the layer's input (`"lq-2"`), on the
+            row of its first kernel or, for a layer that does nothing else, its
+            own; else `None`.
+        input_bits: Bits of an activation, `None` for float.
     """
 
     path: str
@@ -42,6 +47,8 @@ class LayerSummary(NamedTuple):
     error: float | None
     bits: float
     reason: str = ""
+    inputs: str | None = None
+    input_bits: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +87,9 @@ class ModelSummary:
         }
 
     def __str__(self) -> str:
+        header: tuple[str, ...]
         header = ("layer", "type", "weights", "quantizer", "ratio", "error", "bits")
-        body = [
+        body: list[tuple[str, ...]] = [
             (
                 row.path,
                 row.layer_type,
@@ -93,8 +101,15 @@ class ModelSummary:
             )
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
         right = {2, 4, 5, 6}
+        if any(row.inputs for row in self.rows):
+            header = (*header[:4], "inputs", *header[4:])
+            body = [
+                (*cells[:4], row.inputs or ("float" if row.error else ""), *cells[4:])
+                for cells, row in zip(body, self.rows, strict=True)
+            ]
+            right = {2, 5, 6, 7}
+        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
 
         def line(cells: tuple[str, ...]) -> str:
             parts = [
@@ -146,6 +161,9 @@ def summary(model: Model, print_fn: Callable[[str], Any] | None = None) -> Model
     for path, layer in layer_paths(model):
         if isinstance(layer, StochasticallyQuantized):
             rows.extend(_quantized_rows(path, layer))
+        if isinstance(layer, QuantizedActivation):
+            rows.append(_activation_row(path, layer))
+            continue
         rest = _float_weights(layer)
         if rest:
             base = getattr(type(layer), "float_class", None) or type(layer)
@@ -181,7 +199,19 @@ def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSumm
                 + 32 * (quantizer.state_size or 1) * filters / weights,
             )
         )
+    rule = layer.input_rule
+    if rule is not None:
+        rows[0] = rows[0]._replace(inputs=rule.name, input_bits=rule.num_bits)
     return rows
+
+
+def _activation_row(path: str, layer: QuantizedActivation) -> LayerSummary:
+    rule = layer.activation_rule
+    return LayerSummary(
+        *(path, type(layer).__name__, 0, "", None, None, 0.0),
+        inputs=rule.name,
+        input_bits=rule.num_bits,
+    )
 
 
 def _float_weights(layer: Layer) -> int:

@@ -16,11 +16,13 @@ No gradient reaches scales, thresholds or the mask. With `"straight_through"`
 both parts receive the hybrid kernel's gradient as it is, so that the backward
 pass of a layer costs exactly what the float layer's does.
 
+`with_gradient` is the same means for other functions: quantized activations.
+
 References:
     - [Dong et al., 2017, section 3.3](https://arxiv.org/abs/1708.01001)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
@@ -67,28 +69,22 @@ def split_update(
         [-1.0, 1.0, 0.25]
     """
     _checks.one_of("quantized_gradient", quantized_gradient, QUANTIZED_GRADIENTS)
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
+    _require_tensorflow()
+    import tensorflow as tf
 
-        @tf.custom_gradient  # type: ignore[untyped-decorator]
-        def hybrid(
-            latent: Tensor, mask: Tensor
-        ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, None]]]:
-            def backward(upstream: Tensor) -> tuple[Tensor, None]:
-                return (
-                    latent_gradient(upstream, latent, mask, quantized_gradient),
-                    None,
-                )
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def hybrid(
+        latent: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, None]]]:
+        def backward(upstream: Tensor) -> tuple[Tensor, None]:
+            return (
+                latent_gradient(upstream, latent, mask, quantized_gradient),
+                None,
+            )
 
-            return forward(latent, mask), backward
+        return forward(latent, mask), backward
 
-        return hybrid(tf.convert_to_tensor(latent), tf.convert_to_tensor(mask))
-    raise ValueError(
-        "The split update is implemented for the TensorFlow backend. "
-        f"Received: keras.backend.backend()={backend!r}. "
-        "Set the environment variable KERAS_BACKEND=tensorflow."
-    )
+    return hybrid(tf.convert_to_tensor(latent), tf.convert_to_tensor(mask))
 
 
 def latent_gradient(
@@ -113,3 +109,46 @@ def latent_gradient(
     else:
         passes = ops.logical_or(ops.logical_not(mask), ops.abs(latent) <= CLIP)
     return ops.where(passes, gradient, ops.zeros((), latent.dtype))
+
+
+def with_gradient(
+    inputs: Sequence[Tensor],
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Tensor:
+    """Returns `forward(*inputs)` with a gradient of one's own.
+
+    Args:
+        inputs: Tensors, no variables.
+        forward: A function of tensors; its own gradient is not used.
+        backward: `backward(upstream, *inputs)` returns a gradient, or `None`, for
+            each input.
+
+    Raises:
+        ValueError: If the backend is not supported.
+
+    Example:
+        >>> x = keras.ops.array([0.4, 1.6])
+        >>> with_gradient([x], keras.ops.round, lambda up, x: (up,)).numpy().tolist()
+        [0.0, 2.0]
+    """
+    _require_tensorflow()
+    import tensorflow as tf
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def computed(
+        *inputs: Tensor,
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor | None, ...]]]:
+        return forward(*inputs), lambda upstream: backward(upstream, *inputs)
+
+    return computed(*(tf.convert_to_tensor(x) for x in inputs))
+
+
+def _require_tensorflow() -> None:
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise ValueError(
+            "The split update is implemented for the TensorFlow backend. "
+            f"Received: keras.backend.backend()={backend!r}. "
+            "Set the environment variable KERAS_BACKEND=tensorflow."
+        )

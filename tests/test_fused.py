@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sq import _backend
-from keras_sq.layers import quantized
+from keras_sq.layers import kernel_functions
 from keras_sq.quantizers import get
 
 ROWS, FILTERS = 1000, 300  # Above `FUSED_MIN_SIZE`, and no power of two.
@@ -50,30 +50,32 @@ def kernel_sized(dispatch, *arguments):
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_forward_allocates_one_copy_of_the_kernel(name):
-    function = quantized._forward_function(get(name), (1,), "float32", True, True)
+    function = kernel_functions.forward_function(get(name), (1,), "float32", True, True)
     assert kernel_sized(function, kernel(), mask()) == ["fusion"]
 
 
 @pytest.mark.parametrize("name", ["binary", "ternary"])
 def test_errors_allocate_no_copy_of_the_kernel(name):
-    function = quantized._error_function(get(name), (1,), "filter")
+    function = kernel_functions.error_function(get(name), (1,), "filter")
     assert kernel_sized(function, kernel()) == []
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_large_kernels_are_fused_to_the_same_result(name):
     assert ROWS * FILTERS >= _backend.FUSED_MIN_SIZE
-    function = quantized._forward_function(get(name), (1,), "float32", True, True)
+    function = kernel_functions.forward_function(get(name), (1,), "float32", True, True)
     expected = np.where(mask(), get(name)(kernel()), kernel())
     np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-5)
-    errors = quantized._error_function(get(name), (1,), "filter")
+    errors = kernel_functions.error_function(get(name), (1,), "filter")
     np.testing.assert_allclose(
         errors(kernel()), get(name).filter_errors(kernel()), rtol=1e-5
     )
 
 
 def test_without_xla_the_result_is_the_same(monkeypatch):
-    function = quantized._forward_function(get("binary"), (1,), "float32", True, True)
+    function = kernel_functions.forward_function(
+        get("binary"), (1,), "float32", True, True
+    )
     expected = function(kernel(), mask())
     monkeypatch.setattr(_backend, "_xla_works", lambda: False)
     np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-6)

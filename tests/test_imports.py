@@ -17,6 +17,7 @@ ROWS = [
     {"split_update"},
     {"quantizers", "selection", "schedules", "learning_rates"}
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
+    {"activation_rules"},
     {"layers"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
     {"conversion", "callbacks"},

@@ -2,10 +2,19 @@
 
 `SQ` and the name of the Keras layer; the same constructor, plus the fields of
 `Settings` as keyword arguments. `keras_sq.quantize_model` makes them from the
-layers of a float model.
+layers of a float model. The layers that quantize activations, and nothing else, have
+names of their own.
 """
 
 from keras_sq import _keras_internals as _internals
+from keras_sq.layers.activations import BinaryActivation as BinaryActivation
+from keras_sq.layers.activations import (
+    LearnedActivationQuantizer as LearnedActivationQuantizer,
+)
+from keras_sq.layers.activations import QuantizedActivation as QuantizedActivation
+from keras_sq.layers.activations import (
+    UniformActivationQuantizer as UniformActivationQuantizer,
+)
 from keras_sq.layers.attention import SQMultiHeadAttention as SQMultiHeadAttention
 from keras_sq.layers.container import QuantizedContainer as QuantizedContainer
 from keras_sq.layers.convolutional import SQConv1D as SQConv1D

@@ -44,6 +44,7 @@ class SQEmbedding(StochasticallyQuantized, keras.layers.Embedding):
     """`Embedding` with stochastically quantized rows; a filter per row."""
 
     quantized_weights = ("embeddings",)
+    takes_floats = False
 
     def filter_axes(self, name: str) -> tuple[int, ...]:
         """Returns the axis of the rows."""

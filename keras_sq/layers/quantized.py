@@ -9,7 +9,8 @@ A layer of this package is the Keras layer plus
 - the **ratio** the mask was last drawn for, and the state of the random
   generator that draws it.
 
-It has no `call` of its own. A descriptor stands in for the kernel's
+It has no `call` of its own (Keras's is wrapped to quantize its input where that is
+asked for, see `inputs.py`). A descriptor stands in for the kernel's
 attribute: writing it stores the latent variable, reading it gives the kernel
 to compute with - the hybrid kernel while training, the quantized kernel
 otherwise. So every feature of the Keras layer, dilation or groups or
@@ -33,22 +34,26 @@ the layer.
 """
 
 import contextlib
-import functools
 import inspect
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
-from keras_sq import _backend
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import settings as settings_module
+from keras_sq.layers.inputs import QuantizedInputs
+from keras_sq.layers.kernel_functions import (
+    error_function,
+    filters_last,
+    forward_function,
+    update_function,
+)
 from keras_sq.layers.settings import Settings
-from keras_sq.quantizers import Quantizer
 from keras_sq.split_update import split_update
 from keras_sq.types import Config, Tensor, Variable
 
@@ -101,7 +106,7 @@ class HybridKernel:
         layer.__dict__[f"_{self.name}"] = value
 
 
-class StochasticallyQuantized:
+class StochasticallyQuantized(QuantizedInputs):
     """Mixin: quantizes the kernels of the Keras layer that it precedes."""
 
     quantized_weights: ClassVar[tuple[str, ...]] = ("kernel",)
@@ -127,6 +132,8 @@ class StochasticallyQuantized:
         super().__init__(*args, **rest)
 
     def _set_settings(self, chosen: Settings) -> None:
+        if chosen.input_quantizer is not None:
+            self.check_input_quantizer()
         # Straight into the instance: Keras tracks nothing of it, and its own
         # constructor has not run yet.
         self.__dict__["quantization_settings"] = chosen
@@ -179,7 +186,8 @@ class StochasticallyQuantized:
         if self.quantization_settings.kernel_quantizer.state_size:
             for name in self.quantized_weights:
                 masks += [self.codebook(name), self.__dict__[f"_{name}_updates"]]
-        return [*masks, self.ratio, self.mask_seed_generator.state]
+        own = [self.ratio, self.mask_seed_generator.state]
+        return [*masks, *own, *self.input_state()]
 
     def filter_axes(self, name: str) -> tuple[int, ...]:
         """Returns the axes of a kernel that tell its filters apart."""
@@ -238,6 +246,7 @@ class StochasticallyQuantized:
         )
         self.__dict__["mask_seed_generator"] = generator
         self.mask_seed_state = generator.state
+        self.add_input_state()
 
     def _add_codebook(self, name: str) -> None:
         quantizer = self.quantization_settings.kernel_quantizer
@@ -304,7 +313,7 @@ class StochasticallyQuantized:
                 self._warn_uncontrolled()
         hybrid = training or settings.inference == "hybrid"
         mask = internals.read(self.mask(name)) if hybrid else ops.ones((), "bool")
-        forward = _forward_function(
+        forward = forward_function(
             settings.kernel_quantizer,
             self.filter_axes(name),
             keras.backend.standardize_dtype(dtype),
@@ -331,7 +340,7 @@ class StochasticallyQuantized:
         if (id(self), name) in done[1]:
             return  # A shared layer, called before.
         done[1].add((id(self), name))
-        update = _update_function(
+        update = update_function(
             self.quantization_settings.kernel_quantizer, self.filter_axes(name)
         )
         count = self.__dict__[f"_{name}_updates"]
@@ -358,7 +367,7 @@ class StochasticallyQuantized:
             granularity.
         """
         settings = self.quantization_settings
-        function = _error_function(
+        function = error_function(
             settings.kernel_quantizer,
             self.filter_axes(name),
             settings.granularity,
@@ -419,75 +428,6 @@ class StochasticallyQuantized:
             "`keras_sq.strip_quantization(model)` first for Keras's own "
             "post-training quantization."
         )
-
-
-def filters_last(
-    kernel: Tensor, axes: tuple[int, ...]
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Returns the kernel as `(weights, filters)`, and the way back.
-
-    Args:
-        kernel: Tensor.
-        axes: Its filter axes, ascending.
-
-    Returns:
-        A 2-D tensor, and a function that takes a tensor of this shape to the
-        kernel's.
-    """
-    shape = tuple(kernel.shape)
-    others = tuple(axis for axis in range(len(shape)) if axis not in axes)
-    order = others + axes
-    filters = math.prod(shape[axis] for axis in axes)
-    ordered = order == tuple(range(len(shape)))
-    moved = kernel if ordered else ops.transpose(kernel, order)
-
-    def restore(columns: Tensor) -> Tensor:
-        if ordered:
-            return ops.reshape(columns, shape)
-        back = ops.reshape(columns, tuple(shape[axis] for axis in order))
-        inverse = tuple(order.index(axis) for axis in range(len(shape)))
-        return ops.transpose(back, inverse)
-
-    return ops.reshape(moved, (-1, filters)), restore
-
-
-# Cached, so that layers alike share one compiled function.
-@functools.lru_cache(maxsize=1024)
-def _forward_function(
-    quantizer: Quantizer, axes: tuple[int, ...], dtype: str, hybrid: bool, compile: bool
-) -> Callable[..., Tensor]:
-    def forward(latent: Tensor, mask: Tensor, *state: Tensor) -> Tensor:
-        columns, restore = filters_last(latent, axes)
-        kernel = restore(quantizer(columns, *state))
-        if hybrid:
-            kernel = ops.where(mask, kernel, latent)
-        return ops.cast(kernel, dtype)
-
-    return _backend.fused(forward) if compile else forward
-
-
-@functools.lru_cache(maxsize=1024)
-def _error_function(
-    quantizer: Quantizer, axes: tuple[int, ...], granularity: str
-) -> Callable[..., Tensor]:
-    def errors(latent: Tensor, *state: Tensor) -> Tensor:
-        columns, restore = filters_last(latent, axes)
-        if granularity == "element":
-            return restore(quantizer.element_errors(columns, *state))
-        return quantizer.filter_errors(columns, *state)
-
-    return _backend.fused(errors)
-
-
-@functools.lru_cache(maxsize=1024)
-def _update_function(
-    quantizer: Quantizer, axes: tuple[int, ...]
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def update(latent: Tensor, state: Tensor, updates: Tensor) -> Tensor:
-        columns, _ = filters_last(latent, axes)
-        return quantizer.update(columns, state, updates)
-
-    return _backend.fused(update)
 
 
 def constructor_signature(float_class: type) -> inspect.Signature:

@@ -1,13 +1,17 @@
-"""Quantized recurrent cells and layers; a filter per unit of each gate."""
+"""Quantized recurrent cells and layers; a filter per unit of each gate.
+
+And what else calls a layer once for each step of time: `TimeDistributed`.
+"""
 
 from typing import Any
 
 import keras
 
 from keras_sq import _keras_internals as internals
-from keras_sq.layers.container import QuantizedLayer
+from keras_sq.layers.container import QuantizedContainer, QuantizedLayer
+from keras_sq.layers.inputs import QuantizedInputs, inputs_quantized
 from keras_sq.layers.quantized import StochasticallyQuantized, kernels_held
-from keras_sq.layers.registry import add, add_container
+from keras_sq.layers.registry import add, add_container, add_container_mixin
 from keras_sq.types import Tensor
 
 
@@ -33,7 +37,13 @@ class SQGRUCell(StochasticallyQuantized, keras.layers.GRUCell):
 
 
 class QuantizedRecurrent(QuantizedLayer):
-    """Base of the recurrent layers: quantizes once a call, not once a step."""
+    """Base of the recurrent layers: quantizes once a call, not once a step.
+
+    That goes for the kernels and, by the first cell's input quantizer, for the
+    sequences. A further cell of a stack, like any cell of a plain `RNN`, gets its
+    inputs one step after the other. Its input quantizer, if it learns, learns at
+    each, which TensorFlow refuses under a `MirroredStrategy`.
+    """
 
     def call(
         self,
@@ -42,13 +52,17 @@ class QuantizedRecurrent(QuantizedLayer):
         mask: Tensor | None = None,
         training: bool = False,
     ) -> Any:
-        """Runs the layer, with the cell's kernels computed beforehand."""
+        """Runs the layer, with kernels and first inputs quantized beforehand."""
         cells = [
             layer
             for layer in internals.flatten_layers(self)
             if isinstance(layer, StochasticallyQuantized)
         ]
-        with kernels_held(cells):
+        first = getattr(self.cell, "cells", [self.cell])[0]  # type: ignore[attr-defined]
+        done = [first] if isinstance(first, QuantizedInputs) else []
+        for cell in done:
+            sequences = cell.quantize_input(sequences)
+        with kernels_held(cells), inputs_quantized(done):
             return super().call(  # type: ignore[misc]
                 sequences, initial_state=initial_state, mask=mask, training=training
             )
@@ -78,3 +92,19 @@ class SQLSTM(QuantizedRecurrent, keras.layers.LSTM):
 @add_container
 class SQGRU(QuantizedRecurrent, keras.layers.GRU):
     """`GRU` over an `SQGRUCell`."""
+
+
+@add_container_mixin(keras.layers.TimeDistributed)
+class QuantizedTimeDistributed(QuantizedContainer):
+    """What makes `TimeDistributed` quantize the inputs of all steps at once."""
+
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Any:
+        """Runs the layer, with its inputs quantized beforehand."""
+        layer = self.layer  # type: ignore[attr-defined]
+        done = [layer] if isinstance(layer, QuantizedInputs) else []
+        for timed in done:
+            inputs = timed.quantize_input(inputs)
+        with inputs_quantized(done):
+            return super().call(inputs, training=training, mask=mask)  # type: ignore[misc]

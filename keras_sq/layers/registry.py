@@ -20,6 +20,7 @@ PACKAGE = "keras_sq"
 _quantized: dict[type, type] = {}
 _containers: dict[type, type] = {}
 _static_containers: set[type] = set()
+_container_mixins: dict[type, type] = {}
 
 
 def add(cls: type) -> type:
@@ -33,6 +34,16 @@ def add_container(cls: type) -> type:
     _containers[cls.float_class] = cls  # type: ignore[attr-defined]
     _static_containers.add(cls)
     return keras.saving.register_keras_serializable(PACKAGE)(cls)  # type: ignore[no-any-return]
+
+
+def add_container_mixin(layer_class: type) -> Callable[[type], type]:
+    """Class decorator: what the containers of a Keras class have besides."""
+
+    def add(cls: type) -> type:
+        _container_mixins[layer_class] = cls
+        return cls
+
+    return add
 
 
 def quantized_class(layer_class: type) -> type | None:
@@ -74,7 +85,9 @@ def container_class(base: type) -> type:
     from keras_sq.layers.container import QuantizedContainer
 
     if base not in _containers:
-        cls = type(f"SQ{base.__name__}", (QuantizedContainer, base), {})
+        mixin = _container_mixins.get(base)
+        bases = (QuantizedContainer, base) if mixin is None else (mixin, base)
+        cls = type(f"SQ{base.__name__}", bases, {})
         cls.__module__ = QuantizedContainer.__module__
         cls.__doc__ = f"`{base.__name__}` with quantized layers inside."
         register_as = keras.saving.register_keras_serializable(

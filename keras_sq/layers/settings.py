@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from keras_sq import _checks, quantizers
+from keras_sq import _checks, activation_rules, quantizers
 from keras_sq.selection import Selection
 from keras_sq.split_update import QUANTIZED_GRADIENTS
 from keras_sq.types import Config
@@ -31,6 +31,10 @@ class Settings:
             validation and checkpoints judge what can be shipped. `"hybrid"`:
             with the kernel of training (the curves of the paper).
         mask_seed: Int seed of the mask's draws, or `None`.
+        input_quantizer: What the layer's input becomes, a name for
+            `keras_sq.activation_rules.get` or a layer such as
+            `LearnedActivationQuantizer(2)` (as a pattern: each quantized layer
+            learns its own basis), or `None`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -45,6 +49,7 @@ class Settings:
     quantized_gradient: str = "straight_through"
     inference: str = "quantized"
     mask_seed: int | None = None
+    input_quantizer: Any = None
 
     def __post_init__(self) -> None:
         quantizer = quantizers.get(self.kernel_quantizer)
@@ -56,6 +61,9 @@ class Settings:
         _checks.one_of("inference", self.inference, INFERENCE)
         if self.mask_seed is not None:
             _checks.integer("mask_seed", self.mask_seed, 0)
+        if self.input_quantizer is not None:
+            rule = activation_rules.get(self.input_quantizer)
+            object.__setattr__(self, "input_quantizer", rule)
 
     @property
     def mask_selection(self) -> Selection:
@@ -77,6 +85,8 @@ class Settings:
         """Returns the settings, JSON-serializable."""
         config = {name: getattr(self, name) for name in names()}
         config["kernel_quantizer"] = quantizers.serialize(self.kernel_quantizer)
+        if self.input_quantizer is not None:
+            config["input_quantizer"] = activation_rules.serialize(self.input_quantizer)
         return config
 
 

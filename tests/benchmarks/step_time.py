@@ -33,6 +33,7 @@ NETWORKS = flags.DEFINE_list(
 )
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8", "64", "128"], "Batch sizes.")
 QUANTIZERS = flags.DEFINE_list("quantizers", ["binary", "ternary"], "Quantizers.")
+INPUTS = flags.DEFINE_string("inputs", None, "Input quantizer too, such as lq-2.")
 XLA = flags.DEFINE_enum(
     "xla", "both", ["no", "yes", "both"], "Compile the step by XLA."
 )
@@ -140,7 +141,9 @@ def run(rng, name: str, batch: int, xla: bool) -> None:
     steppers = {"float": Stepper(compiled(base, xla), x, y, False)}
     for quantizer in QUANTIZERS.value:
         for redraw in [True, False] if DIRECT.value else [True]:
-            model = keras_sq.quantize_model(base, quantizer, seed=0)
+            model = keras_sq.quantize_model(
+                base, quantizer, input_quantizer=INPUTS.value, seed=0
+            )
             if not redraw:
                 keras_sq.set_ratio(model, 1.0)
             label = (quantizer, "every" if redraw else "direct")

@@ -1,0 +1,92 @@
+"""Activation rules: what a quantized activation becomes.
+
+| name for `get` | rule | stand-alone layer |
+|---|---|---|
+| `"lq-1"` … `"lq-8"` | `LearnedRule(num_bits)` | `LearnedActivationQuantizer` |
+| `"uniform-1"` … | `UniformRule(num_bits)` | `UniformActivationQuantizer` |
+| `"binary"` | `BinaryRule()` | `BinaryActivation` |
+
+A rule is the mathematics; its state belongs to the layer that follows it: one of
+the stand-alone layers of `keras_sq.layers`, or any quantized layer, by
+`input_quantizer`.
+
+Design note: **rules apart from layers.** A quantized layer could hold one of the
+stand-alone layers for its input. But then copies, stripped models and the keys of
+layers inside containers would all have to tell these layers from the model's own.
+"""
+
+from typing import Any
+
+import keras
+
+from keras_sq import _checks
+from keras_sq.activation_rules.binary import BinaryRule as BinaryRule
+from keras_sq.activation_rules.learned import LearnedRule as LearnedRule
+from keras_sq.activation_rules.rule import ActivationRule as ActivationRule
+from keras_sq.activation_rules.rule import StateSpec as StateSpec
+from keras_sq.activation_rules.rule import register as register
+from keras_sq.activation_rules.uniform import UniformRule as UniformRule
+from keras_sq.types import Config
+
+
+def names() -> list[str]:
+    """Returns the names that `get` knows."""
+    bits = range(1, 9)
+    return ["binary", *(f"lq-{b}" for b in bits), *(f"uniform-{b}" for b in bits)]
+
+
+def get(identifier: Any) -> ActivationRule:
+    """Returns the rule that `identifier` stands for.
+
+    Args:
+        identifier: One of the names, an `ActivationRule`, what `serialize`
+            returned, or a stand-alone layer, whose rule is taken, not its state.
+
+    Raises:
+        ValueError: If the name is unknown (the known ones are listed).
+        TypeError: If it is something else altogether.
+
+    Example:
+        >>> keras_sq.activation_rules.get("lq-2")
+        LearnedRule(num_bits=2)
+    """
+    rule = getattr(identifier, "activation_rule", identifier)
+    if isinstance(rule, ActivationRule):
+        return rule
+    if isinstance(rule, dict):
+        return deserialize(rule)
+    if isinstance(rule, str):
+        _checks.one_of("input_quantizer", rule, names())
+        if rule == "binary":
+            return BinaryRule()
+        kind, bits = rule.split("-")
+        return LearnedRule(int(bits)) if kind == "lq" else UniformRule(int(bits))
+    hint = ""
+    if isinstance(rule, type):
+        hint = f" Pass an instance: {rule.__name__}(…)."
+    raise TypeError(
+        "An activation quantizer must be a name "
+        f"({', '.join(map(repr, names()))}), a layer such as "
+        "`keras_sq.layers.LearnedActivationQuantizer(2)` or a serialized rule. "
+        f"Received: {identifier!r} (of type {type(identifier).__name__}).{hint}"
+    )
+
+
+def serialize(rule: ActivationRule) -> Config:
+    """Returns the rule as a JSON-serializable dict."""
+    return keras.saving.serialize_keras_object(rule)  # type: ignore[no-any-return]
+
+
+def deserialize(config: Config) -> ActivationRule:
+    """Returns the rule that `serialize` described.
+
+    Raises:
+        TypeError: If the dict describes something else.
+    """
+    rule = keras.saving.deserialize_keras_object(config)
+    if not isinstance(rule, ActivationRule):
+        raise TypeError(
+            "Expected the configuration of an activation rule. "
+            f"Received one of a {type(rule).__name__}."
+        )
+    return rule

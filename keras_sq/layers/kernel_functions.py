@@ -1,0 +1,89 @@
+"""What is computed with a latent kernel, each function compiled once.
+
+The quantizers see a kernel with its filters last; here it gets there and back.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+from keras import ops
+
+from keras_sq import _backend
+from keras_sq.quantizers import Quantizer
+from keras_sq.types import Tensor
+
+
+def filters_last(
+    kernel: Tensor, axes: tuple[int, ...]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Returns the kernel as `(weights, filters)`, and the way back.
+
+    Args:
+        kernel: Tensor.
+        axes: Its filter axes, ascending.
+
+    Returns:
+        A 2-D tensor, and a function that takes a tensor of this shape to the
+        kernel's.
+    """
+    shape = tuple(kernel.shape)
+    others = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    order = others + axes
+    filters = math.prod(shape[axis] for axis in axes)
+    ordered = order == tuple(range(len(shape)))
+    moved = kernel if ordered else ops.transpose(kernel, order)
+
+    def restore(columns: Tensor) -> Tensor:
+        if ordered:
+            return ops.reshape(columns, shape)
+        back = ops.reshape(columns, tuple(shape[axis] for axis in order))
+        inverse = tuple(order.index(axis) for axis in range(len(shape)))
+        return ops.transpose(back, inverse)
+
+    return ops.reshape(moved, (-1, filters)), restore
+
+
+# Cached, so that layers alike share one compiled function.
+@functools.lru_cache(maxsize=1024)
+def forward_function(
+    quantizer: Quantizer, axes: tuple[int, ...], dtype: str, hybrid: bool, compile: bool
+) -> Callable[..., Tensor]:
+    """Returns `forward(latent, mask, *state)`: the kernel to compute with."""
+
+    def forward(latent: Tensor, mask: Tensor, *state: Tensor) -> Tensor:
+        columns, restore = filters_last(latent, axes)
+        kernel = restore(quantizer(columns, *state))
+        if hybrid:
+            kernel = ops.where(mask, kernel, latent)
+        return ops.cast(kernel, dtype)
+
+    return _backend.fused(forward) if compile else forward
+
+
+@functools.lru_cache(maxsize=1024)
+def error_function(
+    quantizer: Quantizer, axes: tuple[int, ...], granularity: str
+) -> Callable[..., Tensor]:
+    """Returns `errors(latent, *state)`: of every filter, or of every weight."""
+
+    def errors(latent: Tensor, *state: Tensor) -> Tensor:
+        columns, restore = filters_last(latent, axes)
+        if granularity == "element":
+            return restore(quantizer.element_errors(columns, *state))
+        return quantizer.filter_errors(columns, *state)
+
+    return _backend.fused(errors)
+
+
+@functools.lru_cache(maxsize=1024)
+def update_function(
+    quantizer: Quantizer, axes: tuple[int, ...]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Returns `update(latent, state, updates)`: the quantizer's next state."""
+
+    def update(latent: Tensor, state: Tensor, updates: Tensor) -> Tensor:
+        columns, _ = filters_last(latent, axes)
+        return quantizer.update(columns, state, updates)
+
+    return _backend.fused(update)
