@@ -180,7 +180,14 @@ def strip_quantization(model: Model) -> Model:
             activations or cannot be copied.
     """
     require_built(model)
-    _refuse_quantized_activations(model)
+    path = quantized_activation(model)
+    if path is not None:
+        raise ValueError(
+            f"Model '{model.name}' has quantized activations (layer '{path}'), which "
+            "plain Keras layers cannot express: a stripped model would compute "
+            "something else. Save the quantized model as it is, "
+            "`model.save('model.keras')`; loading it needs this package."
+        )
     if not sq_layers.quantized_layers(model):
         raise ValueError(
             f"Model '{model.name}' has no quantized layer: nothing to strip."
@@ -331,16 +338,13 @@ def _check_kernels(model: Model, plan: list[_Entry]) -> None:
 # Stripping.
 
 
-def _refuse_quantized_activations(model: Model) -> None:
+def quantized_activation(model: Model) -> str | None:
+    """Returns the path of the first layer that quantizes activations, if any."""
     for path, layer in sq_layers.layer_paths(model):
         stands_alone = isinstance(layer, sq_layers.QuantizedActivation)
         if stands_alone or getattr(layer, "input_rule", None) is not None:
-            raise ValueError(
-                f"Model '{model.name}' has quantized activations (layer '{path}'), "
-                "which plain Keras layers cannot express: a stripped model would "
-                "compute something else. Save the quantized model as it is, "
-                "`model.save('model.keras')`; loading it needs this package."
-            )
+            return path
+    return None
 
 
 def _float_copy(layer: Layer) -> Layer:

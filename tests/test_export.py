@@ -611,6 +611,16 @@ def test_stateful_layer_is_an_error(no_conversion, tmp_path):
         keras_sq.export(model, tmp_path / "m.tflite")
 
 
+def test_quantized_activations_are_an_error(no_conversion, tmp_path):
+    model = keras_sq.quantize_model(
+        small_model(), "lq-2", skip=["hidden"], input_quantizer="lq-2"
+    )
+    match = r"quantized activations \(layer 'logits'\), which cannot be exported yet"
+    with pytest.raises(ValueError, match=match):
+        untrained(model, tmp_path / "m.tflite")
+    assert os.listdir(tmp_path) == []
+
+
 def test_other_backend_is_an_error(no_conversion, monkeypatch, tmp_path):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ValueError, match="needs Keras's TensorFlow backend.*'jax'"):

@@ -268,6 +268,14 @@ def _check_model(model: Model) -> None:
             f"Model '{model.name}' is not built, so it has no weights to export. "
             "Call it on a batch first, or give it a `keras.Input`."
         )
+    path = conversion.quantized_activation(model)
+    if path is not None:
+        raise ValueError(
+            f"Model '{model.name}' has quantized activations (layer '{path}'), which "
+            "cannot be exported yet. Quantize the kernels alone, without "
+            "`input_quantizer`; targets 'int8', 'small' and 'mcu' have int8 "
+            "activations."
+        )
     for layer in internals.flatten_layers(model):
         # Keras's recurrent layers; others have no such attribute.
         if getattr(layer, "stateful", False):
