@@ -2,6 +2,8 @@ r"""Times a training step of SQ against the same float model's.
 
     python tests/benchmarks/step_time.py             # all networks, as in the README
     python tests/benchmarks/step_time.py --networks=mlp --batch_sizes=64 --xla=both
+    python tests/benchmarks/step_time.py --networks=vgg_small --batch_sizes=128 \
+        --quantizers=lq-2 --inputs=lq-2 --xla=no --nodirect --pairs=20
 
 Both models live in one process and take turns, step by step, so that a
 machine whose speed drifts slows both alike. Printed is the median, with
