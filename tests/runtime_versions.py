@@ -97,7 +97,7 @@ def export_all(folder, chosen):
         if target.micro or (chosen and name not in chosen):
             continue
         cases[name] = (name, target.needs_examples)
-        if target.integer(True) and not target.needs_examples:
+        if target.int8_activations and not target.needs_examples:
             cases[f"{name}, int8"] = (name, True)
     generator = np.random.default_rng(0)
     files = {}

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from micro_comparison import check_same
 
 from keras_sq.export import (
     ExportError,
@@ -121,10 +122,7 @@ def assert_good(made, content):
     assert made.int8_bytes == len(content)
     assert made.arena_bytes % 16 == 0
     # In exactly the memory that is stated.
-    assert (
-        compression.check_same(made.content, content, arena_bytes=made.arena_bytes)
-        == 16
-    )
+    assert check_same(made.content, content, arena_bytes=made.arena_bytes) == 16
     for kernel in made.kernels:
         assert (kernel.bits is None) == bool(kernel.reason) == (kernel.parts == 0)
 
@@ -440,7 +438,7 @@ def test_one_table_for_a_kernel_with_many_scales_is_still_wrong():
     method = spec.LookUpTableCompression(1, spec.PerTensor())
     wrong = package.compress(content, [spec.Tensor(0, kernel.index, [method])])
     with pytest.raises(ExportError, match="does not compute what the int8 file does"):
-        compression.check_same(bytes(wrong), content)
+        check_same(bytes(wrong), content)
 
 
 def test_compressed_file_keeps_signature_and_metadata():
@@ -664,31 +662,31 @@ def test_check_of_other_weights_raises():
     tensor.buffer = file.add_buffer(values)
     message = r"on random inputs, \d+ of 10 values of output 0 differ. No file was"
     with pytest.raises(ExportError, match=message):
-        compression.check_same(file.pack(), content)
+        check_same(file.pack(), content)
 
 
 def test_check_of_other_outputs_raises():
     other = int8_file(sequence((8, 8, 16), layers.Conv2D(3, 3)))
     with pytest.raises(ExportError, match="has other inputs or outputs"):
-        compression.check_same(other, small_network())
+        check_same(other, small_network())
 
 
 def test_check_counts_random_and_given_examples():
     content = small_network()
     examples = [[np.zeros((1, 8, 8, 16), np.int8)], [np.ones((1, 8, 8, 16), np.int8)]]
-    assert compression.check_same(content, content, examples, random_examples=3) == 5
+    assert check_same(content, content, examples, random_examples=3) == 5
 
 
 def test_check_of_examples_of_another_shape_raises():
     content = small_network()
     with pytest.raises(ValueError, match="Argument `inputs` must have the shapes"):
-        compression.check_same(content, content, [[np.zeros((8, 8, 16), np.int8)]])
+        check_same(content, content, [[np.zeros((8, 8, 16), np.int8)]])
 
 
 def test_check_in_too_little_memory_raises():
     content = small_network()
     with pytest.raises(ExportError, match="cannot run the file in 4,000 bytes"):
-        compression.check_same(content, content, arena_bytes=4000)
+        check_same(content, content, arena_bytes=4000)
 
 
 def test_constant_factor_of_a_product_is_compressed():
@@ -731,4 +729,4 @@ def test_kernel_that_is_looked_up_is_compressed():
     assert kernel.bits == 1
     # Zeros, and what is given: random numbers might point beyond the table.
     examples = [[row[None]] for row in data]
-    assert compression.check_same(made.content, content, examples) == 9
+    assert check_same(made.content, content, examples) == 9

@@ -9,12 +9,6 @@ from keras_sq.activation_rules.rule import ActivationRule, StateSpec, register
 from keras_sq.quantizers import codebook
 from keras_sq.types import Tensor
 
-NORMAL_QUARTILE = 0.6745
-"""Of N(0, 1): half of all values are closer to 0."""
-
-MAX_UNROLLED_BITS = 4
-"""Up to here each threshold is compared with on its own; beyond, by bisection."""
-
 
 @register
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +42,7 @@ class LearnedRule(ActivationRule):
 
     def state_specs(self) -> tuple[StateSpec, ...]:
         """Returns the basis `(num_bits,)`, and how often it was moved."""
-        unit = 2 * NORMAL_QUARTILE / (2**self.num_bits - 1)
+        unit = 2 * codebook.NORMAL_QUARTILE / (2**self.num_bits - 1)
         basis = [unit * 2.0**bit for bit in range(self.num_bits)]
         return StateSpec("basis", basis), StateSpec("basis_updates", 0.0)
 
@@ -60,7 +54,7 @@ class LearnedRule(ActivationRule):
         """Returns the nearest level of every activation."""
         levels = self.levels(*state)
         thresholds = codebook.thresholds_of(levels)
-        if self.num_bits > MAX_UNROLLED_BITS:
+        if self.num_bits > codebook.MAX_UNROLLED_BITS:
             found = ops.take(levels, _ranks(x, thresholds))
         else:
             found = ops.broadcast_to(levels[0], ops.shape(x))
@@ -99,7 +93,7 @@ class LearnedRule(ActivationRule):
         examples, *shape = ops.shape(x) or (1,)
         # Not -1: the batch of a replica may be empty.
         rows = ops.reshape(x, (examples, math.prod(shape)))
-        if self.num_bits > MAX_UNROLLED_BITS:
+        if self.num_bits > codebook.MAX_UNROLLED_BITS:
             ranks = ops.reshape(_ranks(rows, thresholds), (-1,))
             values = ops.cast(ops.reshape(rows, (-1,)), "float64")
             size = 2**self.num_bits

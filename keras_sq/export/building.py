@@ -115,15 +115,8 @@ def _micro_kernel(
     if kernel.bits is None:
         return choice.kept(weight, levels, f"{grid}; {kernel.reason}")
     parts = f"; in {kernel.parts} parts" if kernel.parts > 1 else ""
-    return KernelReport(
-        path=weight.kernel or weight.name,
-        weights=weight.size,
-        levels=None if levels is None else levels.num_levels,
-        stored_as=f"{kernel.bits}-bit table",
-        num_bytes=kernel.num_bytes,
-        quantized=weight.kernel is not None,
-        reason=grid + parts,
-    )
+    stored = f"{kernel.bits}-bit table"
+    return choice.reported(weight, levels, stored, kernel.num_bytes, grid + parts)
 
 
 def _drop_bias_scales(
@@ -134,12 +127,13 @@ def _drop_bias_scales(
     A runtime's own kernels take a bias's scales for granted where the filters have
     one each. XNNPACK looks at them, but does not take an unfolded kernel anyway.
     """
+    uses_of = {id(subgraph): file.uses(subgraph) for subgraph in file.subgraphs}
     for weight, kernel in zip(weights, kernels, strict=True):
         quantization = weight.tensor.quantization
         if kernel.stored_as != choice.PACKED or len(quantization.scale) < 2:
             continue
         tensors = weight.subgraph.tensors
-        uses = file.uses(weight.subgraph)
+        uses = uses_of[id(weight.subgraph)]
         for use in uses[weight.index]:
             places = indices(use.operator.inputs)
             if use.name not in BIASED or len(places) < 3 or places[2] < 0:

@@ -38,10 +38,8 @@ PACKED = "packed levels"
 GATHERED = "packed"
 """The form of packed indices, beside the names of the integer types."""
 
-
 SHARED = "packed, shared levels"
 """The form of packed indices of levels that all filters share."""
-
 
 Table = tuple[int, tuple[int, ...]]
 """A digit table, by its graph and what the digits stand for."""
@@ -299,15 +297,8 @@ def _put(rewriter: forms.Rewriter, plan: Plan) -> KernelReport:
         )
         reasons.insert(0, f"codes {codes.smallest} to {codes.largest}")
     stored = f"{best.form} codes" if best.form in RANGES else PACKED
-    return KernelReport(
-        path=weight.kernel or weight.name,
-        weights=weight.size,
-        levels=plan.levels.num_levels,
-        stored_as=stored,
-        num_bytes=best.constant_bytes,
-        quantized=weight.kernel is not None,
-        reason="; ".join(reasons),
-    )
+    reason = "; ".join(reasons)
+    return reported(weight, plan.levels, stored, best.constant_bytes, reason)
 
 
 def _in_place(matrix: Array, weight: WeightTensor) -> Array:
@@ -321,13 +312,25 @@ def kept(
     weight: WeightTensor, levels: FilterLevels | None, reason: str
 ) -> KernelReport:
     """Returns the report of a tensor that stays as the converter stored it."""
-    item = {"FLOAT32": 32, "INT8": 8, "FLOAT16": 16}.get(weight.type_name, 32)
+    bits = {"FLOAT32": 32, "INT8": 8, "FLOAT16": 16}.get(weight.type_name, 32)
+    size = weight.size * bits // 8
+    return reported(weight, levels, weight.type_name.lower(), size, reason)
+
+
+def reported(
+    weight: WeightTensor,
+    levels: FilterLevels | None,
+    stored_as: str,
+    num_bytes: int,
+    reason: str,
+) -> KernelReport:
+    """Returns the report of a tensor."""
     return KernelReport(
         path=weight.kernel or weight.name,
         weights=weight.size,
         levels=None if levels is None else levels.num_levels,
-        stored_as=weight.type_name.lower(),
-        num_bytes=weight.size * item // 8,
+        stored_as=stored_as,
+        num_bytes=num_bytes,
         quantized=weight.kernel is not None,
         reason=reason,
     )

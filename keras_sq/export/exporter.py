@@ -138,7 +138,7 @@ def export(
             max_decode_bytes=max_decode_bytes,
         )
         made = chosen.make(request)
-        integer = chosen.integer(examples is not None)
+        integer = chosen.int8_activations and examples is not None
         tolerance = None if integer else verify.FLOAT_TOLERANCE
         load = _loader(made)
         comparison = verify.compare(

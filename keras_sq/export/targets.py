@@ -64,49 +64,37 @@ class Target:
     Attributes:
         description: What it is, in one line.
         make: Makes the file.
-        integer: `integer(examples given)`: whether activations are int8. Such
-            files are compared with Keras only in the mean.
+        int8_activations: Whether activations are int8, where there is
+            representative data. Such files are compared with Keras only in the
+            mean.
         needs_examples: Whether there must be representative data.
         micro: Whether TensorFlow Lite for Microcontrollers runs it.
     """
 
     description: str
     make: Callable[[Request], Made]
-    integer: Callable[[bool], bool] = lambda examples: False
+    int8_activations: bool = False
     needs_examples: bool = False
     micro: bool = False
 
 
-def _float(request: Request) -> Made:
-    from keras_sq.export import building
+def _float_weights(*forms: str) -> Callable[[Request], Made]:
+    """Returns what makes float files with the weights in these forms."""
 
-    return building.float_weights(request, ())
+    def make(request: Request) -> Made:
+        from keras_sq.export import building
 
+        return building.float_weights(request, forms)
 
-def _fast(request: Request) -> Made:
-    from keras_sq.export import building
-
-    return building.float_weights(request, ("INT8",))
-
-
-def _int2(request: Request) -> Made:
-    from keras_sq.export import building
-
-    return building.float_weights(request, ("INT2", "INT4", "INT8"))
-
-
-def _int4(request: Request) -> Made:
-    from keras_sq.export import building
-
-    return building.float_weights(request, ("INT4", "INT8"))
+    return make
 
 
 def _small(request: Request) -> Made:
-    from keras_sq.export import building
+    from keras_sq.export import building, choice
 
     if request.examples is not None:
         return building.packed_integers(request)
-    return building.float_weights(request, ("packed", "INT8"))
+    return building.float_weights(request, (choice.GATHERED, "INT8"))
 
 
 def _int8(request: Request) -> Made:
@@ -122,27 +110,31 @@ def _mcu(request: Request) -> Made:
 
 
 TARGETS = {
-    "float": Target("float32 weights", _float),
-    "fast": Target("int8 codes, unfolded to float32 when loaded", _fast),
-    "int2": Target("2-bit codes, where they fit", _int2),
-    "int4": Target("4-bit codes, where they fit", _int4),
+    "float": Target("float32 weights", _float_weights()),
+    "fast": Target(
+        "int8 codes, unfolded to float32 when loaded", _float_weights("INT8")
+    ),
+    "int2": Target(
+        "2-bit codes, where they fit", _float_weights("INT2", "INT4", "INT8")
+    ),
+    "int4": Target("4-bit codes, where they fit", _float_weights("INT4", "INT8")),
     "small": Target(
         "packed levels, 1.07 to 5.33 bits a weight; with representative data on "
         "int8 activations",
         _small,
-        integer=lambda examples: examples,
+        int8_activations=True,
     ),
     "int8": Target(
         "int8 weights and activations",
         _int8,
-        integer=lambda examples: True,
+        int8_activations=True,
         needs_examples=True,
     ),
     "mcu": Target(
         "int8 activations, weights in lookup tables of TensorFlow Lite for "
         "Microcontrollers, and C sources",
         _mcu,
-        integer=lambda examples: True,
+        int8_activations=True,
         needs_examples=True,
         micro=True,
     ),

@@ -13,7 +13,7 @@ INFERENCE = ("quantized", "hybrid")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The four choices of a method that a layer knows, and its seed.
+    """The choices of a method that a layer knows, and its seed.
 
     Args:
         kernel_quantizer: What a quantized filter becomes: a

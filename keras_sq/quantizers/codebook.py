@@ -33,6 +33,9 @@ RIDGE = 1e-4
 DECAY = 0.9
 """Of the moving average of bases."""
 
+NORMAL_QUARTILE = 0.6745
+"""Of N(0, 1): half of all values are closer to 0. Initial bases are made of it."""
+
 MAX_UNROLLED_BITS = 4
 """Up to here each threshold is compared with in a term of its own; beyond, a weight
 finds its level by bisection."""

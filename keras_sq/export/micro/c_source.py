@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from keras_sq.export.errors import ExportError
-from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, indices, shape_of
+from keras_sq.export.flatbuffer import (
+    ALIGNMENT,
+    TYPE_NAMES,
+    TFLiteFile,
+    indices,
+    shape_of,
+)
 from keras_sq.export.micro import lookup_tables
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.operators import add_methods
 from keras_sq.export.micro.signature import signature_names
-
-ALIGNMENT = 16
-"""The bytes start at a multiple of this many bytes, as constants in the file do."""
 
 USAGE_BEGIN = "// Usage:"
 USAGE_END = "// End of usage."

@@ -1,27 +1,25 @@
 """Full-integer files made small for microcontrollers.
 
 `compress` stores the kernels of an int8 file that hold few values as 1 to 7 bits a
-weight, within a bound on memory; `check_same` makes sure that the result computes
-the same to the bit. The parts: `lookup_tables.py` (what can be compressed, and how),
-`splitting.py`, `arena_planning.py` (which kernels, whole or in parts) and
-`runtime.py` (running with TensorFlow Lite Micro). What makes the int8 file, and
-the C sources of the result (`c_source.py`), is not here.
+weight, within a bound on memory. The parts: `lookup_tables.py` (what can be
+compressed, and how), `splitting.py`, `arena_planning.py` (which kernels, whole or in
+parts) and `runtime.py` (running with TensorFlow Lite Micro). What makes the int8 file,
+what checks that the result computes the same to the bit (`verify.py`), and the C
+sources of the result (`c_source.py`) are not here.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_sq.export.errors import ExportError
 from keras_sq.export.flatbuffer import TFLiteFile
 from keras_sq.export.micro import lookup_tables, splitting
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.arena_planning import Choice, Plan, Planner
 from keras_sq.export.micro.lookup_tables import Kernel
-from keras_sq.export.micro.runtime import MicroRunner
 
 Array = np.ndarray[Any, Any]
 
@@ -41,8 +39,6 @@ ENOUGH = 0.75
 """Fraction of what can be saved with any memory."""
 
 _MEASUREMENTS = 6  # Most plans that are made and measured for one of the bounds.
-
-_LOOKUPS = {"EMBEDDING_LOOKUP", "GATHER", "GATHER_ND"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,59 +145,6 @@ def compress(content: bytes, max_decode_bytes: int | None = None) -> MicroFile:
             break
         small = maker.smallest(plans, ratio)
     return small
-
-
-def check_same(
-    content: bytes,
-    reference: bytes,
-    examples: Iterable[Sequence[Array]] = (),
-    arena_bytes: int | None = None,
-    random_examples: int = 16,
-    seed: int = 0,
-) -> int:
-    """Checks that two files give the same outputs, to the bit.
-
-    Both are run with TensorFlow Lite Micro, on random inputs and on given ones.
-    Files that look values up by their inputs are run on zeros, not on random
-    inputs, which might point beyond the table.
-
-    Args:
-        content: The file to check.
-        reference: The file that it should agree with.
-        examples: Inputs in the files' order, with their shapes and dtypes.
-        arena_bytes: Memory to run `content` in; plenty if `None`.
-        random_examples: How many random inputs.
-        seed: Of the random inputs.
-
-    Returns:
-        How many inputs were compared.
-
-    Raises:
-        ImportError: If the package `tflite-micro` is not installed.
-        ValueError: If an example has other shapes or dtypes.
-        ExportError: If an output differs, or one of the files cannot be run.
-    """
-    runner, expected = MicroRunner(content, arena_bytes), MicroRunner(reference)
-    if (runner.inputs, runner.outputs) != (expected.inputs, expected.outputs):
-        raise ExportError(
-            "The compressed file has other inputs or outputs than the int8 file."
-        )
-    generator = np.random.default_rng(seed)
-    lookups = _LOOKUPS & set(operators(TFLiteFile(reference)))
-    count = 0
-    for _ in range(random_examples):
-        batch = [
-            np.zeros(entry.shape, entry.dtype) if lookups else _random(entry, generator)
-            for entry in expected.inputs
-        ]
-        _compare(runner, expected, batch, "random")
-        count += 1
-        if lookups:
-            break
-    for example in examples:
-        _compare(runner, expected, example, "representative")
-        count += 1
-    return count
 
 
 def operators(file: TFLiteFile) -> tuple[str, ...]:
@@ -328,30 +271,3 @@ def _compressed(
         decoded_bytes=max(part.weights for part in parts),
         reason="",
     )
-
-
-def _random(entry: micro_runtime.MicroTensor, generator: np.random.Generator) -> Array:
-    dtype = np.dtype(entry.dtype)
-    if dtype.kind == "f":
-        return generator.standard_normal(entry.shape).astype(dtype)
-    if dtype.itemsize <= 2 and dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return generator.integers(
-            info.min, info.max, entry.shape, dtype=dtype, endpoint=True
-        )
-    # Bools; and large integers, which count or point to something.
-    return generator.integers(0, 2, entry.shape).astype(dtype)
-
-
-def _compare(
-    runner: MicroRunner, expected: MicroRunner, batch: Sequence[Array], kind: str
-) -> None:
-    pairs = zip(runner(batch), expected(batch), strict=True)
-    for number, (actual, wanted) in enumerate(pairs):
-        if actual.tobytes() != wanted.tobytes():
-            differing = np.count_nonzero(actual != wanted)
-            raise ExportError(
-                "The compressed file does not compute what the int8 file does: on "
-                f"{kind} inputs, {differing} of {actual.size} values of output "
-                f"{number} differ. No file was written."
-            )

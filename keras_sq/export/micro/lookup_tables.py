@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_sq.export.errors import ExportError
 from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, Use, indices, shape_of
+from keras_sq.export.levels import filters_first
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.runtime import quiet
 
@@ -283,9 +284,7 @@ def most_levels(values: Array, axis: int | None) -> int:
         values: Int8 array, not empty.
         axis: The filters' axis, or `None` for one filter.
     """
-    filters = values.reshape(1, -1)
-    if axis is not None:
-        filters = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    filters = values.reshape(1, -1) if axis is None else filters_first(values, axis)
     ordered = np.sort(filters, axis=1)
     changes = np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1)
     return int(changes.max()) + 1
