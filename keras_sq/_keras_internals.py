@@ -6,7 +6,7 @@ that a new Keras release is checked in one place (`tests/test_internals.py`).
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -108,6 +108,55 @@ def unlocked(layer: Layer) -> Iterator[None]:
 def is_graph_model(model: Model) -> bool:
     """Whether a model's configuration describes its layers one by one."""
     return type(model) in (Functional, keras.Sequential)
+
+
+class GraphCalls(NamedTuple):
+    """The calls that a graph model consists of.
+
+    Attributes:
+        calls: In an order in which they can be made: the layer or operation, and
+            the indices of the calls whose results it takes; of the model's inputs
+            none.
+        outputs: Indices of the calls whose results the model returns.
+    """
+
+    calls: tuple[tuple[Any, tuple[int, ...]], ...]
+    outputs: tuple[int, ...]
+
+
+def graph_calls(model: Model) -> GraphCalls | None:
+    """Returns the graph of a model, or None for a Sequential without a graph."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    if graph is None:
+        return None
+    # Keras sorts operations of the same depth by their creation, nodes by nothing.
+    place = {id(operation): i for i, operation in enumerate(graph.operations)}
+    nodes = [
+        node
+        for depth in sorted(graph._nodes_by_depth, reverse=True)
+        for node in sorted(
+            graph._nodes_by_depth[depth], key=lambda node: place[id(node.operation)]
+        )
+    ]
+    index = {id(node): i for i, node in enumerate(nodes)}
+
+    def made_by(tensor: Any) -> int:
+        history = tensor._keras_history
+        return index[id(history.operation._inbound_nodes[history.node_index])]
+
+    calls = tuple(
+        (
+            node.operation,
+            tuple(dict.fromkeys(made_by(t) for t in node.input_tensors)),
+        )
+        for node in nodes
+    )
+    return GraphCalls(calls, tuple(made_by(t) for t in graph._outputs))
+
+
+def is_layer(operation: Any) -> bool:
+    """Whether an operation of a graph is a layer, not a function such as `ops.pad`."""
+    return isinstance(operation, keras.layers.Layer)
 
 
 def batches_applied(optimizer: Any) -> Variable:

@@ -19,6 +19,7 @@ ROWS = [
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
     {"layers"},
+    {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
     {"conversion", "callbacks"},
     {"model_summary", "export"},
