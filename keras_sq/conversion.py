@@ -23,6 +23,9 @@ from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
 from keras_sq.copying import copy_model, copy_variables, require_built, same_copy
 from keras_sq.layer_keys import (
+    DOWNSAMPLING,
+    FIRST,
+    LAST,
     as_keys,
     matching_paths,
     name_of,
@@ -96,9 +99,14 @@ def quantize_model(
             `"clipped_straight_through"` or `"blocked"`.
         inference: `"quantized"` or `"hybrid"`.
         skip: Layers that stay float: a name, a path, an `fnmatch` pattern of
-            either, a layer class, a predicate `layer -> bool`, or a list of
-            these. A layer that holds others (attention, a nested model)
-            stands for all of them.
+            either, a layer class, a predicate `layer -> bool`, a place
+            (`"@first"`: layers with a kernel that see the model's inputs;
+            `"@last"`: those whose result no other one sees; `"@downsampling"`:
+            convolutions no larger than their stride), or a list of these. A
+            layer that holds others (attention, a nested model) stands for all
+            of them. `None` means nothing or, where inputs are quantized, the
+            first and the last unless overridden, as in the papers; `()` always
+            means nothing.
         overrides: Layer key (as in `skip`) -> a quantizer or its name, a
             dict of settings, or `None` to skip; the last match wins.
         seed: Int seed of all random draws, or `None`.
@@ -216,16 +224,17 @@ def _plan(
         ValueError: If a key matches nothing or nothing is left to quantize.
     """
     paths = sq_layers.layer_paths(model)
-    skipped = as_keys(skip)
+    default = (FIRST, LAST) if settings.input_quantizer is not None else ()
+    skipped = as_keys(default if skip is None else skip)
     replaced = override_settings(overrides, settings)
-    skip_hits = {id(key): matching_paths(key, paths) for key in skipped}
-    override_hits = {id(key): matching_paths(key, paths) for key, _ in replaced}
+    skip_hits = {id(key): matching_paths(key, paths, model) for key in skipped}
+    override_hits = {id(key): matching_paths(key, paths, model) for key, _ in replaced}
     for argument, keys, hits in (
         ("skip", skipped, skip_hits),
         ("overrides", [key for key, _ in replaced], override_hits),
     ):
         for key in keys:
-            if not hits[id(key)]:
+            if not hits[id(key)] and key != DOWNSAMPLING:
                 known = [path for path, _ in paths]
                 hint = _checks.did_you_mean(
                     key, [*known, *(path.rsplit("/", 1)[-1] for path in known)]
@@ -239,13 +248,17 @@ def _plan(
     for path, layer in paths:
         choice: Settings | None = settings
         reason = ""
+        overridden = False
         for key, replacement in replaced:
             if path in override_hits[id(key)]:
-                choice = replacement
+                choice, overridden = replacement, True
                 reason = "" if replacement else f"overrides[{key!r}] is None"
         for key in skipped:
-            if path in skip_hits[id(key)]:
-                choice, reason = None, f"named by skip={name_of(key)}"
+            if path not in skip_hits[id(key)] or (skip is None and overridden):
+                continue
+            choice, reason = None, f"named by skip={name_of(key)}"
+            if skip is None:
+                reason = f"{name_of(key)}, by default where inputs are quantized"
         if choice is not None and choice.input_quantizer == settings.input_quantizer:
             choice = _without_input(layer, choice)
         plan.append(_entry(path, layer, choice, reason))

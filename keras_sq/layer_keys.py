@@ -1,13 +1,22 @@
-"""How a caller names layers: by name, path, pattern, class or predicate.
+"""How a caller names layers: by name, path, pattern, class, predicate or place.
 
-`skip` and `overrides` of `quantize_model` take such keys.
+`skip` and `overrides` of `quantize_model` take such keys. Layers named by their
+place, such as `"@first"`, are looked up in the model's graph.
 """
 
 import fnmatch
 from collections.abc import Mapping, Sequence
 
+from keras_sq import _checks, topology
+from keras_sq import _keras_internals as internals
+from keras_sq.layers import registry
 from keras_sq.layers.settings import Settings
-from keras_sq.types import Layer, LayerKey, LayerKeys, Overrides
+from keras_sq.types import Layer, LayerKey, LayerKeys, Model, Overrides
+
+FIRST, LAST, DOWNSAMPLING = "@first", "@last", "@downsampling"
+PLACES = (FIRST, LAST, DOWNSAMPLING)
+"""Keys for layers with kernels: those that see the model's inputs, those whose result
+no other one sees, and convolutions that only down-sample (see `topology.resizes`)."""
 
 
 def as_keys(keys: LayerKeys | None) -> list[LayerKey]:
@@ -68,8 +77,21 @@ def override_settings(
     return replaced
 
 
-def matching_paths(key: LayerKey, paths: list[tuple[str, Layer]]) -> set[str]:
-    """Returns the paths that a key names, and all paths below these."""
+def matching_paths(
+    key: LayerKey, paths: list[tuple[str, Layer]], model: Model
+) -> set[str]:
+    """Returns the paths that a key names, and all paths below these.
+
+    Args:
+        key: A name, path, pattern, class, predicate, or one of `PLACES`.
+        paths: All layers of the model with their paths.
+        model: The model.
+
+    Raises:
+        ValueError: If the key looks like a place and is none.
+    """
+    if isinstance(key, str) and key.startswith("@"):
+        return _paths_at(key, model)
     hits = []
     for path, layer in paths:
         if isinstance(key, str):
@@ -83,6 +105,25 @@ def matching_paths(key: LayerKey, paths: list[tuple[str, Layer]]) -> set[str]:
             hits.append(path)
     below = tuple(f"{hit}/" for hit in hits)
     return {p for p, _ in paths if p in hits or (below and p.startswith(below))}
+
+
+def _paths_at(place: str, model: Model) -> set[str]:
+    _checks.one_of("skip", place, PLACES)
+    return {
+        found.path
+        for found in topology.places(model, has_kernels)
+        if (place == FIRST and found.first)
+        or (place == LAST and found.last)
+        or (place == DOWNSAMPLING and topology.resizes(found.layer))
+    }
+
+
+def has_kernels(layer: Layer) -> bool:
+    """Whether a layer itself has a weight that could be quantized."""
+    if registry.quantized_class(type(layer)) is not None:
+        return True
+    variables = internals.own_variables(layer)
+    return not internals.sublayers(layer) and any(len(v.shape) >= 2 for v in variables)
 
 
 def name_of(key: LayerKey) -> str:

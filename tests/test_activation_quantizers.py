@@ -658,7 +658,9 @@ def test_embedding_has_no_input_quantizer():
     with pytest.raises(ValueError, match="type Embedding takes indices"):
         override = {layers.Embedding: {"input_quantizer": "binary"}}
         keras_sq.quantize_model(model, "ternary", overrides=override)
-    quantized = keras_sq.quantize_model(model, "ternary", input_quantizer="lq-2")
+    quantized = keras_sq.quantize_model(
+        model, "ternary", input_quantizer="lq-2", skip=()
+    )
     rules = {o.layer_type: o.input_quantizer for o in quantized.quantization_report}
     assert rules == {"Embedding": None, "EinsumDense": "lq-2", "Dense": "lq-2"}
 
@@ -713,7 +715,7 @@ def data(model, count=48):
 def test_training_lowers_the_loss_and_the_model_can_be_saved(name, rule, tmp_path):
     float_model = MODELS[name]()
     model = keras_sq.quantize_model(
-        float_model, "ternary", input_quantizer=rule, seed=0
+        float_model, "ternary", input_quantizer=rule, skip=(), seed=0
     )
     model.compile(
         keras.optimizers.Adam(0.01),
@@ -744,7 +746,9 @@ def test_training_lowers_the_loss_and_the_model_can_be_saved(name, rule, tmp_pat
 def test_fit_compiled_by_xla_learns_the_same():
     def run(jit_compile):
         keras.utils.set_random_seed(3)
-        model = keras_sq.quantize_model(cnn(), "binary", input_quantizer="lq-2", seed=0)
+        model = keras_sq.quantize_model(
+            cnn(), "binary", input_quantizer="lq-2", skip=(), seed=0
+        )
         model.compile(
             "sgd",
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -773,7 +777,7 @@ def test_overrides_and_skip_reach_single_layers():
     report = [(o.path, o.input_quantizer) for o in model.quantization_report]
     assert report == [("first", None), ("second", "lq-2"), ("last", None)]
     layer = UniformActivationQuantizer(3, clip=2.0)
-    model = keras_sq.quantize_model(cnn(), "ternary", input_quantizer=layer)
+    model = keras_sq.quantize_model(cnn(), "ternary", input_quantizer=layer, skip=())
     for _, found in quantized_layers(model):
         assert found.input_rule == layer.activation_rule
         (clip,) = found.input_state()
@@ -792,7 +796,7 @@ def test_summary_shows_inputs():
     )
     override = {"a": {"input_quantizer": None}}
     model = keras_sq.quantize_model(
-        float_model, "binary", input_quantizer="lq-2", overrides=override
+        float_model, "binary", input_quantizer="lq-2", skip=(), overrides=override
     )
     table = keras_sq.summary(model, print_fn=lambda text: None)
     assert [(r.path, r.weights, r.inputs, r.input_bits) for r in table.rows] == [
@@ -815,7 +819,7 @@ def test_summary_shows_inputs():
 
 def test_stripping_quantized_activations_is_refused():
     model = keras_sq.quantize_model(cnn(), "ternary", input_quantizer="lq-2")
-    with pytest.raises(ValueError, match="layer 'first'.*plain Keras layers cannot"):
+    with pytest.raises(ValueError, match="layer 'second'.*plain Keras layers cannot"):
         keras_sq.strip_quantization(model)
     alone = keras.Sequential([keras.Input((3,)), BinaryActivation(), sq.SQDense(2)])
     with pytest.raises(ValueError, match="'binary_activation.*plain Keras layers"):
@@ -823,7 +827,9 @@ def test_stripping_quantized_activations_is_refused():
 
 
 def test_converted_layers_start_with_the_first_basis():
-    model = keras_sq.quantize_model(lstm(), "ternary", input_quantizer="lq-3", seed=0)
+    model = keras_sq.quantize_model(
+        lstm(), "ternary", input_quantizer="lq-3", skip=(), seed=0
+    )
     found = [layer for _, layer in quantized_layers(model)]
     assert len(found) == 5
     for layer in found:

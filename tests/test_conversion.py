@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_sq
+import keras_sq.models
 from keras_sq import layers as sq
 from keras_sq.layers import Settings, layer_paths, quantized_layers
 
@@ -580,6 +581,68 @@ def test_skip_by_every_kind_of_key(key, skipped):
             assert quantizer == expected
         dropped = chosen(model, overrides={key: None})
         assert set(dropped) == {"conv", "depthwise", "logits"} - skipped
+
+
+def kept_float(model):
+    report = model.quantization_report
+    return {o.path: o.reason for o in report if o.quantizer is None}
+
+
+def test_skip_by_place():
+    model = keras_sq.models.get("resnet8", (32, 32, 3), 10)
+    assert kept_float(keras_sq.quantize_model(model, "binary")) == {}
+    quantized = keras_sq.quantize_model(
+        model, "binary", skip=["@first", "@last", "@downsampling"]
+    )
+    assert kept_float(quantized) == {
+        "conv1": "named by skip='@first'",
+        "block2_shortcut": "named by skip='@downsampling'",
+        "block3_shortcut": "named by skip='@downsampling'",
+        "logits": "named by skip='@last'",
+    }
+    overridden = keras_sq.quantize_model(
+        model, "binary", overrides={"@last": "uniform-8"}
+    )
+    assert overridden.quantization_report[-1].quantizer.startswith("UniformQuantizer")
+
+
+def test_skip_of_down_sampling_layers_may_find_none():
+    model = keras_sq.models.get("digits_cnn", (8, 8, 1), 10)
+    quantized = keras_sq.quantize_model(model, "binary", skip="@downsampling")
+    assert kept_float(quantized) == {}
+
+
+def test_skip_by_unknown_place():
+    model = keras_sq.models.get("digits_cnn", (8, 8, 1), 10)
+    with pytest.raises(
+        ValueError, match="'@first', '@last', '@downsampling'.*'@frist'"
+    ):
+        keras_sq.quantize_model(model, "binary", skip="@frist")
+
+
+def test_first_and_last_stay_float_by_default_where_inputs_are_quantized():
+    model = keras_sq.models.get("digits_cnn", (8, 8, 1), 10)
+    quantized = keras_sq.quantize_model(model, "lq-2", input_quantizer="lq-2")
+    why = "by default where inputs are quantized"
+    assert kept_float(quantized) == {
+        "conv1": f"'@first', {why}",
+        "logits": f"'@last', {why}",
+    }
+    shown = str(keras_sq.summary(quantized, print_fn=lambda text: None))
+    assert f"'@first', {why}" in shown and f"'@last', {why}" in shown
+
+
+def test_default_for_first_and_last_gives_way_to_what_is_said():
+    model = keras_sq.models.get("digits_cnn", (8, 8, 1), 10)
+    everything = keras_sq.quantize_model(model, "lq-2", input_quantizer="lq-2", skip=())
+    assert kept_float(everything) == {}
+    overridden = keras_sq.quantize_model(
+        model,
+        "lq-2",
+        input_quantizer="lq-2",
+        overrides={"logits": {"kernel_quantizer": "uniform-8"}},
+    )
+    assert list(kept_float(overridden)) == ["conv1"]
 
 
 def test_skip_by_path_and_by_a_layer_that_holds_others():
