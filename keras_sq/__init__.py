@@ -12,6 +12,7 @@ from keras_sq import activation_rules as activation_rules
 from keras_sq import callbacks as callbacks
 from keras_sq import layers as layers
 from keras_sq import learning_rates as learning_rates
+from keras_sq import presets as presets
 from keras_sq import quantizers as quantizers
 from keras_sq import schedules as schedules
 from keras_sq._version import __version__ as __version__
@@ -35,6 +36,7 @@ __all__ = [
     "get_ratio",
     "layers",
     "learning_rates",
+    "presets",
     "quantize_model",
     "quantizers",
     "register",

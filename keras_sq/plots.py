@@ -19,6 +19,10 @@ STYLES = {
 """Colour (Okabe and Ito's, told apart by all kinds of colour vision), line
 and name of each run; the lines differ in black and white too."""
 
+COLOURS = ("#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#E69F00", "#0072B2")
+LINES = ("-", "--", "-.")
+"""Of runs with other names, in turn."""
+
 
 def training_plot(
     history: str | os.PathLike[str] | Sequence[training_report.Row],
@@ -50,17 +54,18 @@ def training_plot(
     loss, ratio, accuracy = picture.subplots(
         3, 1, sharex=True, height_ratios=(3, 1.4, 3)
     )
-    runs = [run for run in STYLES if any(row["run"] == run for row in history)]
+    runs = list(dict.fromkeys(row["run"] for row in history))
+    others = [run for run in runs if run not in STYLES]
     for run in runs:
         rows = [row for row in history if row["run"] == run]
-        colour, line, label = STYLES[run]
+        colour, line, label = STYLES.get(run) or _style(run, others.index(run))
         epochs = [row["epoch"] + 1 for row in rows]
         common = {"color": colour, "linestyle": line, "linewidth": 1.8}
         loss.plot(epochs, [row["loss"] for row in rows], label=label, **common)
         accuracy.plot(
             epochs, [100 * row["val_accuracy"] for row in rows], label=label, **common
         )
-        if run != "float":
+        if rows[0]["ratio"] is not None:
             ratio.step(
                 epochs, [100 * row["ratio"] for row in rows], where="mid", **common
             )
@@ -72,8 +77,12 @@ def training_plot(
     accuracy.set_ylabel("validation accuracy (%)\nof the network to deploy")
     accuracy.set_xlabel("epoch")
     accuracy.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    accuracy.legend(loc="lower right")
+    accuracy.legend(loc="lower right", ncols=1 + len(runs) // 5)
     for axes in (loss, ratio, accuracy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return picture
+
+
+def _style(run: str, index: int) -> tuple[str, str, str]:
+    return COLOURS[index % len(COLOURS)], LINES[index % len(LINES)], run

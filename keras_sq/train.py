@@ -1,15 +1,17 @@
 """The main job, from the command line: `python -m keras_sq.train`.
 
-Trains a float network, then two quantized ones that start from its weights
-and see the same data for the same number of epochs: one quantized directly,
-one with stochastic quantization. Exports all three, prints a table and
-leaves networks, files, history and a plot in a folder. Without a flag it
-uses the digits inside the package and needs no network.
+Trains a float network, then others that start from its weights and see the same
+data for the same number of epochs: without `--preset` one quantized directly and one
+with stochastic quantization, with it those of `comparisons.py`. Exports them all,
+prints a table and leaves networks, files, history and a plot in a folder; with
+`--seeds` in a folder a seed, and the table is of their mean and spread. Without a
+flag it uses the digits inside the package and needs no network.
 
-The last epoch's weights are the result, for all three: nothing is chosen by
+The last epoch's weights are the result, for all of them: nothing is chosen by
 validation accuracy, and the test split is looked at once, at the end.
 
-Settings and the output folder are in `training_config.py`, the table in
+Settings and the output folder are in `training_config.py`, their flags in
+`training_flags.py`, the table in
 `training_report.py`, restoring in `training_callbacks.py`.
 """
 
@@ -25,139 +27,37 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from keras_sq import (
-    callbacks,
-    conversion,
     datasets,
-    masks,
     models,
     plots,
-    quantizers,
     training_callbacks,
     training_report,
 )
+from keras_sq.comparisons import FLOAT, Method
 from keras_sq.export import export
 from keras_sq.training_config import (
-    PHASES,
-    TARGETS,
     RunFolder,
     TrainConfig,
     claim_folder,
     write_json,
     write_text,
 )
+from keras_sq.training_flags import config_from_flags, define_flags
 from keras_sq.types import Model
 
 MOMENTUM = 0.9
 """Of the optimizer, as in the paper."""
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """Defines the flags; their defaults are those of `TrainConfig`.
-
-    Args:
-        values: Where to define them: `absl.flags.FLAGS`, or a set of one's own.
-    """
-    fields = dataclasses.fields(TrainConfig)
-    default: dict[str, Any] = {field.name: field.default for field in fields}
-    own: dict[str, Any] = {"flag_values": values}
-    flags.DEFINE_string(
-        "dataset", default["dataset"], "digits (in the package), or a TFDS name.", **own
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        default["data_dir"],
-        "Folder of prepared TFDS data. [TFDS's own, ~/tensorflow_datasets]",
-        **own,
-    )
-    flags.DEFINE_bool(
-        "download", default["download"], "Let TFDS fetch a data set not there.", **own
-    )
-    flags.DEFINE_enum(
-        "model",
-        default["model"],
-        list(models.NAMES),
-        "Network. [digits_cnn for digits, else resnet20]",
-        **own,
-    )
-    flags.DEFINE_string(
-        "quantizer", default["quantizer"], "binary, ternary, uniform-4, …", **own
-    )
-    flags.DEFINE_string(
-        "schedule",
-        default["schedule"],
-        "Ratio over the run: short (50, 75, 87.5 %, a tenth of the run each), or "
-        "exponential (the paper's: four equal stages), average, constant, linear, "
-        "cosine, cubic.",
-        **own,
-    )
-    flags.DEFINE_list("skip", [], "Layers that stay float: names, patterns.", **own)
-    flags.DEFINE_enum(
-        "target",
-        default["target"],
-        list(TARGETS),
-        "Kind of the quantized networks' TFLite files, see keras_sq.export.",
-        **own,
-    )
-    flags.DEFINE_integer(
-        "epochs", default["epochs"], "Epochs of each quantized network.", **own
-    )
-    flags.DEFINE_integer(
-        "float_epochs", default["float_epochs"], "Epochs of the float network.", **own
-    )
-    flags.DEFINE_integer("batch_size", default["batch_size"], "Examples a step.", **own)
-    flags.DEFINE_float(
-        "learning_rate",
-        default["learning_rate"],
-        "Of SGD with momentum 0.9, at the start of each training; falls to 0.",
-        **own,
-    )
-    flags.DEFINE_float(
-        "weight_decay", default["weight_decay"], "Of all kernels.", **own
-    )
-    flags.DEFINE_bool(
-        "augment",
-        default["augment"],
-        "Mirror and shift training images. [for CIFAR only]",
-        **own,
-    )
-    flags.DEFINE_integer(
-        "seed", default["seed"], "Same seed, same machine: same table.", **own
-    )
-    flags.DEFINE_integer(
-        "limit", default["limit"], "Use so many training examples. [all]", **own
-    )
-    flags.DEFINE_string(
-        "output_dir", default["output_dir"], "Folder for what is written.", **own
-    )
-    flags.DEFINE_bool(
-        "resume", default["resume"], "Go on with a run that was stopped.", **own
-    )
-    flags.DEFINE_bool(
-        "overwrite", default["overwrite"], "Replace a run with other settings.", **own
-    )
-    flags.DEFINE_integer(
-        "verbose", default["verbose"], "0: table only; 1: progress too.", **own
-    )
-
-
-def config_from_flags(values: flags.FlagValues) -> TrainConfig:
-    """Returns the checked settings of parsed flags."""
-    given = {
-        field.name: getattr(values, field.name)
-        for field in dataclasses.fields(TrainConfig)
-    }
-    given["skip"] = tuple(given["skip"])
-    return TrainConfig(**given)
-
-
-def run(config: TrainConfig) -> dict[str, training_report.NetworkReport]:
+def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
     """Trains, exports and reports; writes into `config.output_dir`.
 
     Args:
         config: What to do.
 
     Returns:
-        Phase (`"float"`, `"direct"`, `"sq"`) -> report.
+        For each seed, method -> report. Without a preset the methods are
+        `"float"`, `"direct"` and `"sq"`.
 
     Raises:
         FileNotFoundError: If the data set is not there.
@@ -165,12 +65,31 @@ def run(config: TrainConfig) -> dict[str, training_report.NetworkReport]:
         OSError: If the folder cannot be written to.
         ValueError: If a setting does not suit the data or the network.
     """
-    return _finish(*_prepare(config))
+    return _finish(config, _prepare(config))
 
 
-def _prepare(config: TrainConfig) -> tuple[TrainConfig, datasets.Dataset, RunFolder]:
-    """Everything that can be wrong with a request; then makes the folder."""
-    data = datasets.load(
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One seed: what to do, with which data, and where."""
+
+    config: TrainConfig
+    data: datasets.Dataset
+    folder: RunFolder
+
+
+def _prepare(config: TrainConfig) -> list[_Run]:
+    """Everything that can be wrong with a request; then makes the folders."""
+    singles = config.single_runs()
+    data = [_load(single) for single in singles]
+    model = _new_model(config, data[0])
+    for method in config.methods:
+        _quantized(config, method, model)
+    folders = [claim_folder(single) for single in singles]
+    return [_Run(*parts) for parts in zip(singles, data, folders, strict=True)]
+
+
+def _load(config: TrainConfig) -> datasets.Dataset:
+    return datasets.load(
         config.dataset,
         data_dir=config.data_dir,
         batch_size=config.batch_size,
@@ -179,58 +98,70 @@ def _prepare(config: TrainConfig) -> tuple[TrainConfig, datasets.Dataset, RunFol
         limit=config.limit,
         download=config.download,
     )
-    _quantized(config, _new_model(config, data))
-    return config, data, claim_folder(config)
 
 
 def _finish(
-    config: TrainConfig, data: datasets.Dataset, folder: RunFolder
-) -> dict[str, training_report.NetworkReport]:
-    for phase in PHASES:
-        _train(phase, config, data, folder)
+    config: TrainConfig, runs: Sequence[_Run]
+) -> list[dict[str, training_report.NetworkReport]]:
+    for single in runs:
+        for method in config.methods:
+            _train(method, single.config, single.data, single.folder)
+    reports = [_report(single) for single in runs]
+    titles = {method.name: method.title for method in config.methods}
+    caption = f"Quantizer: {config.quantizer_name}"
+    if config.preset is not None:
+        caption = f"Preset: {config.preset}"
+    test_size = runs[0].data.sizes["test"]
+    print(training_report.table(reports, titles, caption, test_size))
+    if config.verbose:
+        print(
+            "Networks, files, history.csv and, with matplotlib, training.png are in "
+            f"{config.output_dir}."
+        )
+    return reports
+
+
+def _report(run: _Run) -> dict[str, training_report.NetworkReport]:
+    """Exports the trained networks of a run, and writes what is known of them."""
+    config, folder = run.config, run.folder
     history = [
         row
-        for phase in PHASES
-        for row in json.loads(folder.history(phase).read_text("utf-8"))
+        for method in config.methods
+        for row in json.loads(folder.history(method.name).read_text("utf-8"))
     ]
     write_text(folder.path / "history.csv", training_report.history_csv(history))
-    reports = _export_and_test(config, data, folder)
-    table = training_report.table(reports, config.quantizer, data.sizes["test"])
-    written = _plot(folder, history)
+    reports = _export_and_test(config, run.data, folder)
+    _plot(folder, history)
     # Last: this file says that the run is finished.
-    write_json(folder.results, _results(config, data, reports))
-    print(table)
-    if config.verbose:
-        print(f"Networks, files, history.csv{written} are in {config.output_dir}.")
+    write_json(folder.results, _results(config, run.data, reports))
     return reports
 
 
 def _train(
-    phase: str, config: TrainConfig, data: datasets.Dataset, folder: RunFolder
+    method: Method, config: TrainConfig, data: datasets.Dataset, folder: RunFolder
 ) -> None:
     """Trains one network, or nothing if it is in the folder already."""
-    if folder.model(phase).exists():
+    name = method.name
+    if folder.model(name).exists():
         return
-    # Each phase draws from its own seed and reads the float network from its
+    # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
-    keras.utils.set_random_seed(config.seed + 1 + PHASES.index(phase))
-    if phase == "float":
+    names = [method.name for method in config.methods]
+    keras.utils.set_random_seed(config.seed + 1 + names.index(name))
+    if name == FLOAT:
         model, epochs = _new_model(config, data), config.float_epochs
     else:
-        start = keras.models.load_model(folder.model("float"), compile=False)
-        model, epochs = _quantized(config, start), config.epochs
+        start = keras.models.load_model(folder.model(FLOAT), compile=False)
+        model, epochs = _quantized(config, method, start), config.epochs
     _compile(model, config, epochs * data.steps_per_epoch)
-    backup = training_callbacks.Backup(folder.snapshots(phase), phase)
+    backup = training_callbacks.Backup(folder.snapshots(name), name)
     restore, keep = backup.callbacks()
     around = [restore]
-    if phase == "sq":
-        schedule = config.make_schedule()
-        around.append(callbacks.StochasticQuantization(schedule))
-    elif phase == "direct":
-        masks.set_ratio(model, 1.0)
+    if method.preset is not None:
+        around += method.preset.callbacks()
     around.append(keep)
     if config.verbose:
-        around.append(training_callbacks.Progress(phase))
+        around.append(training_callbacks.Progress(name))
     model.fit(
         data.train(backup.initial_epoch, epochs),
         steps_per_epoch=data.steps_per_epoch,
@@ -240,8 +171,8 @@ def _train(
         shuffle=False,  # The data comes shuffled; Keras warns if asked to.
         verbose=0,
     )
-    write_json(folder.history(phase), backup.rows)
-    _save(model, folder, phase)
+    write_json(folder.history(name), backup.rows)
+    _save(model, folder, name)
     backup.discard()
 
 
@@ -251,17 +182,18 @@ def _new_model(config: TrainConfig, data: datasets.Dataset) -> Model:
     )
 
 
-def _quantized(config: TrainConfig, model: Model) -> Model:
-    return conversion.quantize_model(
-        model,
-        quantizers.get(config.quantizer),
-        skip=list(config.skip) or None,
-        seed=config.seed,
-    )
+def _quantized(config: TrainConfig, method: Method, model: Model) -> Model:
+    """Returns the model as the method has it; without a preset the model itself."""
+    if method.preset is None:
+        return model
+    changes = {} if config.skip is None else {"skip": config.skip}
+    return method.preset.quantize_model(model, seed=config.seed, **changes)
 
 
 def _compile(model: Model, config: TrainConfig, steps: int) -> None:
-    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    rate: Any = config.learning_rate
+    if config.decay == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(
         optimizer=keras.optimizers.SGD(rate, momentum=MOMENTUM),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -271,11 +203,11 @@ def _compile(model: Model, config: TrainConfig, steps: int) -> None:
     )
 
 
-def _save(model: Model, folder: RunFolder, phase: str) -> None:
+def _save(model: Model, folder: RunFolder, name: str) -> None:
     """Saves so that the file is there as a whole or not at all."""
-    unfinished = folder.state / f"{phase}.keras"
+    unfinished = folder.state / f"{name}.keras"
     model.save(unfinished)
-    os.replace(unfinished, folder.model(phase))
+    os.replace(unfinished, folder.model(name))
 
 
 def _export_and_test(
@@ -284,32 +216,32 @@ def _export_and_test(
     """Works on the networks as they are in their files."""
     reports = {}
     parameters = 0
-    for phase in PHASES:
+    for method in config.methods:
+        name = method.name
         if config.verbose:
-            print(f"{phase}: exporting", file=sys.stderr)
-        model = keras.models.load_model(folder.model(phase), compile=False)
-        if phase == "float":
+            print(f"{name}: exporting", file=sys.stderr)
+        model = keras.models.load_model(folder.model(name), compile=False)
+        if name == FLOAT:
             parameters = model.count_params()
-        target = "float" if phase == "float" else config.target
-        exported = export(model, folder.tflite(phase), target=target)
+        target = "float" if method.preset is None else config.target
+        exported = export(model, folder.tflite(name), target=target)
         _compile(model, config, steps=1)
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
-        reports[phase] = training_report.network_report(exported, parameters, logs)
+        reports[name] = training_report.network_report(exported, parameters, logs)
     return reports
 
 
-def _plot(folder: RunFolder, history: list[dict[str, Any]]) -> str:
-    """Writes the plot, if that is possible; returns what to say of it."""
+def _plot(folder: RunFolder, history: list[dict[str, Any]]) -> None:
+    """Writes the plot, if that is possible."""
     path = folder.path / "training.png"
     try:
         figure = plots.training_plot(history)
     except ImportError as error:
         print(f"No plot was written. {error}", file=sys.stderr)
-        return ""
+        return
     unfinished = folder.state / path.name
     figure.savefig(unfinished)
     os.replace(unfinished, path)
-    return ", training.png"
 
 
 def _results(
@@ -327,7 +259,7 @@ def _results(
             "meaning": "(pixel - mean) / std, per channel",
         },
         "networks": {
-            phase: dataclasses.asdict(report) for phase, report in reports.items()
+            name: dataclasses.asdict(report) for name, report in reports.items()
         },
     }
 
@@ -342,11 +274,12 @@ def main(values: flags.FlagValues) -> int:
         Exit status: 0, or 2 if the request was wrong and nothing was done.
     """
     try:
-        prepared = _prepare(config_from_flags(values))
+        config = config_from_flags(values)
+        prepared = _prepare(config)
     except (OSError, TypeError, ValueError) as error:
         print(f"keras_sq.train: error: {error}", file=sys.stderr)
         return 2
-    _finish(*prepared)
+    _finish(config, prepared)
     return 0
 
 

@@ -10,13 +10,11 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from keras_sq import _checks, datasets, models, quantizers, schedules
+from keras_sq import _checks, comparisons, datasets, models, quantizers, schedules
 from keras_sq._version import __version__
-
-PHASES = ("float", "direct", "sq")
-"""The networks of a run, in the order in which they are trained."""
 
 SHORT_RAMP = 0.3
 """Part of the run in which the schedule `"short"` is below ratio 1."""
@@ -30,12 +28,13 @@ the accuracy in the table is the file's too. Int8 activations change it."""
 
 _DESCRIPTION = "config.json"
 _STATE = "state"
-_OUTPUTS = (
-    *(f"{phase}.{suffix}" for phase in PHASES for suffix in ("keras", "tflite")),
-    "history.csv",
-    "results.json",
-    "training.png",
-)
+_RESULTS = "results.json"
+_OUTPUTS = ("history.csv", _RESULTS, "training.png")
+
+DECAYS = ("cosine", "constant")
+"""What the learning rate does."""
+
+MAX_SEEDS = 100
 _NOT_COMPARED = ("data_dir", "download", "output_dir", "resume", "overwrite", "verbose")
 
 
@@ -49,18 +48,24 @@ class TrainConfig:
         download: Whether TFDS may download.
         model: One of `keras_sq.models.NAMES`; `None` is `"digits_cnn"` for
             the digits and `"resnet20"` otherwise.
-        quantizer: A name that `keras_sq.quantizers.get` knows.
+        preset: A comparison that `keras_sq.comparisons.get` knows, or `None`:
+            float, quantized directly and with SQ.
+        quantizer: A name that `keras_sq.quantizers.get` knows; `None` is
+            `"ternary"`. A preset has its own.
         schedule: `"short"`, or a name that `keras_sq.schedules.get` knows.
-        skip: Names or patterns of the layers that stay float.
+        skip: Names, patterns or places (`"@first"`) of the layers that stay
+            float; `None` is none, or what the preset says.
         target: Kind of the quantized networks' files: one of `TARGETS`.
-        epochs: Of the direct and of the SQ network, each.
+        epochs: Of each network but the first.
         float_epochs: Of the float network they start from.
         batch_size: Examples a step.
-        learning_rate: At the start; falls to 0 along a cosine.
+        learning_rate: At the start of each training.
+        decay: `"cosine"`: the learning rate falls to 0; or `"constant"`.
         weight_decay: Of all kernels.
         augment: Whether training images are mirrored and shifted; `None`
             means for CIFAR only.
         seed: Of weights, order, augmentation and masks.
+        seeds: How many runs, with `seed`, `seed + 1` and so on.
         limit: Number of training examples, or `None` for all.
         output_dir: Folder for everything that is written.
         resume: Whether to go on with the run in `output_dir`.
@@ -77,17 +82,20 @@ class TrainConfig:
     data_dir: str | None = None
     download: bool = False
     model: str | None = None
-    quantizer: str = "ternary"
+    preset: str | None = None
+    quantizer: str | None = None
     schedule: str = "short"
-    skip: tuple[str, ...] = ()
+    skip: tuple[str, ...] | None = None
     target: str = "small"
     epochs: int = 20
     float_epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 0.1
+    decay: str = "cosine"
     weight_decay: float = 1e-4
     augment: bool | None = None
     seed: int = 0
+    seeds: int = 1
     limit: int | None = None
     output_dir: str = "keras_sq_run"
     resume: bool = False
@@ -100,6 +108,7 @@ class TrainConfig:
         _checks.integer("float_epochs", self.float_epochs, minimum=1)
         _checks.integer("batch_size", self.batch_size, minimum=1)
         _checks.integer("seed", self.seed, minimum=0, maximum=2**31 - 1)
+        _checks.integer("seeds", self.seeds, minimum=1, maximum=MAX_SEEDS)
         _checks.integer("verbose", self.verbose, minimum=0, maximum=1)
         _checks.positive("learning_rate", self.learning_rate)
         if self.weight_decay != 0:
@@ -109,8 +118,15 @@ class TrainConfig:
         if self.model is not None:
             _checks.one_of("model", self.model, models.NAMES)
         _checks.one_of("target", self.target, TARGETS)
-        quantizers.get(self.quantizer)
-        self.make_schedule()
+        _checks.one_of("decay", self.decay, DECAYS)
+        if self.preset is not None and self.quantizer is not None:
+            raise ValueError(
+                "Arguments `preset` and `quantizer` exclude each other: a preset has "
+                f"quantizers of its own. Received: preset={self.preset!r}, "
+                f"quantizer={self.quantizer!r}"
+            )
+        quantizers.get(self.quantizer_name)
+        _ = self.methods
         if self.resume and self.overwrite:
             raise ValueError(
                 "Arguments `resume` and `overwrite` exclude each other. "
@@ -132,6 +148,36 @@ class TrainConfig:
             return self.augment
         return self.dataset.split("/")[0].split(":")[0] in AUGMENTED
 
+    @property
+    def quantizer_name(self) -> str:
+        """The quantizer, with `None` resolved; of no meaning with a preset."""
+        return "ternary" if self.quantizer is None else self.quantizer
+
+    @property
+    def methods(self) -> tuple[comparisons.Method, ...]:
+        """The networks of a run, in the order in which they are trained."""
+        schedule = self.make_schedule()
+        if self.preset is None:
+            return comparisons.plain(self.quantizer_name, schedule)
+        return comparisons.get(self.preset, schedule)
+
+    def single_runs(self) -> list["TrainConfig"]:
+        """Returns a configuration for each seed, each with a folder of its own.
+
+        With one seed it is this configuration itself.
+        """
+        if self.seeds == 1:
+            return [self]
+        return [
+            dataclasses.replace(
+                self,
+                seed=seed,
+                seeds=1,
+                output_dir=str(pathlib.Path(self.output_dir) / f"seed-{seed}"),
+            )
+            for seed in range(self.seed, self.seed + self.seeds)
+        ]
+
     def make_schedule(self) -> schedules.RatioSchedule:
         """Returns the ratio schedule that `schedule` names."""
         if self.schedule == "short":
@@ -146,7 +192,9 @@ class TrainConfig:
         values = dataclasses.asdict(self) | {
             "model": self.model_name,
             "augment": self.augments,
-            "skip": list(self.skip),
+            "quantizer": None if self.preset else self.quantizer_name,
+            "skip": None if self.skip is None else list(self.skip),
+            "methods": [method.name for method in self.methods],
             "version": __version__,
         }
         return {key: values[key] for key in values if key not in _NOT_COMPARED}
@@ -166,6 +214,7 @@ def claim_folder(config: TrainConfig) -> "RunFolder":
     """
     folder = RunFolder(pathlib.Path(config.output_dir))
     description = config.description()
+    outputs = folder.outputs(description["methods"])
     earlier = folder.earlier_description()
     if earlier is not None:
         changes = _differences(earlier, description)
@@ -187,16 +236,16 @@ def claim_folder(config: TrainConfig) -> "RunFolder":
                 f"Folder {config.output_dir!r} holds an unfinished run. Go on with "
                 "it by `--resume`, or replace it by `--overwrite`."
             )
-        folder.clear()
+        folder.clear(outputs | folder.outputs(earlier["methods"]))
     else:
-        strangers = [name for name in _OUTPUTS if (folder.path / name).exists()]
+        strangers = [name for name in sorted(outputs) if (folder.path / name).exists()]
         if strangers and not config.overwrite:
             raise FileExistsError(
                 f"Folder {config.output_dir!r} holds files that this run would "
                 f"replace: {', '.join(strangers)}. Choose another `--output_dir`, "
                 "or allow it by `--overwrite`."
             )
-        folder.clear()
+        folder.clear(outputs)
     try:
         folder.state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -220,26 +269,26 @@ class RunFolder:
         """What only `--resume` reads."""
         return self.path / _STATE
 
-    def model(self, phase: str) -> pathlib.Path:
-        """The trained network; there only when the phase is finished."""
-        return self.path / f"{phase}.keras"
+    def model(self, method: str) -> pathlib.Path:
+        """The trained network; there only when its training is finished."""
+        return self.path / f"{method}.keras"
 
-    def tflite(self, phase: str) -> pathlib.Path:
+    def tflite(self, method: str) -> pathlib.Path:
         """The exported network."""
-        return self.path / f"{phase}.tflite"
+        return self.path / f"{method}.tflite"
 
-    def history(self, phase: str) -> pathlib.Path:
-        """The epochs of a finished phase."""
-        return self.state / f"{phase}.json"
+    def history(self, method: str) -> pathlib.Path:
+        """The epochs of a finished training."""
+        return self.state / f"{method}.json"
 
-    def snapshots(self, phase: str) -> pathlib.Path:
-        """The training state of an unfinished phase."""
-        return self.state / phase
+    def snapshots(self, method: str) -> pathlib.Path:
+        """The state of an unfinished training."""
+        return self.state / method
 
     @property
     def results(self) -> pathlib.Path:
         """The table's numbers; there only when the run is finished."""
-        return self.path / "results.json"
+        return self.path / _RESULTS
 
     @property
     def is_finished(self) -> bool:
@@ -256,16 +305,21 @@ class RunFolder:
             found = json.loads(text)
         except json.JSONDecodeError:
             found = None
-        if not isinstance(found, dict) or "version" not in found:
+        if not isinstance(found, dict) or not {"version", "methods"} <= found.keys():
             raise FileExistsError(
                 f"File {str(self.path / _DESCRIPTION)!r} is not of a training run. "
                 "Choose another `--output_dir`."
             )
         return found
 
-    def clear(self) -> None:
-        """Removes what a run writes, and nothing else."""
-        for name in (_DESCRIPTION, *_OUTPUTS):
+    def outputs(self, methods: Sequence[str]) -> set[str]:
+        """Returns the names of the files that a run of these methods leaves."""
+        files = (self.model, self.tflite)
+        return {*_OUTPUTS, *(file(name).name for name in methods for file in files)}
+
+    def clear(self, outputs: Iterable[str]) -> None:
+        """Removes these files and the state of a run, and nothing else."""
+        for name in (_DESCRIPTION, *outputs):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What a training run leaves behind: history, sizes, the table.
+"""What training runs leave behind: history, sizes, the table over all seeds.
 
 Here numbers become text and files. How they came about is in `train.py`,
 the picture in `plots.py`.
@@ -9,7 +9,8 @@ import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_sq.export import ExportReport
@@ -27,8 +28,6 @@ COLUMNS = (
 """Of the history. `ratio` is empty for the float network; `accuracy` and
 `loss` are those of the network that trained, `val_…` those of the one that
 will be deployed."""
-
-TITLES = {"float": "float", "direct": "quantized directly", "sq": "quantized with SQ"}
 
 Row = Mapping[str, Any]
 
@@ -83,14 +82,21 @@ def network_report(
     )
 
 
-def table(reports: Mapping[str, NetworkReport], quantizer: str, test_size: int) -> str:
-    """Returns the table of a run, one row a network.
+def table(
+    runs: Sequence[Mapping[str, NetworkReport]],
+    titles: Mapping[str, str],
+    caption: str,
+    test_size: int,
+) -> str:
+    """Returns the table of runs that differ in their seed, one row a method.
 
     Args:
-        reports: Phase -> report.
-        quantizer: Name of the quantizer, for the caption.
-        test_size: Number of test examples, for the caption.
+        runs: For each run, method -> report.
+        titles: Method -> what it is called.
+        caption: What was compared, a sentence's beginning.
+        test_size: Number of test examples.
     """
+    reports = {method: [run[method] for run in runs] for method in titles}
     header = (
         "network",
         "test accuracy",
@@ -101,14 +107,14 @@ def table(reports: Mapping[str, NetworkReport], quantizer: str, test_size: int) 
     )
     rows = [header] + [
         (
-            TITLES[phase],
-            f"{100 * report.test_accuracy:.2f} %",
-            _kilobytes(report.tflite_bytes),
-            _kilobytes(report.float_tflite_bytes),
-            f"{report.float_tflite_bytes / report.tflite_bytes:.1f} x",
-            f"{report.bits_per_weight:.2f}",
+            titles[method],
+            _percent([report.test_accuracy for report in found]),
+            _kilobytes(_mean(report.tflite_bytes for report in found)),
+            _kilobytes(_mean(report.float_tflite_bytes for report in found)),
+            f"{_mean(r.float_tflite_bytes / r.tflite_bytes for r in found):.1f} x",
+            f"{_mean(report.bits_per_weight for report in found):.2f}",
         )
-        for phase, report in reports.items()
+        for method, found in reports.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
@@ -119,16 +125,23 @@ def table(reports: Mapping[str, NetworkReport], quantizer: str, test_size: int) 
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    quantized = max(reports.values(), key=lambda report: report.quantized_weights)
+    everything = [report for found in reports.values() for report in found]
+    quantized = max(everything, key=lambda report: report.quantized_weights)
     # Of one accuracy; of a difference of two it is up to 1.4 times that.
     deviation = max(
         math.sqrt(report.test_accuracy * (1 - report.test_accuracy))
-        for report in reports.values()
+        for report in everything
     )
     lines += [
         "",
-        f"Quantizer: {quantizer}; {quantized.quantized_weights:,} of "
+        f"{caption}; {quantized.quantized_weights:,} of "
         f"{quantized.parameters:,} parameters are quantized.",
+    ]
+    if len(runs) > 1:
+        lines.append(
+            f"Accuracy: mean and standard deviation of {len(runs)} seeds; sizes: mean."
+        )
+    lines += [
         f"{test_size:,} test images: the standard error of an accuracy is "
         f"{100 * deviation / math.sqrt(test_size):.2f} points.",
         f"Files of the quantized networks: target '{quantized.target}'; each was run "
@@ -179,5 +192,17 @@ def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
         ]
 
 
-def _kilobytes(count: int) -> str:
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _percent(fractions: Sequence[float]) -> str:
+    """Returns the mean in percent, with the spread if there are several."""
+    mean = f"{100 * statistics.fmean(fractions):.2f}"
+    if len(fractions) == 1:
+        return f"{mean} %"
+    return f"{mean} ± {100 * statistics.stdev(fractions):.2f} %"
+
+
+def _kilobytes(count: float) -> str:
     return f"{count / 1000:.1f} kB"

@@ -22,9 +22,12 @@ ROWS = [
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
     {"conversion", "callbacks"},
+    {"presets"},
+    {"comparisons"},
     {"model_summary", "export"},
     {"models", "datasets"},
     {"training_config", "training_callbacks", "training_report"},
+    {"training_flags"},
     {"plots"},  # Of what `training_report` reads.
     {"train", "inspect"},
 ]

@@ -19,7 +19,10 @@ from absl import flags
 
 import keras_sq
 from keras_sq import train, training_callbacks, training_config, training_report
-from keras_sq.training_config import PHASES, TrainConfig, claim_folder
+from keras_sq.training_config import TrainConfig, claim_folder
+from keras_sq.training_flags import config_from_flags, define_flags
+
+METHODS = ("float", "direct", "sq")
 
 FILES = {
     "config.json",
@@ -57,7 +60,7 @@ def finished(tmp_path_factory, data_dir):
     )
     output, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
-        reports = train.run(config)
+        (reports,) = train.run(config)
     return config, reports, output.getvalue(), error.getvalue()
 
 
@@ -77,7 +80,7 @@ def weights(path):
 def parsed(*arguments):
     """Returns flags as the command line would have them."""
     values = flags.FlagValues()
-    train.define_flags(values)
+    define_flags(values)
     values(["train", *arguments])
     return values
 
@@ -113,7 +116,7 @@ def test_run_writes_files_and_table(finished):
     kernels = 64 * 256 + 256 * 256 + 256 * 10
     filters = 256 + 256 + 10
     rest = 2 * 4 * 256 + 10
-    for phase in PHASES:
+    for phase in METHODS:
         report = reports[phase]
         assert results["networks"][phase] == dataclasses.asdict(report)
         size = (folder / f"{phase}.tflite").stat().st_size
@@ -133,10 +136,11 @@ def test_run_writes_files_and_table(finished):
 
 
 def test_quantized_networks_start_from_the_float_one(own):
-    config, data, folder = train._prepare(own)
-    config = dataclasses.replace(config, learning_rate=1e-12, epochs=2)
+    (single,) = train._prepare(own)
+    config = dataclasses.replace(own, learning_rate=1e-12, epochs=2)
+    folder = single.folder
     folder.model("direct").unlink()
-    train._train("direct", config, data, folder)
+    train._train(config.methods[1], config, single.data, folder)
     start, end = (
         next(x for x in weights(folder.model(phase)) if x.shape == (256, 256))
         for phase in ("float", "direct")
@@ -148,21 +152,78 @@ def test_finished_run_is_resumed_without_training(finished, own, capsys, monkeyp
     folder = pathlib.Path(own.output_dir)
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
     monkeypatch.setattr(keras.Model, "fit", None)
-    assert train.run(own) == finished[1]
+    assert train.run(own) == [finished[1]]
     assert capsys.readouterr().out == finished[2]
     assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
 
 
 def test_skipped_layer_stays_float(own):
     config = dataclasses.replace(own, skip=("logits", "dense1"))
-    model = train._quantized(config, keras_sq.models.get("mlp", (8, 8, 1), 10))
+    network = keras_sq.models.get("mlp", (8, 8, 1), 10)
+    model = train._quantized(config, config.methods[1], network)
     assert [path for path, _ in keras_sq.layers.quantized_layers(model)] == ["dense2"]
+
+
+def test_decay_of_the_learning_rate():
+    model = keras_sq.models.get("mlp", (8, 8, 1), 10)
+    for decay, last in (("cosine", 0.0), ("constant", 0.1)):
+        train._compile(model, TrainConfig(decay=decay), steps=10)
+        model.optimizer.iterations.assign(10)
+        rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+        assert rate == pytest.approx(last)
+
+
+@pytest.mark.slow
+def test_preset_with_two_seeds_trains_all_methods_and_tells_the_spread(
+    tmp_path, data_dir, capsys
+):
+    config = TrainConfig(
+        data_dir=data_dir,
+        output_dir=str(tmp_path / "run"),
+        preset="lq-nets",
+        model="mlp",
+        epochs=2,
+        float_epochs=1,
+        batch_size=32,
+        limit=96,
+        seeds=2,
+        verbose=0,
+    )
+    runs = train.run(config)
+    printed = capsys.readouterr().out
+    names = [method.name for method in config.methods]
+    assert [list(run) for run in runs] == [names, names]
+    rows = printed.splitlines()[2 : 2 + len(names)]
+    for row, method in zip(rows, config.methods, strict=True):
+        accuracies = [100 * run[method.name].test_accuracy for run in runs]
+        mean, spread = np.mean(accuracies), np.std(accuracies, ddof=1)
+        assert row.startswith(method.title)
+        assert f" {mean:.2f} ± {spread:.2f} %" in row
+    assert "standard deviation of 2 seeds" in printed
+    for seed in (0, 1):
+        folder = tmp_path / "run" / f"seed-{seed}"
+        assert {path.stem for path in folder.glob("*.keras")} == set(names)
+        results = json.loads((folder / "results.json").read_text())
+        assert results["config"]["seed"] == seed
+        # The first and the last of three kernels are float.
+        quantized = {
+            name: report["quantized_weights"]
+            for name, report in results["networks"].items()
+        }
+        floats = {name for name, weights in quantized.items() if not weights}
+        assert floats == {"float", "float-longer"}
+        assert set(quantized.values()) == {0, 256 * 256}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.keras")}
+    again = train.run(dataclasses.replace(config, resume=True))
+    assert again == runs and capsys.readouterr().out == printed
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.keras")} == before
 
 
 def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     folder = training_config.RunFolder(pathlib.Path(own.output_dir))
-    assert train._plot(folder, [{"run": "sq"}]) == ""
+    train._plot(folder, [{"run": "sq"}])
+    assert not (folder.state / "training.png").exists()
     assert 'pip install "keras-sq[plots]"' in capsys.readouterr().err
 
 
@@ -189,6 +250,9 @@ def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
         ("--dataset=cifar10", "'cifar10' was not found in data_dir"),
         ("--resume --overwrite", "`resume` and `overwrite` exclude each other"),
         ("--verbose=2", "`verbose` must be at most 1"),
+        ("--seeds=0", "`seeds` must be at least 1"),
+        ("--preset=lq-nets --quantizer=binary", "`preset` and `quantizer` exclude"),
+        ("--preset=lq-nets --skip=@frist", "'@frist'"),
     ],
 )
 def test_bad_flag_is_refused_and_nothing_made(
@@ -235,8 +299,8 @@ def test_unknown_model_is_refused():
 
 
 def test_flags_have_the_defaults_of_the_config():
-    assert train.config_from_flags(parsed()) == TrainConfig()
-    given = train.config_from_flags(parsed("--skip=a,b", "--augment", "--limit=5"))
+    assert config_from_flags(parsed()) == TrainConfig()
+    given = config_from_flags(parsed("--skip=a,b", "--augment", "--limit=5"))
     assert given == TrainConfig(skip=("a", "b"), augment=True, limit=5)
 
 
@@ -285,7 +349,7 @@ def test_strange_files_are_left_alone(tmp_path):
     assert (tmp_path / "results.json").read_text() == "not ours"
     claim_folder(dataclasses.replace(config, overwrite=True))
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    (tmp_path / "config.json").write_text("[1]")
+    (tmp_path / "config.json").write_text('{"version": "0"}')
     with pytest.raises(FileExistsError, match="is not of a training run"):
         claim_folder(config)
 
@@ -311,7 +375,8 @@ def test_broken_backup_does_not_count(tmp_path):
 
 
 def test_stop_between_last_epoch_and_saving_loses_nothing(own, monkeypatch):
-    config, data, folder = train._prepare(own)
+    (single,) = train._prepare(own)
+    folder, method = single.folder, own.methods[2]
     folder.model("sq").unlink()
     trained = []
 
@@ -322,12 +387,12 @@ def test_stop_between_last_epoch_and_saving_loses_nothing(own, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train, "_save", stop)
         with pytest.raises(KeyboardInterrupt):
-            train._train("sq", config, data, folder)
+            train._train(method, own, single.data, folder)
     assert not folder.model("sq").exists()
-    train._train("sq", config, data, folder)
+    train._train(method, own, single.data, folder)
     for one, other in zip(weights(folder.model("sq")), trained, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert len(json.loads(folder.history("sq").read_text())) == config.epochs
+    assert len(json.loads(folder.history("sq").read_text())) == own.epochs
 
 
 class Terminal(io.StringIO):
@@ -407,7 +472,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, data_dir):
     resumed = finish(killed, "--resume")
     assert (killed / "float.keras").read_bytes() == float_network
     assert table.replace(str(straight), "") == resumed.replace(str(killed), "")
-    for phase in PHASES:
+    for phase in METHODS:
         pairs = zip(
             weights(straight / f"{phase}.keras"),
             weights(killed / f"{phase}.keras"),

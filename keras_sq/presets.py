@@ -1,0 +1,178 @@
+"""The papers' methods by name: quantizer, selection, schedule and gradient in one.
+
+    preset = keras_sq.presets.lq_nets(weight_bits=2, activation_bits=2)
+    sq_model = preset.quantize_model(model)
+    sq_model.compile("sgd", "mse")
+    sq_model.fit(x, y, callbacks=preset.callbacks())
+
+A preset holds nothing that cannot be said by hand: `settings` are arguments of
+`keras_sq.quantize_model`, `schedule` and `clear_momentum` of the callback. Change
+single ones in the call: `preset.quantize_model(model, granularity="element")`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from keras_sq import _checks, callbacks, conversion, masks, schedules
+from keras_sq.layer_keys import FIRST, LAST
+from keras_sq.types import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """The choices of a method.
+
+    Attributes:
+        name: What the literature calls it.
+        settings: Arguments of `keras_sq.quantize_model`.
+        schedule: How the ratio grows, or `None`: everything is quantized from the
+            first step on.
+        clear_momentum: Whether the optimizer's state is cleared at each stage.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    schedule: schedules.RatioSchedule | None = None
+    clear_momentum: bool = False
+
+    def quantize_model(self, model: Model, **changes: Any) -> Model:
+        """Returns the quantized model, as `keras_sq.quantize_model` does.
+
+        Args:
+            model: A built `keras.Model`; it is left alone.
+            **changes: Arguments that replace or complete `settings`.
+
+        Raises:
+            TypeError: As `keras_sq.quantize_model`.
+            ValueError: As `keras_sq.quantize_model`.
+        """
+        quantized = conversion.quantize_model(model, **{**self.settings, **changes})
+        if self.schedule is None:
+            masks.set_ratio(quantized, 1.0)
+        return quantized
+
+    def callbacks(self) -> list[callbacks.StochasticQuantization]:
+        """Returns new callbacks for `fit`; none if all is quantized at once."""
+        if self.schedule is None:
+            return []
+        callback = callbacks.StochasticQuantization(
+            self.schedule, clear_momentum=self.clear_momentum
+        )
+        return [callback]
+
+
+def direct(kernel_quantizer: Any = "ternary", **settings: Any) -> Preset:
+    """Everything is quantized from the first step on: the baseline (BWN, TWN).
+
+    Args:
+        kernel_quantizer: A quantizer or its name.
+        **settings: Further arguments of `keras_sq.quantize_model`.
+    """
+    return Preset("direct", {"kernel_quantizer": kernel_quantizer, **settings})
+
+
+def stochastic(
+    kernel_quantizer: Any = "ternary", schedule: Any = "exponential", **settings: Any
+) -> Preset:
+    """Stochastic quantization with any quantizer: a learned codebook, for example.
+
+    Args:
+        kernel_quantizer: A quantizer or its name.
+        schedule: A ratio schedule or its name.
+        **settings: Further arguments of `keras_sq.quantize_model`.
+
+    Raises:
+        ValueError: If the schedule is unknown.
+    """
+    chosen = {"kernel_quantizer": kernel_quantizer, **settings}
+    return Preset("sq", chosen, schedules.get(schedule))
+
+
+def sq_bwn() -> Preset:
+    """Binary weights by stochastic quantization, all layers, as in the paper.
+
+    Four stages of the run at 50, 75, 87.5 and 100 %; the momentum is cleared at each.
+    The paper restarts the learning rate, too: that is the optimizer's, see
+    `keras_sq.learning_rates.StagewiseLearningRate`.
+
+    Example:
+        >>> keras_sq.presets.sq_bwn().settings["kernel_quantizer"]
+        'binary'
+
+    References:
+        - [Dong et al., 2017](https://arxiv.org/abs/1708.01001)
+    """
+    return _sq("sq-bwn", "binary")
+
+
+def sq_twn() -> Preset:
+    """Ternary weights by stochastic quantization; see `sq_bwn`."""
+    return _sq("sq-twn", "ternary")
+
+
+def _sq(name: str, quantizer: str) -> Preset:
+    settings = {"kernel_quantizer": quantizer, "skip": ()}
+    return Preset(name, settings, schedules.exponential(), clear_momentum=True)
+
+
+def lq_nets(weight_bits: int = 2, activation_bits: int | None = None) -> Preset:
+    """Learned codebooks for weights and, if asked for, activations.
+
+    The first and the last layer stay float, as in the paper.
+
+    Args:
+        weight_bits: Bits of a weight, 1 to 8.
+        activation_bits: Bits of the inputs of quantized layers, 1 to 8, or `None`
+            for float.
+
+    Raises:
+        ValueError: If a number of bits is out of its range.
+
+    Example:
+        >>> keras_sq.presets.lq_nets(2, 2).settings["input_quantizer"]
+        'lq-2'
+
+    References:
+        - [Zhang et al., 2018](https://arxiv.org/abs/1807.10029)
+    """
+    bits = _checks.integer("weight_bits", weight_bits, 1, 8)
+    settings: dict[str, Any] = {
+        "kernel_quantizer": f"lq-{bits}",
+        "skip": (FIRST, LAST),
+    }
+    if activation_bits is not None:
+        bits = _checks.integer("activation_bits", activation_bits, 1, 8)
+        settings["input_quantizer"] = f"lq-{bits}"
+    return Preset("lq-nets", settings)
+
+
+_BY_NAME: dict[str, Callable[[], Preset]] = {
+    "bwn": lambda: dataclasses.replace(direct("binary"), name="bwn"),
+    "twn": lambda: dataclasses.replace(direct("ternary"), name="twn"),
+    "sq-bwn": sq_bwn,
+    "sq-twn": sq_twn,
+    "lq-nets": lq_nets,
+}
+
+NAMES = tuple(_BY_NAME)
+"""What `get` knows."""
+
+
+def get(identifier: Any) -> Preset:
+    """Returns a preset, by its name with its defaults.
+
+    Args:
+        identifier: A `Preset` or one of `NAMES`.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> keras_sq.presets.get("sq-twn").schedule is not None
+        True
+    """
+    if isinstance(identifier, Preset):
+        return identifier
+    _checks.one_of("preset", identifier, NAMES)
+    return _BY_NAME[identifier]()
