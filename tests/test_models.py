@@ -25,6 +25,7 @@ def trainable(model):
         # He et al., table 6: 0.27 M, 0.46 M, 0.66 M, 0.85 M. The exact numbers
         # are those of akamaster/pytorch_resnet_cifar10, also option A.
         ("resnet20", 269722),
+        ("resnet20_hard_tanh", 269722),
         ("resnet32", 464154),
         ("resnet44", 658586),
         ("resnet56", 853018),
@@ -141,8 +142,20 @@ def test_bad_argument_raises(arguments, message):
         models.get(*arguments)
 
 
+def test_hard_tanh_takes_the_place_of_every_relu():
+    names = [layer.name for layer in models.get("resnet8_hard_tanh", *CIFAR).layers]
+    relus = [layer.name for layer in resnet(*CIFAR, depth=8).layers]
+    assert names == [name.replace("_relu", "_hard_tanh") for name in relus]
+    assert sum(name.endswith("_hard_tanh") for name in names) == 7
+    x = keras.ops.array([-3.0, -0.5, 0.25, 2.0])
+    layer = models.get("resnet8_hard_tanh", *CIFAR).get_layer("conv1_hard_tanh")
+    assert keras.ops.convert_to_numpy(layer(x)).tolist() == [-1.0, -0.5, 0.25, 1.0]
+
+
 def test_bad_resnet_raises():
     with pytest.raises(ValueError, match="`depth` must be 6 n"):
         resnet((8, 8, 1), 10, depth=18)
     with pytest.raises(ValueError, match="`shortcut` must be one of"):
         resnet((8, 8, 1), 10, shortcut="none")
+    with pytest.raises(ValueError, match="`activation` must be one of 'relu', 'hard"):
+        resnet((8, 8, 1), 10, activation="tanh")

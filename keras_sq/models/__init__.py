@@ -27,6 +27,9 @@ _BUILDERS: dict[str, Callable[..., Model]] = {
     "resnet44": partial(resnet, depth=44),
     "resnet56": partial(resnet, depth=56),
     "resnet56_sq": partial(resnet, depth=56, shortcut="convolution"),
+    # For binary activations. `resnet8` above is MLPerf Tiny's, another network.
+    "resnet8_hard_tanh": partial(resnet, depth=8, activation="hard_tanh"),
+    "resnet20_hard_tanh": partial(resnet, depth=20, activation="hard_tanh"),
     "vgg9": vgg9,
 }
 

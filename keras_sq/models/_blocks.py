@@ -34,10 +34,10 @@ def conv_bn(
     *,
     kernel_size: int = 3,
     strides: int = 1,
-    relu: bool = True,
+    activation: str | None = "relu",
     use_bias: bool = False,
 ) -> Tensor:
-    """Returns `x` after convolution, batch normalization and (if `relu`) ReLU."""
+    """Returns `x` after convolution, batch normalization and the activation."""
     x = keras.layers.Conv2D(
         filters,
         kernel_size,
@@ -48,4 +48,12 @@ def conv_bn(
         **kernel_settings(weight_decay),
     )(x)
     x = batch_norm(x, f"{name}_bn")
-    return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
+    return x if activation is None else activated(x, activation, name)
+
+
+def activated(x: Tensor, activation: str, name: str) -> Tensor:
+    """Returns `x` after an activation, in a layer `{name}_{activation}`."""
+    name = f"{name}_{activation}"
+    if activation == "relu":
+        return keras.layers.ReLU(name=name)(x)
+    return keras.layers.Activation(activation, name=name)(x)

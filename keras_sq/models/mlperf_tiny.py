@@ -42,7 +42,12 @@ def resnet8(
             use_bias=True,
         )
         y = _blocks.conv_bn(
-            y, filters, f"block{number}_conv2", weight_decay, relu=False, use_bias=True
+            y,
+            filters,
+            f"block{number}_conv2",
+            weight_decay,
+            activation=None,
+            use_bias=True,
         )
         if strides > 1:
             x = keras.layers.Conv2D(

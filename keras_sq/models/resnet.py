@@ -15,6 +15,8 @@ from keras_sq.types import Model, Tensor
 
 SHORTCUTS = ("identity", "convolution")
 
+ACTIVATIONS = ("relu", "hard_tanh")
+
 
 def resnet(
     input_shape: tuple[int, ...],
@@ -22,6 +24,7 @@ def resnet(
     *,
     depth: int = 20,
     shortcut: str = "identity",
+    activation: str = "relu",
     weight_decay: float = 0.0,
 ) -> Model:
     """Builds a 3 x 3 convolution, three stages of residual blocks and a dense layer.
@@ -36,14 +39,17 @@ def resnet(
         shortcut: Where the size changes. `"identity"`: every second pixel,
             new channels zero (He et al., option A). `"convolution"`: the
             network of the SQ paper's code: a 2 x 2 convolution of stride 2
-            with batch norm, and no ReLU after any addition.
+            with batch norm, and no activation after any addition.
+        activation: `"relu"`, or `"hard_tanh"` (`clip(x, -1, 1)`) for binary
+            activations, which need negative values too.
         weight_decay: As in `keras_sq.models.get`.
 
     Returns:
         A `keras.Model`; kernels in conv1, stage1_block1_conv1, … and logits.
 
     Raises:
-        ValueError: If `depth` is not `6 n + 2`, or `shortcut` not known.
+        ValueError: If `depth` is not `6 n + 2`, or `shortcut` or `activation` not
+            known.
     """
     _checks.integer("depth", depth, minimum=8)
     if depth % 6 != 2:
@@ -52,16 +58,24 @@ def resnet(
             f"Received: depth={depth}"
         )
     _checks.one_of("shortcut", shortcut, SHORTCUTS)
+    _checks.one_of("activation", activation, ACTIVATIONS)
     inputs = keras.Input(input_shape, name="image")
-    x = _blocks.conv_bn(inputs, 16, "conv1", weight_decay)
+    x = _blocks.conv_bn(inputs, 16, "conv1", weight_decay, activation=activation)
     for stage, filters in enumerate((16, 32, 64), start=1):
         for block in range(1, (depth - 2) // 6 + 1):
             strides = 2 if stage > 1 and block == 1 else 1
             name = f"stage{stage}_block{block}"
             y = _blocks.conv_bn(
-                x, filters, f"{name}_conv1", weight_decay, strides=strides
+                x,
+                filters,
+                f"{name}_conv1",
+                weight_decay,
+                strides=strides,
+                activation=activation,
             )
-            y = _blocks.conv_bn(y, filters, f"{name}_conv2", weight_decay, relu=False)
+            y = _blocks.conv_bn(
+                y, filters, f"{name}_conv2", weight_decay, activation=None
+            )
             if strides > 1 and shortcut == "convolution":
                 x = _blocks.conv_bn(
                     x,
@@ -70,18 +84,20 @@ def resnet(
                     weight_decay,
                     kernel_size=2,
                     strides=strides,
-                    relu=False,
+                    activation=None,
                 )
             elif strides > 1:
                 x = _narrow_and_pad(x, filters, name)
             x = keras.layers.Add(name=f"{name}_add")([x, y])
             if shortcut == "identity":
-                x = keras.layers.ReLU(name=f"{name}_relu")(x)
+                x = _blocks.activated(x, activation, name)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dense(
         num_classes, name="logits", **_blocks.kernel_settings(weight_decay)
     )(x)
     suffix = "" if shortcut == "identity" else "_sq"
+    if activation != "relu":
+        suffix += f"_{activation}"
     return keras.Model(inputs, x, name=f"resnet{depth}{suffix}")
 
 
