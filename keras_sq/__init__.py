@@ -25,9 +25,11 @@ from keras_sq.layers import register as register
 from keras_sq.masks import get_ratio as get_ratio
 from keras_sq.masks import set_ratio as set_ratio
 from keras_sq.model_summary import summary as summary
+from keras_sq.selection import SoftRefresh as SoftRefresh
 
 __all__ = [
     "KernelCodes",
+    "SoftRefresh",
     "__version__",
     "activation_rules",
     "callbacks",

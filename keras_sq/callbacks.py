@@ -11,10 +11,12 @@ computed and the masks drawn inside the compiled call. Whether the kernels
 were finite is looked at one batch later, when the answer is there already.
 """
 
+import math
 import warnings
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_sq import _backend, _checks, masks, schedules
@@ -37,12 +39,15 @@ ZERO_SLOT_OPTIMIZERS = (
 class StochasticQuantization(keras.callbacks.Callback):
     """Steps the ratio schedule and redraws the masks during `fit`.
 
-    Adds `quantized_ratio`, the ratio of the epoch's last batch, to the logs.
+    Adds `quantized_ratio`, the ratio of the epoch's last batch, to the logs. If the
+    layers have a ratio each, it is their average by the numbers of weights: the part
+    of the quantized kernels' weights that is quantized. (The least of the ratios is
+    what `keras_sq.get_ratio` returns.)
 
     Args:
         schedule: A `keras_sq.schedules.RatioSchedule`, or its name.
             A schedule in epochs or fractions is bound to the run's length
-            when training begins.
+            when training begins, a layerwise one to the model's layers.
         resample_every: Int >= 1: optimizer steps between two draws. The masks
             are drawn at the start of every stage in any case. With
             `steps_per_execution=k` they change every k steps at most. With
@@ -96,8 +101,14 @@ class StochasticQuantization(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Binds the schedule to the run, and checks the kernels."""
         pairs = masks.require_quantized(self.model)
+        if isinstance(self.schedule, schedules.Layerwise):
+            pairs = self.schedule.visits(self.model)
         self._paths = [path for path, _ in pairs]
         self._layers = [layer for _, layer in pairs]
+        self._sizes = [
+            sum(math.prod(x.latent(name).shape) for name in x.quantized_weights)
+            for x in self._layers
+        ]
         self.bound_schedule = self._bind()
         masks.require_finite(self._paths, masks.finite_kernels(self._layers))
         optimizer = self.model.optimizer
@@ -148,12 +159,12 @@ class StochasticQuantization(keras.callbacks.Callback):
             masks.require_finite(self._paths, masks.finite_kernels(self._layers))
         if logs is not None:
             ratios = [float(internals.read(x.ratio)) for x in self._layers]
-            logs["quantized_ratio"] = sum(ratios) / len(ratios)
+            logs["quantized_ratio"] = float(np.average(ratios, weights=self._sizes))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Quantizes the rest where the schedule ends with the run."""
         step = int(internals.read(self.model.optimizer.iterations))
-        if float(ops.convert_to_numpy(self.bound_schedule(step))) >= 1.0:
+        if float(ops.min(self.bound_schedule(step))) >= 1.0:
             self._update(ops.zeros((), "int32"))
 
     def _batches_since_last(self, batch: int) -> Tensor:
@@ -194,7 +205,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         if steps is not None:
             per_epoch = max(1, steps // batches_per_step)
             total = max(1, self.params["epochs"] * steps // batches_per_step)
-        return self.schedule.bind(
+        return self.schedule.for_model(self.model).bind(
             total_steps=self.total_steps or total, steps_per_epoch=per_epoch
         )
 

@@ -34,6 +34,7 @@ from keras_sq.layer_keys import (
 from keras_sq.layers import container, registry
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings
+from keras_sq.selection import SoftRefresh
 from keras_sq.types import Layer, LayerKeys, Model, Overrides
 
 
@@ -62,11 +63,13 @@ def quantize_model(
     kernel_quantizer: Any = "ternary",
     *,
     input_quantizer: Any = None,
+    input_granularity: str = "all",
     granularity: str = "filter",
     probability: str = "linear",
-    selection: str = "roulette",
+    selection: str | SoftRefresh = "roulette",
     draw: str = "paper",
     quantized_gradient: str = "straight_through",
+    full_precision: str = "identity",
     inference: str = "quantized",
     skip: LayerKeys | None = None,
     overrides: Overrides | None = None,
@@ -90,13 +93,17 @@ def quantize_model(
             such as `"lq-2"` or a layer as a pattern, see
             `keras_sq.activation_rules.get`; `None` leaves them alone. Embeddings
             have none.
-        granularity: `"filter"` or `"element"`; see `keras_sq.layers.Settings`
-            for this and the next five.
+        input_granularity: `"all"`, or `"element"` for inputs that are quantized
+            entry by entry, by a mask; see `keras_sq.layers.Settings` for this and
+            the next seven.
+        granularity: `"filter"` or `"element"`.
         probability: `"constant"`, `"linear"`, `"softmax"` or `"sigmoid"`.
-        selection: `"roulette"`, `"deterministic"` or `"fixed"`.
+        selection: `"roulette"`, `"deterministic"`, `"fixed"`, `"soft_refresh"` or
+            a `keras_sq.SoftRefresh`.
         draw: `"paper"` or `"released"`.
         quantized_gradient: `"straight_through"`,
             `"clipped_straight_through"` or `"blocked"`.
+        full_precision: `"identity"` or `"clip"`.
         inference: `"quantized"` or `"hybrid"`.
         skip: Layers that stay float: a name, a path, an `fnmatch` pattern of
             either, a layer class, a predicate `layer -> bool`, a place
@@ -131,11 +138,13 @@ def quantize_model(
     settings = Settings(
         kernel_quantizer=kernel_quantizer,
         input_quantizer=input_quantizer,
+        input_granularity=input_granularity,
         granularity=granularity,
         probability=probability,
         selection=selection,
         draw=draw,
         quantized_gradient=quantized_gradient,
+        full_precision=full_precision,
         inference=inference,
     )
     if seed is not None:
@@ -200,6 +209,21 @@ def strip_quantization(model: Model) -> Model:
         raise ValueError(
             f"Model '{model.name}' has no quantized layer: nothing to strip."
         )
+    return plain_copy(model)
+
+
+def plain_copy(model: Model) -> Model:
+    """Returns a copy with plain layers that hold the quantized kernels.
+
+    Without the input quantizers of its layers: `strip_quantization` refuses models
+    that have any.
+
+    Args:
+        model: A built model.
+
+    Raises:
+        ValueError: If the model cannot be copied.
+    """
     return copy_model(model, _float_copy, _copy_quantized_kernels)
 
 

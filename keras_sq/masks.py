@@ -18,60 +18,75 @@ def update_masks(
 ) -> Tensor:
     """Sets the ratio of layers, and redraws their masks where this is due.
 
-    At ratio 1 everything is quantized, and nothing is drawn. To be traced
-    into one compiled call.
+    At ratio 1 everything is quantized, at ratio 0 nothing, and nothing is drawn. To
+    be traced into one compiled call.
 
     Args:
         layers: Built layers.
-        ratio: Float scalar in [0, 1].
+        ratio: Float scalar in [0, 1], or one for each layer.
         due: Bool scalar: whether to redraw at a ratio below 1.
 
     Returns:
         Bool `(number of layers,)`: whether the layer's quantization errors
         were finite. The masks of a layer where they are not stay as they are.
     """
-    kernels = [(layer, name) for layer in layers for name in layer.quantized_weights]
-    full = ratio >= 1.0
+    ratio = ops.cast(ratio, "float32")
+    if not len(ratio.shape):
+        return _update_alike(layers, ratio, due)
+    # Each by itself: in a layerwise schedule one layer at a time has something to
+    # draw, and the others cost nothing but a look at their ratio.
+    flags = [
+        _update_alike([layer], ratio[index], due) for index, layer in enumerate(layers)
+    ]
+    return ops.concatenate(flags)
+
+
+def _update_alike(
+    layers: Sequence[StochasticallyQuantized], ratio: Tensor, due: Tensor
+) -> Tensor:
+    """As `update_masks`, with one ratio for all of the layers."""
+    masked = [(layer, name) for layer in layers for name in layer.mask_names]
+    full, none = ratio >= 1.0, ops.logical_and(due, ratio <= 0.0)
 
     def draw() -> tuple[list[Tensor], list[Tensor]]:
-        return _drawn(kernels, ratio)
+        return _drawn(masked, ratio)
 
     def keep() -> tuple[list[Tensor], list[Tensor]]:
-        now = [internals.read(layer.mask(name)) for layer, name in kernels]
-        masks = [ops.logical_or(mask, full) for mask in now]
-        return masks, [ops.ones((), "bool")] * len(kernels)
+        now = [internals.read(layer.mask(name)) for layer, name in masked]
+        some = ops.logical_not(none)
+        masks = [ops.logical_or(ops.logical_and(mask, some), full) for mask in now]
+        return masks, [ops.ones((), "bool")] * len(masked)
 
-    masks, flags = ops.cond(ops.logical_and(due, ops.logical_not(full)), draw, keep)
-    for (layer, name), mask in zip(kernels, masks, strict=True):
+    partly = ops.logical_and(ratio > 0.0, ratio < 1.0)
+    masks, flags = ops.cond(ops.logical_and(due, partly), draw, keep)
+    for (layer, name), mask in zip(masked, masks, strict=True):
         layer.mask(name).assign(mask)
-    for layer in layers:
-        layer.ratio.assign(ops.cast(ratio, "float32"))
     per_layer = []
     start = 0
     for layer in layers:
-        end = start + len(layer.quantized_weights)
+        layer.ratio.assign(ratio)
+        end = start + len(layer.mask_names)
         per_layer.append(ops.all(ops.stack(flags[start:end])))
         start = end
     return ops.stack(per_layer)
 
 
 def _drawn(
-    kernels: Sequence[tuple[StochasticallyQuantized, str]], ratio: Tensor
+    masked: Sequence[tuple[StochasticallyQuantized, str]], ratio: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Returns new masks, and whether the errors were finite."""
-    masks: list[Tensor] = [None] * len(kernels)
-    flags: list[Tensor] = [None] * len(kernels)
-    # Kernels with the same way of selection and, to keep the padding small, of
+    masks: list[Tensor] = [None] * len(masked)
+    flags: list[Tensor] = [None] * len(masked)
+    # Masks with the same way of selection and, to keep the padding small, of
     # similar size (a factor of four) are drawn together.
     groups: dict[tuple[Selection, int], list[int]] = {}
-    for index, (layer, name) in enumerate(kernels):
-        selection = layer.quantization_settings.mask_selection
+    for index, (layer, name) in enumerate(masked):
         magnitude = math.prod(layer.mask(name).shape).bit_length() // 2
-        groups.setdefault((selection, magnitude), []).append(index)
+        groups.setdefault((layer.selection_of(name), magnitude), []).append(index)
     for (selection, _), members in groups.items():
         errors, noise, previous = [], [], []
         for index in members:
-            layer, name = kernels[index]
+            layer, name = masked[index]
             mask = ops.reshape(internals.read(layer.mask(name)), (-1,))
             previous.append(mask)
             noise.append(layer.uniform_noise(name))
@@ -84,13 +99,16 @@ def _drawn(
             errors.append(error)
         drawn = selection.masks(errors, ratio, noise, previous)
         for index, mask, old in zip(members, drawn, previous, strict=True):
-            layer, name = kernels[index]
+            layer, name = masked[index]
             shape = layer.mask(name).shape
             masks[index] = ops.reshape(ops.where(flags[index], mask, old), shape)
     return masks, flags
 
 
 def _size(layer: StochasticallyQuantized, name: str) -> Tensor:
+    """Returns the sum of `|w|` of a kernel; 0 for an input."""
+    if name not in layer.quantized_weights:
+        return ops.zeros(())
     value = internals.read(layer.latent(name))
     return ops.sum(ops.abs(ops.cast(value, "float32")))
 

@@ -1,8 +1,9 @@
 """A table of what is quantized in a model, how, and what stays float.
 
 The size of a packed kernel is that of its codes in whole bits (1 for two
-levels, 2 for three or four), and a float32 scale a filter. How small the
-files get is the exporter's matter.
+levels, 2 for three or four), and the float32 numbers of each filter: a scale, a
+learned basis or, for signs, nothing. How small the files get is the exporter's
+matter.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from keras_sq import _keras_internals as internals
 from keras_sq.layers import QuantizedActivation, layer_paths
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.masks import require_quantized
+from keras_sq.schedules import Layerwise, RatioSchedule
 from keras_sq.types import Config, Layer, Model
 
 
@@ -37,6 +39,8 @@ class LayerSummary(NamedTuple):
             row of its first kernel or, for a layer that does nothing else, its
             own; else `None`.
         input_bits: Bits of an activation, `None` for float.
+        turn: Of a quantized layer: its place in the order of a layerwise schedule,
+            from 1; `None` if no such schedule was given.
     """
 
     path: str
@@ -49,6 +53,7 @@ class LayerSummary(NamedTuple):
     reason: str = ""
     inputs: str | None = None
     input_bits: int | None = None
+    turn: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +114,13 @@ class ModelSummary:
                 for cells, row in zip(body, self.rows, strict=True)
             ]
             right = {2, 5, 6, 7}
+        if any(row.turn for row in self.rows):
+            header = ("turn", *header)
+            body = [
+                (f"{row.turn or ''}", *cells)
+                for cells, row in zip(body, self.rows, strict=True)
+            ]
+            right = {0, *(column + 1 for column in right)}
         widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
 
         def line(cells: tuple[str, ...]) -> str:
@@ -130,19 +142,27 @@ class ModelSummary:
         return "\n".join(lines)
 
 
-def summary(model: Model, print_fn: Callable[[str], Any] | None = None) -> ModelSummary:
+def summary(
+    model: Model,
+    print_fn: Callable[[str], Any] | None = None,
+    *,
+    schedule: RatioSchedule | None = None,
+) -> ModelSummary:
     """Prints what is quantized in a model, layer by layer, and returns it.
 
     Args:
         model: A model with quantized layers.
         print_fn: Receives the table as one string; by default it goes to
             standard output.
+        schedule: A `keras_sq.schedules.Layerwise`, to show the turn of each layer
+            in it. Other schedules have none to show.
 
     Returns:
         A `ModelSummary`.
 
     Raises:
-        ValueError: If nothing in the model is quantized.
+        ValueError: If nothing in the model is quantized, or the order of the
+            schedule does not fit the model.
 
     Example:
         >>> model = keras.Sequential(
@@ -153,6 +173,7 @@ def summary(model: Model, print_fn: Callable[[str], Any] | None = None) -> Model
         [32, 4, 8, 2]
     """
     require_quantized(model)
+    turns = _turns(model, schedule)
     reasons = {
         outcome.path: outcome.reason
         for outcome in model.__dict__.get("quantization_report", [])
@@ -160,7 +181,8 @@ def summary(model: Model, print_fn: Callable[[str], Any] | None = None) -> Model
     rows: list[LayerSummary] = []
     for path, layer in layer_paths(model):
         if isinstance(layer, StochasticallyQuantized):
-            rows.extend(_quantized_rows(path, layer))
+            turn = turns.get(id(layer))
+            rows.extend(r._replace(turn=turn) for r in _quantized_rows(path, layer))
         if isinstance(layer, QuantizedActivation):
             rows.append(_activation_row(path, layer))
             continue
@@ -176,6 +198,15 @@ def summary(model: Model, print_fn: Callable[[str], Any] | None = None) -> Model
     result = ModelSummary(tuple(rows))
     (print_fn or _print)(str(result))
     return result
+
+
+def _turns(model: Model, schedule: RatioSchedule | None) -> dict[int, int]:
+    """Returns the turn of each quantized layer, from 1, by the layer's id."""
+    if not isinstance(schedule, Layerwise):
+        return {}
+    visits = enumerate(schedule.visits(model), 1)
+    together = schedule.order == "global"
+    return {id(layer): 1 if together else turn for turn, (_, layer) in visits}
 
 
 def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSummary]:
@@ -196,7 +227,7 @@ def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSumm
                 float(ops.convert_to_numpy(layer.ratio)),
                 difference / norm if norm else 0.0,
                 math.ceil(math.log2(quantizer.num_levels))
-                + 32 * (quantizer.state_size or 1) * filters / weights,
+                + 32 * quantizer.numbers_per_filter * filters / weights,
             )
         )
     rule = layer.input_rule

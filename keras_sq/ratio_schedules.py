@@ -1,7 +1,7 @@
 """What a ratio schedule is, and how it is bound to the length of a run.
 
 `schedules.py` makes them by name; read its docstring first. The classes are in
-`stage_schedules.py` and `continuous_schedules.py`.
+`stage_schedules.py`, `continuous_schedules.py` and `layerwise_schedules.py`.
 
 Design note: **bound schedules are schedules in steps.** `bind` returns an
 ordinary schedule with `unit="steps"` instead of keeping both forms in one
@@ -26,7 +26,7 @@ import keras
 from keras import ops
 
 from keras_sq import _checks
-from keras_sq.types import Config, Tensor
+from keras_sq.types import Config, Model, Tensor
 
 UNITS = ("steps", "epochs", "fraction")
 MAX_STEPS = 2**31 - 1
@@ -54,24 +54,32 @@ class RatioSchedule(abc.ABC):
 
     def __call__(self, step: int | Tensor) -> Tensor:
         """Returns the ratio at the step."""
+        step = self.limited(step)
+        final = ops.convert_to_tensor(self.final_ratio, dtype="float32")
+        return ops.where(step >= self.end_step, final, self.call(step))
+
+    def limited(self, step: int | Tensor) -> Tensor:
+        """Returns a step as an int32 tensor, at most `end_step`.
+
+        Raises:
+            ValueError: If the schedule is not bound, or a Python int is negative.
+            TypeError: If `step` is not an integer.
+        """
         end = self.end_step
         if isinstance(step, numbers.Number):
             step = min(_checks.integer("step", step, minimum=0), end)
-            step = ops.convert_to_tensor(step, dtype="int32")
-        else:
-            step = ops.convert_to_tensor(step)
-            dtype = keras.backend.standardize_dtype(step.dtype)
-            if "int" not in dtype:
-                raise TypeError(
-                    "Argument `step` must be an integer or an integer tensor. "
-                    f"Received: a tensor of dtype {dtype}"
-                )
-            if dtype not in ("int64", "uint32", "uint64"):
-                step = ops.cast(step, "int32")
-            limit = ops.convert_to_tensor(end, dtype=step.dtype)
-            step = ops.cast(ops.where(step < limit, step, limit), "int32")
-        final = ops.convert_to_tensor(self.final_ratio, dtype="float32")
-        return ops.where(step >= end, final, self.call(step))
+            return ops.convert_to_tensor(step, dtype="int32")
+        step = ops.convert_to_tensor(step)
+        dtype = keras.backend.standardize_dtype(step.dtype)
+        if "int" not in dtype:
+            raise TypeError(
+                "Argument `step` must be an integer or an integer tensor. "
+                f"Received: a tensor of dtype {dtype}"
+            )
+        if dtype not in ("int64", "uint32", "uint64"):
+            step = ops.cast(step, "int32")
+        limit = ops.convert_to_tensor(end, dtype=step.dtype)
+        return ops.cast(ops.where(step < limit, step, limit), "int32")
 
     @abc.abstractmethod
     def call(self, step: Tensor) -> Tensor:
@@ -110,6 +118,14 @@ class RatioSchedule(abc.ABC):
     def bound(self) -> bool:
         """Whether the schedule is in steps and may be called."""
         return True
+
+    def for_model(self, model: Model) -> "RatioSchedule":
+        """Returns the schedule for a model: itself, unless it looks at the layers.
+
+        Args:
+            model: A built model with quantized layers.
+        """
+        return self
 
     def bind(
         self, *, total_steps: int | None, steps_per_epoch: int | None
@@ -176,7 +192,7 @@ def check_fits(schedule: RatioSchedule, total_steps: int) -> None:
     """
     if schedule.end_step < total_steps:
         return
-    last = float(schedule(total_steps - 1))
+    last = float(ops.min(schedule(total_steps - 1)))
     warnings.warn(
         f"The schedule reaches ratio {schedule.final_ratio:g} at step "
         f"{schedule.end_step}, but the run has only {total_steps} steps (0 to "

@@ -1,8 +1,8 @@
 """Ratio schedules: how much of the network is quantized at a step.
 
 A schedule is a pure function from the optimizer's step (from 0) to the ratio,
-the fraction of the filters that is quantized. It knows nothing of masks,
-layers or the optimizer; the learning-rate companions live in
+the fraction of the filters that is quantized, or one for each layer. It knows
+nothing of masks or the optimizer; the learning-rate companions live in
 `learning_rates.py`, the classes are described in `ratio_schedules.py`.
 
 | made by | ratio |
@@ -13,6 +13,7 @@ layers or the optimizer; the learning-rate companions live in
 | `constant` | one ratio for all of the run |
 | `Stages` | your own stages |
 | `linear`, `cosine`, `cubic` | continuous, by the curve of that name |
+| `Layerwise` | one layer after the other, each along one of the above |
 
 Lengths are in steps, epochs or fractions of the run. `bind` turns the last two
 into steps; the callback calls it when training starts.
@@ -29,6 +30,7 @@ import keras
 
 from keras_sq import _checks
 from keras_sq.continuous_schedules import Continuous as Continuous
+from keras_sq.layerwise_schedules import Layerwise as Layerwise
 from keras_sq.ratio_schedules import (
     MAX_STEPS,
     UNITS,
@@ -162,6 +164,7 @@ _FACTORIES: dict[str, Callable[..., RatioSchedule]] = {
     "cubic": cubic,
     "exponential": exponential,
     "finetune": finetune,
+    "layerwise": Layerwise,
     "linear": linear,
 }
 
@@ -170,8 +173,9 @@ def get(identifier: Any) -> RatioSchedule:
     """Returns the schedule that the identifier means.
 
     Args:
-        identifier: A `RatioSchedule`, the name of a function of this module, a
-            list of ratios (equally long stages), or what `serialize` returned.
+        identifier: A `RatioSchedule`, the name of a function of this module,
+            `"layerwise"`, a list of ratios (equally long stages), or what
+            `serialize` returned.
 
     Raises:
         ValueError: If the name is not known.

@@ -27,6 +27,7 @@ is the published method and the one the four probability functions belong to.
 | `"roulette"` | drawn anew each time (the paper's "stochastic") |
 | `"deterministic"` | the filters of least error |
 | `"fixed"` | drawn once; what is quantized stays so, and a growing ratio adds newly drawn filters |
+| `"soft_refresh"` or `SoftRefresh(rate)` | as `"fixed"`, but a small part of what is quantized is drawn anew each time (StoMPP) |
 
 Design note: **log-probabilities, never probabilities.** With e = 0, f is 1e7
 and `exp(f)` overflows; the log-probability of the softmax is f itself (less a
@@ -41,22 +42,111 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_sq import _checks
+from keras_sq.ranking import Rows
 from keras_sq.types import Config, Tensor
 
 GRANULARITIES = ("filter", "element")
 PROBABILITIES = ("constant", "linear", "softmax", "sigmoid")
-SELECTIONS = ("roulette", "deterministic", "fixed")
+SELECTIONS = ("roulette", "deterministic", "fixed", "soft_refresh")
 DRAWS = ("paper", "released")
 
 EPSILON = 1e-7
 """ε of `f = 1/(e + ε)`."""
 
-_SORT_MAX_SIZE = 2**17
-"""Up to this many entries are ranked by sorting, more by bisection."""
+
+@keras.saving.register_keras_serializable("keras_sq")
+@dataclasses.dataclass(frozen=True)
+class SoftRefresh:
+    """Keeps a mask and draws a small part of it anew, while the ratio grows.
+
+    At every draw
+
+    1. each entry that is quantized is released with probability `rate`,
+       independently of the others; the rest of them stay quantized;
+    2. the released ones and those at full precision compete for the places that
+       are left, by the usual probabilities and without replacement. A released
+       entry may win its place back.
+
+    The count is exact at every draw, whatever was released. `rate=0` only ever adds
+    to the mask; `rate=1` is the roulette. Should the ratio fall, those to drop are
+    chosen at random among the ones that would stay. A mask with everything
+    quantized, as in a new model, says nothing of what to keep: all is drawn then.
+
+    StoMPP redraws about one mask entry in a hundred a step; its exact rule is not
+    published. This one was chosen because the two limits are the known methods,
+    because at a constant ratio under constant probability every entry is quantized
+    equally often in the long run, and because it takes no second draw: what stays
+    goes first in the same Gumbel top-k. An entry stays quantized for `1 / rate`
+    draws or longer on average.
+
+    Args:
+        rate: Float in [0, 1], the expected part of the quantized entries that is
+            released at a draw (a step, if the masks are drawn at every step).
+
+    Raises:
+        TypeError: If `rate` is no number.
+        ValueError: If it is outside [0, 1].
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> sq_model = keras_sq.quantize_model(
+        ...     model, "sign", granularity="element",
+        ...     selection=keras_sq.SoftRefresh(0.02))
+
+    References:
+        - [Smith & Islam, 2026](https://arxiv.org/abs/2601.22660) (StoMPP)
+    """
+
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", _checks.fraction("rate", self.rate))
+
+    def get_config(self) -> Config:
+        """Returns the constructor's arguments, JSON-serializable."""
+        return {"rate": self.rate}
+
+    @classmethod
+    def from_config(cls, config: Config) -> "SoftRefresh":
+        """Returns what `get_config` described."""
+        return cls(**config)
+
+
+def get_way(identifier: Any) -> str | SoftRefresh:
+    """Returns a way of selecting from its name, or from what describes it.
+
+    Args:
+        identifier: One of `SELECTIONS`, a `SoftRefresh`, or what
+            `serialize_way` returned.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If it describes something else.
+    """
+    if isinstance(identifier, dict):
+        identifier = keras.saving.deserialize_keras_object(identifier)
+        if not isinstance(identifier, SoftRefresh):
+            raise TypeError(
+                "Expected the configuration of a `SoftRefresh`. "
+                f"Received one of a {type(identifier).__name__}."
+            )
+    if isinstance(identifier, SoftRefresh):
+        return identifier
+    name = _checks.one_of("selection", identifier, SELECTIONS)
+    return SoftRefresh() if name == "soft_refresh" else name
+
+
+def serialize_way(way: str | SoftRefresh) -> str | Config:
+    """Returns a way of selecting, JSON-serializable."""
+    if isinstance(way, str):
+        return way
+    config: Config = keras.saving.serialize_keras_object(way)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +166,13 @@ class Selection:
 
     granularity: str = "filter"
     probability: str = "linear"
-    selection: str = "roulette"
+    selection: str | SoftRefresh = "roulette"
     draw: str = "paper"
 
     def __post_init__(self) -> None:
         _checks.one_of("granularity", self.granularity, GRANULARITIES)
         _checks.one_of("probability", self.probability, PROBABILITIES)
-        _checks.one_of("selection", self.selection, SELECTIONS)
+        object.__setattr__(self, "selection", get_way(self.selection))
         _checks.one_of("draw", self.draw, DRAWS)
         if self.draw == "released" and self.probability != "linear":
             raise ValueError(
@@ -92,14 +182,25 @@ class Selection:
             )
 
     def get_config(self) -> Config:
-        """Returns the four names."""
-        return dataclasses.asdict(self)
+        """Returns the constructor's arguments, JSON-serializable."""
+        return {
+            "granularity": self.granularity,
+            "probability": self.probability,
+            "selection": serialize_way(self.selection),
+            "draw": self.draw,
+        }
 
     @property
     def needs_errors(self) -> bool:
         """Whether the selection looks at the quantization errors at all."""
         constant = self.probability == "constant" and self.draw == "paper"
         return self.selection == "deterministic" or not constant
+
+    @property
+    def numbers_per_entry(self) -> int:
+        """How many random numbers a draw takes for each entry."""
+        way = self.selection
+        return 2 if isinstance(way, SoftRefresh) and 0.0 < way.rate < 1.0 else 1
 
     def masks(
         self,
@@ -118,20 +219,23 @@ class Selection:
             errors: For each kernel float32 `(m,)`, the quantization error of
                 each filter (or weight).
             ratio: Scalar in [0, 1], or one for each kernel.
-            uniform: For each kernel float32 `(m,)`, random numbers in [0, 1).
+            uniform: For each kernel float32 `(numbers_per_entry * m,)`, random
+                numbers in [0, 1).
             previous: For each kernel bool `(m,)`, the mask until now (used by
-                `"fixed"`).
+                `"fixed"` and `SoftRefresh`).
 
         Returns:
             For each kernel bool `(m,)`.
         """
         sizes = [int(error.shape[0]) for error in errors]
-        rows = _Rows(sizes)
+        rows = Rows(sizes)
         number = number_quantized(ratio, np.asarray(sizes, "int32"))
         matrix = rows.join(errors)
         if self.selection == "deterministic":
             return rows.split(rows.largest(-matrix, number))
-        noise = gumbel(rows.join(uniform))
+        draws = [ops.split(x, self.numbers_per_entry) for x in uniform]
+        fresh = rows.join([draw[0] for draw in draws])
+        noise = gumbel(fresh)
         if self.draw == "released":
             scores = ops.log(ops.maximum(matrix, 1e-30))
         else:
@@ -148,58 +252,25 @@ class Selection:
             stays = ops.logical_and(held > 0, ops.expand_dims(fits, -1))
             first = -1e9 if self.draw == "released" else 1e9
             scores = ops.where(stays, first, scores)
+        elif isinstance(self.selection, SoftRefresh):
+            held = rows.join([ops.cast(mask, "float32") for mask in previous])
+            held = ops.cast(held, "int32")
+            all_held = ops.sum(held, axis=-1) == np.asarray(sizes, "int32")
+            stays = ops.logical_and(held > 0, ops.expand_dims(~all_held, -1))
+            if self.numbers_per_entry == 2:
+                release = rows.join([draw[1] for draw in draws])
+                stays = ops.logical_and(stays, release >= self.selection.rate)
+            elif self.selection.rate == 1.0:
+                stays = ops.zeros_like(stays)
+            # Among those that stay, for a ratio that falls, in random order.
+            # Float32 loses nothing here: `fresh` comes in steps of 2**-23.
+            first = (-(2.0**31) if self.draw == "released" else 2.0**31) * (1.0 + fresh)
+            scores = ops.where(stays, first, scores)
         if self.draw == "released":
             # The entries drawn are the ones to keep: quantize the others.
             kept = np.asarray(sizes, "int32") - number
             return rows.split(ops.logical_not(rows.largest(scores, kept)))
         return rows.split(rows.largest(scores, number, tie_break))
-
-
-class _Rows:
-    """Vectors of several lengths as the rows of one matrix, and back.
-
-    Args:
-        sizes: The lengths.
-    """
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.sizes = list(sizes)
-        self.width = max(sizes)
-        self.full = min(sizes) == self.width
-        starts = np.cumsum([0, *sizes])
-        total = starts[-1]
-        # Where each matrix entry comes from, `total` being a padding entry,
-        # and where each vector entry has gone.
-        source = np.full((len(sizes), self.width), total, "int32")
-        for row, (start, size) in enumerate(zip(starts[:-1], sizes, strict=True)):
-            source[row, :size] = np.arange(start, start + size)
-        self.source = source
-        self.valid = source < total
-        self.target = np.flatnonzero(self.valid.reshape(-1)).astype("int32")
-
-    def join(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Returns the float32 matrix of float vectors; padding is 0."""
-        if self.full:
-            return ops.stack(list(vectors))
-        flat = ops.concatenate([*vectors, ops.zeros((1,), "float32")])
-        return ops.take(flat, self.source, axis=0)
-
-    def split(self, matrix: Tensor) -> list[Tensor]:
-        """Returns the vectors of a matrix."""
-        flat = ops.reshape(matrix, (-1,))
-        if not self.full:
-            flat = ops.take(flat, self.target, axis=0)
-        if len(self.sizes) == 1:
-            return [flat]
-        return list(ops.split(flat, np.cumsum(self.sizes)[:-1].tolist()))
-
-    def largest(
-        self, scores: Tensor, number: Tensor, tie_break: Tensor | None = None
-    ) -> Tensor:
-        """Returns a mask of the `number` largest valid scores of each row."""
-        if not self.full:
-            scores = ops.where(self.valid, scores, -float("inf"))
-        return largest(scores, number, tie_break)
 
 
 def number_quantized(ratio: Tensor, size: Any) -> Tensor:
@@ -264,66 +335,3 @@ def gumbel(uniform: Tensor) -> Tensor:
     # 0 is among them, and would win over any score.
     middle = ops.minimum(uniform + 2.0**-24, 1.0 - 2.0**-24)
     return -ops.log(-ops.log1p(-middle))
-
-
-def largest(scores: Tensor, number: Tensor, tie_break: Tensor | None = None) -> Tensor:
-    """Returns a mask of exactly the `number` largest scores of each row.
-
-    Args:
-        scores: Float32 `(rows, m)`, not NaN.
-        number: Int32 `(rows,)`, each in [0, m].
-        tie_break: Float32 `(rows, m)`; among equal scores the larger goes
-            first. Without it, and above 131,072 entries a row, the earlier
-            one does.
-
-    Returns:
-        Bool `(rows, m)`.
-    """
-    rows, size = scores.shape
-    if size > _SORT_MAX_SIZE:
-        return ops.stack(
-            [_largest_by_bisection(scores[row], number[row]) for row in range(rows)]
-        )
-    if tie_break is None:
-        order = ops.argsort(-scores, axis=-1)
-    else:
-        # Two stable sorts, the lesser key first.
-        lesser = ops.argsort(-tie_break, axis=-1)
-        again = ops.argsort(ops.take_along_axis(-scores, lesser, axis=-1), axis=-1)
-        order = ops.take_along_axis(lesser, again, axis=-1)
-    chosen = np.arange(size, dtype="int32") < ops.expand_dims(number, -1)
-    # The first `number` of the order are chosen; put that where they stand.
-    place = ops.cast(order, "int32") + np.arange(rows, dtype="int32")[:, None] * size
-    flat = ops.scatter(
-        ops.reshape(place, (-1, 1)),
-        ops.reshape(ops.cast(chosen, "int32"), (-1,)),
-        (rows * size,),
-    )
-    return ops.reshape(flat > 0, (rows, size))
-
-
-def _largest_by_bisection(scores: Tensor, number: Tensor) -> Tensor:
-    """As `largest` for one row, in passes over the scores instead of a sort.
-
-    For four million weights 0.3 s against more than a second.
-    """
-    finite = ops.where(scores > -float("inf"), scores, float("inf"))
-    low = ops.min(finite)
-    low = low - 1.0 - ops.abs(low)
-    high = ops.max(scores)
-    # Invariant: count(scores > high) <= number <= count(scores > low).
-
-    def halve(_: Tensor, bounds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        low, high = bounds
-        middle = low + 0.5 * (high - low)
-        above = ops.sum(ops.cast(scores > middle, "int32"))
-        fits = above <= number
-        return ops.where(fits, low, middle), ops.where(fits, middle, high)
-
-    low, high = ops.fori_loop(0, 64, halve, (low, high))
-    above = scores > high
-    missing = number - ops.sum(ops.cast(above, "int32"))
-    # Entries at the threshold fill up to the exact number, earlier ones first.
-    equal = ops.logical_and(ops.logical_not(above), scores > low)
-    earlier = ops.cumsum(ops.cast(equal, "int32"))
-    return ops.logical_or(above, ops.logical_and(equal, earlier <= missing))

@@ -1,25 +1,32 @@
 """The hybrid kernel and its gradient: the split update of the SQ paper.
 
-    hybrid = where(mask, Q(latent), latent)
+    hybrid = where(mask, Q(latent), full_precision(latent))
 
-The full-precision part (mask 0) receives its own gradient. For the quantized
-part (mask 1), whose derivative is zero almost everywhere, one of three rules
-holds, by name:
+The full-precision part (mask 0) receives its own gradient:
 
-| name | gradient of a quantized weight |
+| `full_precision` | what it computes with | its gradient |
+|---|---|---|
+| `"identity"` | `w` (SQ) | the hybrid kernel's, unchanged |
+| `"clip"` | `min(max(w, -1), 1)` (StoMPP) | the same where `|w| <= 1`, else 0 |
+
+For the quantized part (mask 1), whose derivative is zero almost everywhere, one of
+three rules holds, by name:
+
+| `quantized_gradient` | gradient of a quantized weight |
 |---|---|
 | `"straight_through"` | the hybrid kernel's, unchanged (SQ, section 3.3) |
 | `"clipped_straight_through"` | the same where `|w| <= 1`, else 0 (BinaryConnect) |
 | `"blocked"` | 0 (StoMPP) |
 
-No gradient reaches scales, thresholds or the mask. With `"straight_through"`
-both parts receive the hybrid kernel's gradient as it is, so that the backward
-pass of a layer costs exactly what the float layer's does.
+No gradient reaches scales, thresholds or the mask. With `"straight_through"` and
+`"identity"` both parts receive the hybrid kernel's gradient as it is, so that the
+backward pass of a layer costs exactly what the float layer's does.
 
 `with_gradient` is the same means for other functions: quantized activations.
 
 References:
     - [Dong et al., 2017, section 3.3](https://arxiv.org/abs/1708.01001)
+    - [Smith & Islam, 2026](https://arxiv.org/abs/2601.22660) (StoMPP)
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +39,10 @@ from keras_sq.types import Tensor
 
 QUANTIZED_GRADIENTS = ("straight_through", "clipped_straight_through", "blocked")
 
+FULL_PRECISION = ("identity", "clip")
+
 CLIP = 1.0
-"""Weights beyond ±CLIP get no gradient under clipped straight-through."""
+"""Beyond ±CLIP the clip is flat, and clipped straight-through gives nothing."""
 
 
 def split_update(
@@ -41,25 +50,27 @@ def split_update(
     mask: Tensor,
     forward: Callable[[Tensor, Tensor], Tensor],
     quantized_gradient: str = "straight_through",
+    full_precision: str = "identity",
 ) -> Tensor:
     """Returns the hybrid kernel, with the gradient of the split update.
 
-    Forward:  `forward(latent, mask)`, meant as `where(mask, Q(latent), latent)`.
-    Backward: see the table in this module's docstring.
+    Forward:  `forward(latent, mask)`, meant as
+    `where(mask, Q(latent), full_precision_part(latent, full_precision))`.
+    Backward: see the tables in this module's docstring.
 
     Args:
         latent: Float tensor, the latent kernel.
         mask: Bool tensor that broadcasts to `latent`: True = quantized.
         forward: Computes the hybrid kernel, in any float dtype.
-        quantized_gradient: One of the names in the table.
+        quantized_gradient: One of the names in the second table.
+        full_precision: One of the names in the first.
 
     Returns:
         What `forward` returns; its gradient arrives at `latent`, in the
         dtype of `latent`.
 
     Raises:
-        ValueError: If `quantized_gradient` is not a known name, or the
-            backend is not supported.
+        ValueError: If a name is not known, or the backend is not supported.
 
     Example:
         >>> w = keras.ops.array([-0.5, 2.0, 0.25])
@@ -69,6 +80,7 @@ def split_update(
         [-1.0, 1.0, 0.25]
     """
     _checks.one_of("quantized_gradient", quantized_gradient, QUANTIZED_GRADIENTS)
+    _checks.one_of("full_precision", full_precision, FULL_PRECISION)
     _require_tensorflow()
     import tensorflow as tf
 
@@ -77,18 +89,32 @@ def split_update(
         latent: Tensor, mask: Tensor
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, None]]]:
         def backward(upstream: Tensor) -> tuple[Tensor, None]:
-            return (
-                latent_gradient(upstream, latent, mask, quantized_gradient),
-                None,
+            gradient = latent_gradient(
+                upstream, latent, mask, quantized_gradient, full_precision
             )
+            return gradient, None
 
         return forward(latent, mask), backward
 
     return hybrid(tf.convert_to_tensor(latent), tf.convert_to_tensor(mask))
 
 
+def full_precision_part(value: Tensor, full_precision: str) -> Tensor:
+    """Returns what is computed with where the mask is 0.
+
+    Args:
+        value: Float tensor: a latent kernel, or activations.
+        full_precision: One of `FULL_PRECISION`.
+    """
+    return value if full_precision == "identity" else ops.clip(value, -CLIP, CLIP)
+
+
 def latent_gradient(
-    upstream: Tensor, latent: Tensor, mask: Tensor, quantized_gradient: str
+    upstream: Tensor,
+    latent: Tensor,
+    mask: Tensor,
+    quantized_gradient: str,
+    full_precision: str = "identity",
 ) -> Tensor:
     """Returns the latent kernel's gradient from the hybrid kernel's.
 
@@ -97,17 +123,25 @@ def latent_gradient(
         latent: The latent kernel.
         mask: Bool, broadcasts to `latent`: True = quantized.
         quantized_gradient: One of `QUANTIZED_GRADIENTS`.
+        full_precision: One of `FULL_PRECISION`.
 
     Returns:
         Tensor with the shape and dtype of `latent`.
     """
     gradient = ops.cast(upstream, latent.dtype)
-    if quantized_gradient == "straight_through":
+    clipped = full_precision == "clip"
+    if quantized_gradient == "straight_through" and not clipped:
         return gradient
-    if quantized_gradient == "blocked":
+    if quantized_gradient == "blocked" and not clipped:
         passes = ops.logical_not(mask)
     else:
-        passes = ops.logical_or(ops.logical_not(mask), ops.abs(latent) <= CLIP)
+        passes = ops.abs(latent) <= CLIP
+        if quantized_gradient == "straight_through":
+            passes = ops.logical_or(mask, passes)
+        elif quantized_gradient == "blocked":
+            passes = ops.logical_and(ops.logical_not(mask), passes)
+        elif not clipped:
+            passes = ops.logical_or(ops.logical_not(mask), passes)
     return ops.where(passes, gradient, ops.zeros((), latent.dtype))
 
 

@@ -730,6 +730,8 @@ def bad(match, error=ValueError, **arguments):
         bad("`draw` must be one of", draw="code"),
         bad("takes no other probability", draw="released", probability="softmax"),
         bad("`quantized_gradient` must be one of", quantized_gradient="none"),
+        bad("`full_precision` must be one of 'identity'", full_precision="none"),
+        bad("`input_granularity` must be one of 'all'", input_granularity="filter"),
         bad("`inference` must be one of", inference="float"),
         bad("`seed` must be an integer", TypeError, seed=0.5),
         bad("`seed` must be at least 0", seed=-1),
@@ -746,7 +748,7 @@ def bad(match, error=ValueError, **arguments):
             "Unknown quantization setting 'granularty'.*Did you mean 'granularity'",
             overrides={"conv": {"granularty": "element"}},
         ),
-        bad("'binary'.*'ternary'", overrides={"conv": "sign"}),
+        bad("'sign'.*Did you mean 'sign'", overrides={"conv": "signs"}),
         bad(
             "nothing to quantize.*'conv': named by skip",
             skip=lambda layer: True,

@@ -11,7 +11,7 @@ from keras_sq.layers import kernel_functions
 from keras_sq.quantizers import get
 
 ROWS, FILTERS = 1000, 300  # Above `FUSED_MIN_SIZE`, and no power of two.
-QUANTIZERS = ["binary", "ternary", "uniform-4"]
+QUANTIZERS = ["binary", "ternary", "uniform-4", "sign"]
 
 
 def kernel():
@@ -21,6 +21,12 @@ def kernel():
 
 def mask():
     return tf.constant(np.arange(FILTERS)[None] % 2 == 0)
+
+
+def forward_function(name, full_precision):
+    return kernel_functions.forward_function(
+        get(name), (1,), "float32", full_precision, True
+    )
 
 
 def by_xla(dispatch):
@@ -50,8 +56,9 @@ def kernel_sized(dispatch, *arguments):
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_forward_allocates_one_copy_of_the_kernel(name):
-    function = kernel_functions.forward_function(get(name), (1,), "float32", True, True)
-    assert kernel_sized(function, kernel(), mask()) == ["fusion"]
+    for full_precision in ("identity", "clip"):
+        function = forward_function(name, full_precision)
+        assert kernel_sized(function, kernel(), mask()) == ["fusion"]
 
 
 @pytest.mark.parametrize("name", ["binary", "ternary"])
@@ -63,9 +70,11 @@ def test_errors_allocate_no_copy_of_the_kernel(name):
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_large_kernels_are_fused_to_the_same_result(name):
     assert ROWS * FILTERS >= _backend.FUSED_MIN_SIZE
-    function = kernel_functions.forward_function(get(name), (1,), "float32", True, True)
-    expected = np.where(mask(), get(name)(kernel()), kernel())
-    np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-5)
+    for full_precision, limit in (("identity", np.inf), ("clip", 1.0)):
+        function = forward_function(name, full_precision)
+        rest = np.clip(kernel(), -limit, limit)
+        expected = np.where(mask(), get(name)(kernel()), rest)
+        np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-5)
     errors = kernel_functions.error_function(get(name), (1,), "filter")
     np.testing.assert_allclose(
         errors(kernel()), get(name).filter_errors(kernel()), rtol=1e-5
@@ -73,9 +82,7 @@ def test_large_kernels_are_fused_to_the_same_result(name):
 
 
 def test_without_xla_the_result_is_the_same(monkeypatch):
-    function = kernel_functions.forward_function(
-        get("binary"), (1,), "float32", True, True
-    )
+    function = forward_function("binary", "identity")
     expected = function(kernel(), mask())
     monkeypatch.setattr(_backend, "_xla_works", lambda: False)
     np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-6)

@@ -14,13 +14,15 @@ ROWS = [
     {"_version", "types", "_checks"},
     {"_backend", "functional"},
     {"_keras_internals"},
-    {"split_update"},
-    {"quantizers", "selection", "schedules", "learning_rates"}
+    {"split_update", "ranking"},
+    {"quantizers", "selection", "learning_rates"}
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
     {"layers"},
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
+    {"turn_order"},
+    {"schedules", "layerwise_schedules"},
     {"conversion", "callbacks"},
     {"presets"},
     {"comparisons"},

@@ -16,10 +16,12 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+import keras_sq
 from keras_sq import _backend, quantizers
 from keras_sq.quantizers import (
     BinaryQuantizer,
     Quantizer,
+    SignQuantizer,
     TernaryQuantizer,
     UniformQuantizer,
 )
@@ -70,6 +72,10 @@ def binary(rows):
     """BWN: α_i = mean|W_i|, w >= 0 -> +1."""
     scales = [mean([abs(w) for w in column]) for column in columns(rows)]
     return scales, [[1 if w >= 0 else -1 for w in row] for row in rows]
+
+
+def signs(rows):
+    return [1.0] * len(rows[0]), binary(rows)[1]
 
 
 def ternary_with(rows, thresholds):
@@ -211,6 +217,7 @@ def _least_squares(bits):
 TABLE = [
     Row("binary", BinaryQuantizer, binary, 2, "binary"),
     Row("ternary", TernaryQuantizer, ternary_layer(0.7), 3, "ternary", True),
+    Row("sign", SignQuantizer, signs, 2, "sign"),
     Row(
         "ternary factor",
         lambda: TernaryQuantizer(threshold_factor=1.25),
@@ -328,7 +335,8 @@ def test_oracle_zero_filter(row):
     kernel[:, 2] = 0.0
     check(row, kernel)
     quantizer = row.make()
-    assert not quantizer(kernel).numpy()[:, 2].any()
+    zero = 1.0 if isinstance(quantizer, SignQuantizer) else 0.0
+    assert (quantizer(kernel).numpy()[:, 2] == zero).all()
     assert float(quantizer.filter_errors(kernel)[2]) == 0.0
 
 
@@ -377,6 +385,36 @@ def test_quantized_kernel_does_not_change_when_quantized_by_its_own_fit(row):
     if isinstance(quantizer, TernaryQuantizer | PowerOfTwoQuantizer):
         assert (np.abs(once)[once.numpy() != 0].min()) > np.min(fitted[1])
     np.testing.assert_array_equal(quantizer.quantize(once, *fitted), once)
+
+
+def test_signs_are_plus_and_minus_one_and_show_nan():
+    kernel = np.array([[0.0, -0.0, 3e38], [-1e-30, np.inf, np.nan]], "float32")
+    found = SignQuantizer()(ops.array(kernel)).numpy()
+    np.testing.assert_array_equal(found, [[1, 1, 1], [-1, 1, np.nan]])
+    assert SignQuantizer().numbers_per_filter == 0
+    assert BinaryQuantizer().numbers_per_filter == 1
+
+
+@pytest.mark.parametrize("target", ["small", "fast"])
+def test_signs_in_a_model_and_in_a_file(target, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((90,)), keras.layers.Dense(64, use_bias=False, name="only")]
+    )
+    model = keras_sq.quantize_model(model, "sign")
+    latent = model.get_layer("only").latent().numpy()
+    (codes,) = keras_sq.get_codes(model).values()
+    np.testing.assert_array_equal(codes.scale, np.ones((1, 64)))
+    np.testing.assert_array_equal(codes.codes, np.where(latent >= 0, 1, -1))
+    np.testing.assert_array_equal(codes.kernel, codes.codes)
+    table = keras_sq.summary(model, print_fn=lambda text: None)
+    assert table.rows[0].quantizer == "sign"
+    assert table.rows[0].bits == 1.0  # No scale is kept.
+    path = tmp_path / "model.tflite"
+    report = keras_sq.export(model, path, target=target, allow_untrained=True)
+    (kernel,) = report.kernels
+    assert kernel.quantized
+    assert kernel.levels == 2
+    assert report.num_bytes < 0.5 * report.float_bytes
 
 
 def test_binary_error_is_least_at_its_scale():
@@ -452,7 +490,8 @@ def test_not_finite_has_nan_error(row, bad):
 
 
 @pytest.mark.parametrize(
-    "name", ["binary", "ternary", "ternary released", "uniform-3 least squares"]
+    "name",
+    ["binary", "ternary", "ternary released", "uniform-3 least squares", "sign"],
 )
 def test_fused_large_kernel_equals_plain(name):
     row = next(row for row in TABLE if row.name == name)
@@ -583,7 +622,7 @@ def test_numpy_arguments_serialize():
 
 def test_get_unknown_name_lists_the_known():
     message = (
-        r"must be one of 'binary', 'ternary', 'uniform-2',.*'lq-8'\. "
+        r"must be one of 'binary', 'ternary', 'sign', 'uniform-2',.*'lq-8'\. "
         r"Received: .*='ternery'\. Did you mean 'ternary'\?"
     )
     with pytest.raises(ValueError, match=message):

@@ -11,6 +11,9 @@ import textwrap
 import numpy as np
 import pytest
 
+from keras_sq import schedules
+from keras_sq.selection import SoftRefresh, serialize_way
+
 # Trains 4 epochs of 5 batches; `kill_at` is an optimizer step, or -1.
 SCRIPT = textwrap.dedent(
     """
@@ -116,6 +119,21 @@ CASES = {
         {"class_name": "Adam", "config": {"learning_rate": 0.01}},
         {"resample_every": 3, "schedule": "cubic"},
     ),
+    # Two turns, of steps 0 to 7 and 8 to 14: killed in the middle of the second.
+    "layer after layer, inputs too, soft refresh": (
+        {
+            "granularity": "element",
+            "probability": "constant",
+            "selection": serialize_way(SoftRefresh(0.25)),
+            "quantized_gradient": "blocked",
+            "full_precision": "clip",
+            "input_quantizer": "binary",
+            "input_granularity": "element",
+            "skip": [],
+        },
+        {"class_name": "SGD", "config": {"learning_rate": 0.1, "momentum": 0.9}},
+        {"schedule": schedules.serialize(schedules.Layerwise())},
+    ),
 }
 KILL_AT = 12  # In the third epoch, three updates after a checkpoint at step 10.
 
@@ -181,6 +199,8 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(case, runs):
     whole, resumed, first_epoch = runs[case]
+    masked = any("input_mask" in name for name in whole)
+    assert masked == ("input_granularity" in CASES[case][0])
     assert first_epoch == 2  # It was resumed, not begun anew.
     assert whole.keys() == resumed.keys()
     for part in ("kernel_mask", "quantized_ratio", "mask_seed_generator", "/kernel"):

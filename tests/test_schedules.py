@@ -738,8 +738,8 @@ def test_get_unknown_name_lists_the_known():
     with pytest.raises(
         ValueError,
         match="`schedule` must be one of 'average', 'constant', 'cosine', 'cubic', "
-        "'exponential', 'finetune', 'linear'. Received: schedule='exponental'. "
-        "Did you mean 'exponential'",
+        "'exponential', 'finetune', 'layerwise', 'linear'. Received: "
+        "schedule='exponental'. Did you mean 'exponential'",
     ):
         schedules.get("exponental")
 

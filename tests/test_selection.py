@@ -9,6 +9,7 @@ a chi-square test whose bound a right sampler exceeds once in a million.
 import fractions
 import functools
 import itertools
+import json
 import math
 
 import keras
@@ -17,8 +18,8 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from keras_sq import _backend, layers, masks, selection
-from keras_sq.selection import Selection
+from keras_sq import _backend, layers, masks, ranking, selection
+from keras_sq.selection import Selection, SoftRefresh
 
 EPSILON = 1e-7
 
@@ -212,7 +213,7 @@ def draw_masks(chosen, cases, draws, seed, previous=None):
         drawn = chosen.masks(
             [ops.array(e) for e in errors],
             ops.array(ratios),
-            tf.split(uniform, sizes),
+            tf.split(uniform, [chosen.numbers_per_entry * m for m in sizes]),
             tf.split(before, sizes),
         )
         return tf.concat(drawn, 0)
@@ -225,7 +226,8 @@ def draw_masks(chosen, cases, draws, seed, previous=None):
             before = np.ones(sum(sizes), bool)
         else:
             before = np.concatenate([p[part].reshape(-1) for p in previous])
-        flat = call(rng.random(sum(sizes), dtype="float32"), before).numpy()
+        size = chosen.numbers_per_entry * sum(sizes)
+        flat = call(rng.random(size, dtype="float32"), before).numpy()
         start = 0
         for rows in result:
             size = copies * rows.shape[1]
@@ -391,7 +393,7 @@ def test_one_entry_and_none(probability, draw, how):
             drawn = chosen.masks(
                 [ops.zeros((m,)) for m in sizes],
                 ratio,
-                [ops.full((m,), 0.5) for m in sizes],
+                [ops.full((chosen.numbers_per_entry * m,), 0.5) for m in sizes],
                 [ops.ones((m,), "bool") for m in sizes],
             )
             for size, mask in zip(sizes, drawn, strict=True):
@@ -404,9 +406,10 @@ def test_one_entry_and_none(probability, draw, how):
 def test_not_finite_errors_do_not_disturb_other_kernels(how):
     rng = np.random.default_rng(0)
     errors = [[0.1, 0.2, 0.3], [np.nan, 0.5, np.inf, 0.2], [0.4, 0.1]]
-    uniform = [rng.random(len(e), dtype="float32") for e in errors]
-    before = [np.zeros(len(e), bool) for e in errors]
     chosen = Selection(selection=how)
+    numbers = chosen.numbers_per_entry
+    uniform = [rng.random(numbers * len(e), dtype="float32") for e in errors]
+    before = [np.zeros(len(e), bool) for e in errors]
 
     def drawn(which):
         return chosen.masks(
@@ -487,7 +490,8 @@ def test_every_kernel_gets_its_exact_count(probability, draw, how):
 
     before = [ops.ones((m,), "bool") for m in sizes]
     for written in ("0", "0.01", "0.2", "0.25", "0.5", "0.7", "0.875", "0.9", "1"):
-        uniform = [ops.array(rng.random(m, dtype="float32")) for m in sizes]
+        numbers = chosen.numbers_per_entry
+        uniform = [ops.array(rng.random(numbers * m, dtype="float32")) for m in sizes]
         before = masks_of(ops.array(float(written), "float32"), uniform, before)
         counts = [int(mask.numpy().sum()) for mask in before]
         assert counts == [exact_number(written, m) for m in sizes]
@@ -591,7 +595,7 @@ def test_largest_equals_a_sort(size):
 
 @functools.cache
 def compiled_largest():
-    return tf.function(selection.largest, autograph=False)
+    return tf.function(ranking.largest, autograph=False)
 
 
 def hard_scores(size):
@@ -636,7 +640,7 @@ def test_largest_of_rows_with_a_count_each():
     for columns in (1000, 140_000):
         part = scores[:, :columns]
         counts = [min(number, columns - 7) for number in numbers]
-        chosen = selection.largest(ops.array(part), ops.array(counts))
+        chosen = ranking.largest(ops.array(part), ops.array(counts))
         for row, number, mask in zip(part, counts, chosen, strict=True):
             np.testing.assert_array_equal(mask, largest_by_sort(row, number))
 
@@ -644,7 +648,7 @@ def test_largest_of_rows_with_a_count_each():
 def test_largest_tie_break():
     scores = ops.array([[1e7, 1e7, 2.0, 1e7, 3.0]])
     tie_break = ops.array([[0.1, 0.5, 9.0, 0.3, 9.0]])
-    chosen = selection.largest(scores, ops.array([2]), tie_break)
+    chosen = ranking.largest(scores, ops.array([2]), tie_break)
     assert chosen.numpy().astype(int).tolist() == [[0, 1, 0, 1, 0]]
 
 
@@ -658,11 +662,12 @@ def test_many_elements(how, zero_at):
     sizes = [131_073, 90_000]
     rng = np.random.default_rng(5)
     errors = [rng.random(m, dtype="float32") for m in sizes]
-    uniform = [rng.random(m, dtype="float32") for m in sizes]
+    chosen = Selection("element", selection=how)
+    numbers = chosen.numbers_per_entry
+    uniform = [rng.random(numbers * m, dtype="float32") for m in sizes]
     if zero_at is not None:  # Random numbers do come out as 0.
         for u in uniform:
             u[zero_at] = 0.0
-    chosen = Selection("element", selection=how)
     before = [np.zeros(m, bool) for m in sizes]
 
     @tf.function(autograph=False)
@@ -686,12 +691,18 @@ def test_many_elements(how, zero_at):
                 continue
             # Another formula for the noise, in float64: rounding may swap
             # entries at the threshold.
-            u = uniform[index].astype("float64") + 2.0**-24
+            u, *release = np.split(uniform[index].astype("float64"), numbers)
+            u += 2.0**-24
             noise = -np.log(-np.log1p(-np.minimum(u, 1 - 2.0**-24)))
             scores = noise - np.log(errors[index].astype("float64") + EPSILON)
             if how == "fixed":
                 scores = np.where(before[index], 1e9, scores)
                 assert (mask | ~before[index]).all()
+            if how == "soft_refresh":
+                stays = before[index] & (release[0] >= np.float32(0.01))
+                assert (mask | ~stays).all()
+                assert stays.sum() < before[index].sum() or not before[index].any()
+                scores = np.where(stays, 1e9, scores)
             wrong = mask != largest_by_sort(scores, number)
             assert wrong.sum() <= 4
         before = drawn
@@ -721,6 +732,12 @@ def test_config_round_trip():
     assert Selection(**chosen.get_config()) == chosen
     assert hash(Selection(**chosen.get_config())) == hash(chosen)
     assert chosen != Selection()
+    soft = Selection(selection=SoftRefresh(0.25))
+    config = json.loads(json.dumps(soft.get_config()))
+    assert Selection(**config) == soft
+    assert hash(Selection(**config)) == hash(soft)
+    assert soft != Selection(selection="soft_refresh")
+    assert Selection(selection=SoftRefresh()) == Selection(selection="soft_refresh")
 
 
 @pytest.mark.parametrize(
@@ -730,6 +747,8 @@ def test_config_round_trip():
         ({"probability": "constant"}, False),
         ({"probability": "constant", "selection": "fixed"}, False),
         ({"probability": "constant", "selection": "deterministic"}, True),
+        ({"probability": "constant", "selection": "soft_refresh"}, False),
+        ({"selection": "soft_refresh"}, True),
         ({"draw": "released"}, True),
     ],
 )
@@ -742,7 +761,7 @@ def test_needs_errors(arguments, needed):
     [
         ("granularity", "'filter', 'element'"),
         ("probability", "'constant', 'linear', 'softmax', 'sigmoid'"),
-        ("selection", "'roulette', 'deterministic', 'fixed'"),
+        ("selection", "'roulette', 'deterministic', 'fixed', 'soft_refresh'"),
         ("draw", "'paper', 'released'"),
     ],
 )

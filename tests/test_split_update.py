@@ -4,11 +4,14 @@ The loss is `L(h) = Σ a·h + ½ Σ b·h²` of the hybrid kernel h, so that
 `∂L/∂h = a + b·h` depends on h: a gradient taken at the latent kernel instead of
 the hybrid one shows. With q = Q(w) the gradient in the latent weight w is
 
-    mask 0:                             a + b·w
+    mask 0, identity:                   a + b·w
+    mask 0, clip, c = clip(w):          a + b·c where |w| <= 1, else 0
     mask 1, straight_through:           a + b·q
     mask 1, clipped_straight_through:   a + b·q where |w| <= 1, else 0
     mask 1, blocked:                    0
 """
+
+import functools
 
 import keras
 import numpy as np
@@ -16,7 +19,13 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from keras_sq.split_update import QUANTIZED_GRADIENTS, latent_gradient, split_update
+from keras_sq.split_update import (
+    FULL_PRECISION,
+    QUANTIZED_GRADIENTS,
+    full_precision_part,
+    latent_gradient,
+    split_update,
+)
 
 # Inside, on and beyond the clip; every value and its square exact in float16.
 LATENT = np.array(
@@ -46,20 +55,22 @@ def quantize(kernel):
     )
 
 
-def forward(latent, mask):
-    return ops.where(mask, quantize(latent), latent)
+def forward(latent, mask, full_precision="identity"):
+    rest = full_precision_part(latent, full_precision)
+    return ops.where(mask, quantize(latent), rest)
 
 
-def by_hand(latent, mask, mode, a=A, b=B):
+def by_hand(latent, mask, mode, a=A, b=B, full_precision="identity"):
     """The hybrid kernel and the latent kernel's gradient, weight by weight."""
     mask = np.broadcast_to(mask, latent.shape)
     hybrid, gradient = np.zeros(latent.shape), np.zeros(latent.shape)
     for i in np.ndindex(latent.shape):
         w = latent[i]
         q = SCALE if w >= 0 else -SCALE
-        hybrid[i] = q if mask[i] else w
+        c = w if full_precision == "identity" else min(max(w, -1.0), 1.0)
+        hybrid[i] = q if mask[i] else c
         if not mask[i]:
-            gradient[i] = a[i] + b[i] * w
+            gradient[i] = a[i] + b[i] * c if c == w else 0.0
         elif mode == "straight_through":
             gradient[i] = a[i] + b[i] * q
         elif mode == "clipped_straight_through":
@@ -67,10 +78,12 @@ def by_hand(latent, mask, mode, a=A, b=B):
     return hybrid, gradient
 
 
-def loss_and_gradient(latent, mask, mode, forward=forward):
+def loss_and_gradient(latent, mask, mode, forward=forward, full_precision="identity"):
+    if full_precision != "identity":
+        forward = functools.partial(forward, full_precision=full_precision)
     with tf.GradientTape() as tape:
         tape.watch(latent)
-        hybrid = split_update(latent, mask, forward, mode)
+        hybrid = split_update(latent, mask, forward, mode, full_precision)
         a, b = ops.cast(A, hybrid.dtype), ops.cast(B, hybrid.dtype)
         loss = ops.sum(a * hybrid + 0.5 * b * hybrid * hybrid)
     return hybrid, tape.gradient(loss, latent)
@@ -86,16 +99,19 @@ def loss_and_gradient(latent, mask, mode, forward=forward):
     ],
 )
 @pytest.mark.parametrize("mode", QUANTIZED_GRADIENTS)
-def test_gradient_by_hand(mode, how, name):
+@pytest.mark.parametrize("full_precision", FULL_PRECISION)
+def test_gradient_by_hand(full_precision, mode, how, name):
     mask = MASKS[name]
 
     def function(latent, mask):
-        return loss_and_gradient(latent, mask, mode)
+        return loss_and_gradient(latent, mask, mode, full_precision=full_precision)
 
     if how != "eager":
         function = tf.function(function, jit_compile=how == "xla")
     hybrid, gradient = function(ops.array(LATENT, "float32"), ops.array(mask))
-    expected_hybrid, expected = by_hand(LATENT, mask, mode)
+    expected_hybrid, expected = by_hand(
+        LATENT, mask, mode, full_precision=full_precision
+    )
     np.testing.assert_array_equal(hybrid, expected_hybrid)
     np.testing.assert_array_equal(gradient, expected)
 
@@ -267,6 +283,13 @@ def test_unknown_name(name):
     )
     with pytest.raises(ValueError, match=message):
         split_update(ops.ones((2,)), ops.array(True), forward, name)
+
+
+@pytest.mark.parametrize("name", ["clipped", "", None, 1.0])
+def test_unknown_full_precision(name):
+    message = "Argument `full_precision` must be one of 'identity', 'clip'"
+    with pytest.raises(ValueError, match=message):
+        split_update(ops.ones((2,)), ops.array(True), forward, full_precision=name)
 
 
 def test_other_backend(monkeypatch):

@@ -5,6 +5,19 @@ the first argument of its `call` is quantized before Keras's own `call` runs. Fo
 recurrent cell this is the input of a time step, not the state; for a separable
 convolution the input, not what lies between its two kernels.
 
+**Masked inputs.** With `input_granularity="element"` only a part of the entries is
+quantized in training, by a mask of the feature map (StoMPP):
+
+    hybrid = where(mask, Q(x), full_precision(x))
+
+The mask has the shape of the input without the batch, is shared by all examples (and
+by all time steps of a recurrent cell, whatever stands before the axes it has), and is
+drawn with the kernel's, for the layer's ratio, by the same way of selecting; every
+entry with the same probability. The gradient of a quantized entry is the rule's own,
+or 0 if `quantized_gradient="blocked"`; of another entry that of `full_precision`. What
+a rule learns it learns as if all were quantized, but for a clip that is trained by
+gradients: only quantized entries have one. At inference everything is quantized.
+
 Design note: **a wrapped `call`.** `__call__` would be too early (Keras has not
 resolved `training` yet, nor cast the inputs, and a symbolic call would record the
 quantizer as operations of the model) and one `call` for all layers would hide from
@@ -17,7 +30,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import ops
@@ -25,8 +38,12 @@ from keras import ops
 from keras_sq import _backend
 from keras_sq import _keras_internals as internals
 from keras_sq.activation_rules import ActivationRule
-from keras_sq.split_update import with_gradient
+from keras_sq.layers.settings import Settings
+from keras_sq.split_update import CLIP, full_precision_part, with_gradient
 from keras_sq.types import Layer, Tensor, Variable
+
+INPUT = "input"
+"""The name that a layer's input goes by where kernels have theirs."""
 
 _held = threading.local()
 
@@ -63,12 +80,27 @@ def _starts_at(value: Any) -> Callable[..., Tensor]:
     return lambda shape, dtype=None: ops.convert_to_tensor(value, dtype)
 
 
+class MaskedPart(NamedTuple):
+    """Which activations are quantized, and what goes for the others.
+
+    Attributes:
+        mask: Bool tensor that broadcasts to the activations: True = quantized.
+        full_precision: One of `keras_sq.split_update.FULL_PRECISION`.
+        quantized_gradient: One of `keras_sq.split_update.QUANTIZED_GRADIENTS`.
+    """
+
+    mask: Tensor
+    full_precision: str
+    quantized_gradient: str
+
+
 def follow_rule(
     rule: ActivationRule,
     variables: Sequence[Variable],
     x: Tensor,
     training: bool,
     name: str,
+    part: MaskedPart | None = None,
 ) -> Tensor:
     """Returns quantized activations; while training, moves what is learned.
 
@@ -78,6 +110,7 @@ def follow_rule(
         x: Float tensor of any shape.
         training: Whether this is a training step.
         name: The layer's, for errors.
+        part: Which activations are quantized; `None`: all.
 
     Returns:
         Tensor with the shape and dtype of `x`.
@@ -94,8 +127,16 @@ def follow_rule(
             f"Received: {received}"
         )
     state = [internals.read(variable) for variable in variables]
-    forward = _forward_function(rule, training)
-    quantized = with_gradient([x, *state], forward, _backward_function(rule))
+    if part is None:
+        forward = _forward_function(rule, training)
+        quantized = with_gradient([x, *state], forward, _backward_function(rule))
+    else:
+        blocked = part.quantized_gradient == "blocked"
+        quantized = with_gradient(
+            [x, part.mask, *state],
+            _hybrid_forward_function(rule, part.full_precision, training),
+            _hybrid_backward_function(rule, part.full_precision, blocked),
+        )
     if training:
         after = _update_function(rule)(ops.stop_gradient(x), *state)
         for variable, value in zip(variables, after, strict=bool(after)):
@@ -123,6 +164,36 @@ def _backward_function(rule: ActivationRule) -> Callable[..., tuple[Any, ...]]:
 
 
 @functools.lru_cache(maxsize=256)
+def _hybrid_forward_function(
+    rule: ActivationRule, full_precision: str, training: bool
+) -> Callable[..., Tensor]:
+    def forward(x: Tensor, mask: Tensor, *state: Tensor) -> Tensor:
+        quantized = ops.cast(rule.forward(ops.cast(x, "float32"), *state), x.dtype)
+        return ops.where(mask, quantized, full_precision_part(x, full_precision))
+
+    return _backend.fused(forward) if training else forward
+
+
+@functools.lru_cache(maxsize=256)
+def _hybrid_backward_function(
+    rule: ActivationRule, full_precision: str, blocked: bool
+) -> Callable[..., tuple[Any, ...]]:
+    def backward(
+        upstream: Tensor, x: Tensor, mask: Tensor, *state: Tensor
+    ) -> tuple[Any, ...]:
+        upstream, wide = ops.cast(upstream, "float32"), ops.cast(x, "float32")
+        zero = ops.zeros((), "float32")
+        of_quantized = ops.where(mask, upstream, zero)
+        gradient, *rest = rule.backward(of_quantized, wide, *state)
+        if full_precision == "clip":
+            upstream = ops.where(ops.abs(wide) <= CLIP, upstream, zero)
+        gradient = ops.where(mask, zero if blocked else gradient, upstream)
+        return (ops.cast(gradient, x.dtype), None, *rest)
+
+    return backward
+
+
+@functools.lru_cache(maxsize=256)
 def _update_function(rule: ActivationRule) -> Callable[..., tuple[Tensor, ...]]:
     def update(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return rule.update(ops.cast(x, "float32"), *state)
@@ -138,6 +209,8 @@ class QuantizedInputs:
 
     takes_floats: ClassVar[bool] = True
     """Whether the layer has an input that can be quantized."""
+
+    quantization_settings: Settings
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -162,28 +235,88 @@ class QuantizedInputs:
     @property
     def input_rule(self) -> ActivationRule | None:
         """The rule of the input quantizer, if the layer has one."""
-        rule: ActivationRule | None = self.quantization_settings.input_quantizer  # type: ignore[attr-defined]
+        rule: ActivationRule | None = self.quantization_settings.input_quantizer
         return rule
 
+    @property
+    def masks_input(self) -> bool:
+        """Whether a mask says which entries of the input are quantized."""
+        return self.quantization_settings.masks_input
+
     def input_state(self) -> list[Variable]:
-        """Returns the variables of the input quantizer."""
-        return list(self.__dict__.get("_input_state", ()))
+        """Returns the variables of the input quantizer, and the input's mask."""
+        mask = self.__dict__.get("_input_mask")
+        rule = self.__dict__.get("_input_state", ())
+        return [*rule, *([] if mask is None else [mask])]
 
     def add_input_state(self) -> None:
-        """Creates the variables of the input quantizer."""
-        if self.input_rule is not None:
-            # Past Keras's tracking of lists, which has the variables already.
-            self.__dict__["_input_state"] = add_rule_state(
-                self, self.input_rule, "input_"
+        """Creates the variables of the input quantizer, and the input's mask.
+
+        Raises:
+            ValueError: If the input is masked and its shape is not known.
+        """
+        if self.input_rule is None:
+            return
+        shape = self._feature_shape() if self.masks_input else ()
+        # Past Keras's tracking of lists, which has the variables already.
+        self.__dict__["_input_state"] = add_rule_state(self, self.input_rule, "input_")
+        if self.masks_input:
+            self.__dict__["_input_mask"] = self.add_weight(  # type: ignore[attr-defined]
+                name="input_mask",
+                shape=shape,
+                dtype="bool",
+                initializer="ones",
+                trainable=False,
             )
 
+    def _feature_shape(self) -> tuple[int, ...]:
+        """Returns the shape that the layer was built for, without the batch."""
+        built = self.get_build_config() or {}  # type: ignore[attr-defined]
+        # By name, if `build` takes more than one: the first is the input's.
+        shapes = built.get("shapes_dict") or {"input_shape": built.get("input_shape")}
+        shape = next(iter(shapes.values()))
+        known = isinstance(shape, list | tuple) and len(shape) > 1
+        if not known or not all(isinstance(size, int) for size in shape[1:]):
+            raise ValueError(
+                f"Layer '{self.name}' has a mask for each entry of its input "  # type: ignore[attr-defined]
+                '(`input_granularity="element"`), so the shape of the input must be '
+                "known but for the batch. Give the model a `keras.Input` of fixed "
+                "size. Where the layer that holds this one builds it without (the "
+                "output projection of attention), set `input_granularity` to 'all' "
+                f"for it: overrides={{'{self.name}': {{'input_granularity': 'all'}}}}. "  # type: ignore[attr-defined]
+                f"Received: input shape {shape}"
+            )
+        return tuple(shape[1:])
+
     def quantize_input(self, x: Tensor) -> Tensor:
-        """Returns the quantized input, or the input where that is not asked for."""
+        """Returns the quantized input, or the input where that is not asked for.
+
+        Raises:
+            ValueError: If the input does not fit the mask.
+        """
         if self.input_rule is None or id(self) in getattr(_held, "done", ()):
             return x
         training = bool(internals.training_phase())
         name = self.name  # type: ignore[attr-defined]
-        return follow_rule(self.input_rule, self.input_state(), x, training, name)
+        state = self.__dict__.get("_input_state", ())
+        part = None
+        settings = self.quantization_settings
+        if self.masks_input and (training or settings.inference == "hybrid"):
+            variable = self.__dict__["_input_mask"]
+            features = tuple(variable.shape)
+            shape = tuple(getattr(x, "shape", ()))
+            if shape[-len(features) :] != features:
+                raise ValueError(
+                    f"Layer '{name}' has a mask for inputs of shape {features}, the "
+                    "batch aside, and cannot be called on inputs of another. "
+                    f"Received: input shape {shape}"
+                )
+            part = MaskedPart(
+                internals.read(variable),
+                settings.full_precision,
+                settings.quantized_gradient,
+            )
+        return follow_rule(self.input_rule, state, x, training, name, part)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_sq import _backend
 from keras_sq.quantizers import Quantizer
+from keras_sq.split_update import full_precision_part
 from keras_sq.types import Tensor
 
 
@@ -47,15 +48,29 @@ def filters_last(
 # Cached, so that layers alike share one compiled function.
 @functools.lru_cache(maxsize=1024)
 def forward_function(
-    quantizer: Quantizer, axes: tuple[int, ...], dtype: str, hybrid: bool, compile: bool
+    quantizer: Quantizer,
+    axes: tuple[int, ...],
+    dtype: str,
+    full_precision: str | None,
+    compile: bool,
 ) -> Callable[..., Tensor]:
-    """Returns `forward(latent, mask, *state)`: the kernel to compute with."""
+    """Returns `forward(latent, mask, *state)`: the kernel to compute with.
+
+    Args:
+        quantizer: What the quantized part becomes.
+        axes: The kernel's filter axes.
+        dtype: Of the result.
+        full_precision: What the rest becomes, one of
+            `keras_sq.split_update.FULL_PRECISION`; `None`: there is no rest.
+        compile: Whether to fuse the operations of a large kernel.
+    """
 
     def forward(latent: Tensor, mask: Tensor, *state: Tensor) -> Tensor:
         columns, restore = filters_last(latent, axes)
         kernel = restore(quantizer(columns, *state))
-        if hybrid:
-            kernel = ops.where(mask, kernel, latent)
+        if full_precision is not None:
+            rest = full_precision_part(latent, full_precision)
+            kernel = ops.where(mask, kernel, rest)
         return ops.cast(kernel, dtype)
 
     return _backend.fused(forward) if compile else forward

@@ -46,14 +46,15 @@ from keras import ops
 
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import settings as settings_module
-from keras_sq.layers.inputs import QuantizedInputs
+from keras_sq.layers.codebooks import LearnedCodebooks
+from keras_sq.layers.inputs import INPUT, QuantizedInputs
 from keras_sq.layers.kernel_functions import (
     error_function,
     filters_last,
     forward_function,
-    update_function,
 )
 from keras_sq.layers.settings import Settings
+from keras_sq.selection import Selection
 from keras_sq.split_update import split_update
 from keras_sq.types import Config, Tensor, Variable
 
@@ -106,7 +107,7 @@ class HybridKernel:
         layer.__dict__[f"_{self.name}"] = value
 
 
-class StochasticallyQuantized(QuantizedInputs):
+class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
     """Mixin: quantizes the kernels of the Keras layer that it precedes."""
 
     quantized_weights: ClassVar[tuple[str, ...]] = ("kernel",)
@@ -154,40 +155,34 @@ class StochasticallyQuantized(QuantizedInputs):
         """Returns the latent kernel: the variable the optimizer updates."""
         return self.__dict__[f"_{name}"]
 
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """What has a mask: the kernels, and `"input"` if its entries are masked."""
+        return (*self.quantized_weights, *((INPUT,) if self.masks_input else ()))
+
     def mask(self, name: str = "kernel") -> Variable:
-        """Returns the mask variable: True = quantized; not trainable."""
+        """Returns the mask variable: True = quantized; not trainable.
+
+        Args:
+            name: One of `mask_names`.
+        """
         return self.__dict__[f"_{name}_mask"]
+
+    def selection_of(self, name: str) -> Selection:
+        """Returns how the quantized part of what has a mask is chosen."""
+        settings = self.quantization_settings
+        return settings.input_selection if name == INPUT else settings.mask_selection
 
     @property
     def ratio(self) -> Variable:
         """The ratio that the masks were last drawn for, in [0, 1]."""
         return self.__dict__["_quantized_ratio"]
 
-    def codebook(self, name: str = "kernel") -> Variable:
-        """Returns the state of the kernel's quantizer: a learned basis.
-
-        Float32 `(state_size, filters)`; there is none for quantizers without.
-        """
-        return self.__dict__[f"_{name}_codebook"]
-
-    def fitted(self, name: str = "kernel") -> tuple[Tensor, ...]:
-        """Returns what is known of a kernel's quantizer beforehand.
-
-        Returns:
-            The codebook, or nothing: then the quantizer is fitted each time.
-        """
-        if not self.quantization_settings.kernel_quantizer.state_size:
-            return ()
-        return (internals.read(self.codebook(name)),)
-
     def quantization_state(self) -> list[Variable]:
         """Returns what the layer has beyond the Keras layer's variables."""
         masks = [self.mask(name) for name in self.quantized_weights]
-        if self.quantization_settings.kernel_quantizer.state_size:
-            for name in self.quantized_weights:
-                masks += [self.codebook(name), self.__dict__[f"_{name}_updates"]]
         own = [self.ratio, self.mask_seed_generator.state]
-        return [*masks, *own, *self.input_state()]
+        return [*masks, *self.codebook_state(), *own, *self.input_state()]
 
     def filter_axes(self, name: str) -> tuple[int, ...]:
         """Returns the axes of a kernel that tell its filters apart."""
@@ -230,7 +225,7 @@ class StochasticallyQuantized(QuantizedInputs):
                 trainable=False,
             )
             if self.quantization_settings.kernel_quantizer.state_size:
-                self._add_codebook(name)
+                self.add_codebook(name)
         self.__dict__["_quantized_ratio"] = self.add_weight(  # type: ignore[attr-defined]
             name="quantized_ratio",
             shape=(),
@@ -247,41 +242,6 @@ class StochasticallyQuantized(QuantizedInputs):
         self.__dict__["mask_seed_generator"] = generator
         self.mask_seed_state = generator.state
         self.add_input_state()
-
-    def _add_codebook(self, name: str) -> None:
-        quantizer = self.quantization_settings.kernel_quantizer
-        shape = self.latent(name).shape
-        filters = math.prod(shape[axis] for axis in self.filter_axes(name))
-        start = quantizer.initial_state(math.prod(shape) // filters, filters)
-        # Replicas compute the same from the same kernel: one may speak for all.
-        options = {
-            "dtype": "float32",
-            "trainable": False,
-            "autocast": False,
-            "aggregation": "only_first_replica",
-        }
-        self.__dict__[f"_{name}_codebook"] = self.add_weight(  # type: ignore[attr-defined]
-            name=f"{name}_codebook",
-            shape=(quantizer.state_size, filters),
-            initializer=lambda shape, dtype: ops.cast(start, dtype),
-            **options,
-        )
-        self.__dict__[f"_{name}_updates"] = self.add_weight(  # type: ignore[attr-defined]
-            name=f"{name}_updates", shape=(), initializer="zeros", **options
-        )
-
-    def fit_codebooks(self) -> None:
-        """Fits the codebooks to the latent kernels as they are.
-
-        As if the layer had been trained for long at these kernels: the start of
-        a training from a trained network, and what is quantized without any.
-        """
-        quantizer = self.quantization_settings.kernel_quantizer
-        if quantizer.state_size:
-            for name in self.quantized_weights:
-                value = internals.read(self.latent(name))
-                columns, _ = filters_last(value, self.filter_axes(name))
-                self.codebook(name).assign(quantizer.fit(columns)[0])
 
     # Kernels.
 
@@ -317,40 +277,19 @@ class StochasticallyQuantized(QuantizedInputs):
             settings.kernel_quantizer,
             self.filter_axes(name),
             keras.backend.standardize_dtype(dtype),
-            hybrid,
+            settings.full_precision if hybrid else None,
             training,
         )
         state = self.fitted(name)
         if state and training:
-            self._learn_codebook(name, value, state[0])
+            self.learn_codebook(name, value, state[0])
         return split_update(
             value,
             mask,
             lambda latent, mask: forward(latent, mask, *state),
             settings.quantized_gradient,
+            settings.full_precision if hybrid else "identity",
         )
-
-    def _learn_codebook(self, name: str, value: Tensor, before: Tensor) -> None:
-        """Moves a codebook for the steps to come, once a call of the model."""
-        done = getattr(_held, "learned", None)
-        call = internals.call_under_way()
-        if done is None or done[0] is not call:
-            names: set[tuple[int, str]] = set()
-            done = _held.learned = (call, names)
-        if (id(self), name) in done[1]:
-            return  # A shared layer, called before.
-        done[1].add((id(self), name))
-        update = update_function(
-            self.quantization_settings.kernel_quantizer, self.filter_axes(name)
-        )
-        count = self.__dict__[f"_{name}_updates"]
-        updates = internals.read(count)
-        after = update(ops.stop_gradient(value), before, updates)
-        # A kernel that is not finite ends the training, but does not take the
-        # codebook with it.
-        finite = ops.all(ops.isfinite(after))
-        self.codebook(name).assign(ops.where(finite, after, before))
-        count.assign(updates + ops.cast(finite, "float32"))
 
     def quantized_kernel(self, name: str = "kernel") -> Tensor:
         """Returns `Q(W)`: the kernel that will be deployed."""
@@ -377,10 +316,15 @@ class StochasticallyQuantized(QuantizedInputs):
     def uniform_noise(self, name: str) -> Tensor:
         """Returns fresh random numbers for a draw; advances the random state.
 
+        Args:
+            name: One of `mask_names`.
+
         Returns:
-            Float32 in [0, 1), flat, one for each entry of the mask.
+            Float32 in [0, 1), flat, `numbers_per_entry` of the selection for each
+            entry of the mask.
         """
-        size = math.prod(self.mask(name).shape)
+        size = self.selection_of(name).numbers_per_entry
+        size *= math.prod(self.mask(name).shape)
         return keras.random.uniform(
             (size,), dtype="float32", seed=self.mask_seed_generator
         )

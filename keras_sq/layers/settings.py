@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 from keras_sq import _checks, activation_rules, quantizers
-from keras_sq.selection import Selection
-from keras_sq.split_update import QUANTIZED_GRADIENTS
+from keras_sq.selection import Selection, SoftRefresh, get_way, serialize_way
+from keras_sq.split_update import FULL_PRECISION, QUANTIZED_GRADIENTS
 from keras_sq.types import Config
 
 INFERENCE = ("quantized", "hybrid")
+INPUT_GRANULARITIES = ("all", "element")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,15 @@ class Settings:
         granularity: `"filter"`, or `"element"` for single weights.
         probability: `"constant"`, `"linear"`, `"softmax"` or `"sigmoid"`, see
             `keras_sq.selection`.
-        selection: `"roulette"`, `"deterministic"` or `"fixed"`.
+        selection: `"roulette"`, `"deterministic"`, `"fixed"`, `"soft_refresh"` or
+            a `keras_sq.SoftRefresh`.
         draw: `"paper"` or `"released"`.
         quantized_gradient: `"straight_through"`,
             `"clipped_straight_through"` or `"blocked"`, see
             `keras_sq.split_update`.
+        full_precision: What the part computes with that is not quantized:
+            `"identity"`, the weight itself, or `"clip"`, the weight limited to
+            [-1, 1]; see `keras_sq.split_update`.
         inference: `"quantized"`: outside of training the layer computes with
             the fully quantized kernel, the one that will be deployed, so that
             validation and checkpoints judge what can be shipped. `"hybrid"`:
@@ -35,40 +40,71 @@ class Settings:
             `keras_sq.activation_rules.get` or a layer such as
             `LearnedActivationQuantizer(2)` (as a pattern: each quantized layer
             learns its own basis), or `None`.
+        input_granularity: `"all"`: the whole input is quantized at every step.
+            `"element"`: a mask of the feature map (all axes of the layer's input
+            but the batch) says which entries are, for all examples alike, and
+            grows with that of the kernel; see `keras_sq.layers.inputs`. Without an
+            `input_quantizer` this has no effect.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown, or `selection="deterministic"` goes with
+            element-wise inputs, which have no errors to sort by.
     """
 
     kernel_quantizer: Any = "ternary"
     granularity: str = "filter"
     probability: str = "linear"
-    selection: str = "roulette"
+    selection: str | SoftRefresh = "roulette"
     draw: str = "paper"
     quantized_gradient: str = "straight_through"
+    full_precision: str = "identity"
     inference: str = "quantized"
     mask_seed: int | None = None
     input_quantizer: Any = None
+    input_granularity: str = "all"
 
     def __post_init__(self) -> None:
         quantizer = quantizers.get(self.kernel_quantizer)
         object.__setattr__(self, "kernel_quantizer", quantizer)
+        object.__setattr__(self, "selection", get_way(self.selection))
         _ = self.mask_selection
         _checks.one_of(
             "quantized_gradient", self.quantized_gradient, QUANTIZED_GRADIENTS
         )
+        _checks.one_of("full_precision", self.full_precision, FULL_PRECISION)
         _checks.one_of("inference", self.inference, INFERENCE)
         if self.mask_seed is not None:
             _checks.integer("mask_seed", self.mask_seed, 0)
         if self.input_quantizer is not None:
             rule = activation_rules.get(self.input_quantizer)
             object.__setattr__(self, "input_quantizer", rule)
+        _checks.one_of("input_granularity", self.input_granularity, INPUT_GRANULARITIES)
+        if self.masks_input and self.selection == "deterministic":
+            raise ValueError(
+                'Argument `input_granularity="element"` needs a way of selecting that '
+                'looks at no errors, such as "roulette" or "soft_refresh": the entries '
+                "of a feature map have none. Received: selection='deterministic'"
+            )
+
+    @property
+    def masks_input(self) -> bool:
+        """Whether a mask says which entries of the input are quantized."""
+        return self.input_quantizer is not None and self.input_granularity == "element"
 
     @property
     def mask_selection(self) -> Selection:
         """The part of the settings that chooses what is quantized."""
         return Selection(self.granularity, self.probability, self.selection, self.draw)
+
+    @property
+    def input_selection(self) -> Selection:
+        """How the quantized entries of a masked input are chosen.
+
+        As those of the kernel, but each with the same probability: what a feature
+        map holds changes with the example, so that its entries have no errors.
+        """
+        return Selection("element", "constant", self.selection, "paper")
 
     def replace(self, **changes: Any) -> "Settings":
         """Returns a copy with some settings changed."""
@@ -84,6 +120,7 @@ class Settings:
     def get_config(self) -> Config:
         """Returns the settings, JSON-serializable."""
         config = {name: getattr(self, name) for name in names()}
+        config["selection"] = serialize_way(self.selection)
         config["kernel_quantizer"] = quantizers.serialize(self.kernel_quantizer)
         if self.input_quantizer is not None:
             config["input_quantizer"] = activation_rules.serialize(self.input_quantizer)

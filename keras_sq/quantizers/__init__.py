@@ -4,6 +4,7 @@
 |---|---|
 | `"binary"` | `BinaryQuantizer()` |
 | `"ternary"` | `TernaryQuantizer()` |
+| `"sign"` | `SignQuantizer()` |
 | `"uniform-2"` … `"uniform-8"` | `UniformQuantizer(num_bits)` |
 | `"lq-1"` … `"lq-8"` | `LearnedQuantizer(num_bits)` |
 
@@ -21,15 +22,22 @@ from keras_sq.quantizers.binary import BinaryQuantizer as BinaryQuantizer
 from keras_sq.quantizers.learned import LearnedQuantizer as LearnedQuantizer
 from keras_sq.quantizers.quantizer import Quantizer as Quantizer
 from keras_sq.quantizers.quantizer import register as register
+from keras_sq.quantizers.sign import SignQuantizer as SignQuantizer
 from keras_sq.quantizers.ternary import TernaryQuantizer as TernaryQuantizer
 from keras_sq.quantizers.uniform import UniformQuantizer as UniformQuantizer
 from keras_sq.types import Config
+
+_PLAIN: dict[str, type[Quantizer]] = {
+    "binary": BinaryQuantizer,
+    "ternary": TernaryQuantizer,
+    "sign": SignQuantizer,
+}
 
 
 def names() -> list[str]:
     """Returns the names that `get` knows."""
     uniform = [f"uniform-{bits}" for bits in range(2, 9)]
-    return ["binary", "ternary", *uniform, *(f"lq-{bits}" for bits in range(1, 9))]
+    return [*_PLAIN, *uniform, *(f"lq-{bits}" for bits in range(1, 9))]
 
 
 def get(identifier: Any) -> Quantizer:
@@ -57,7 +65,7 @@ def get(identifier: Any) -> Quantizer:
             return UniformQuantizer(int(identifier.removeprefix("uniform-")))
         if identifier.startswith("lq-"):
             return LearnedQuantizer(int(identifier.removeprefix("lq-")))
-        return BinaryQuantizer() if identifier == "binary" else TernaryQuantizer()
+        return _PLAIN[identifier]()
     hint = ""
     if isinstance(identifier, type) and issubclass(identifier, Quantizer):
         hint = f" Pass an instance: {identifier.__name__}(…)."

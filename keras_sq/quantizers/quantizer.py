@@ -76,6 +76,11 @@ class Quantizer(abc.ABC):
         """Numbers of state a filter; 0 for a quantizer without."""
         return 0
 
+    @property
+    def numbers_per_filter(self) -> int:
+        """How many float numbers a filter needs besides its codes."""
+        return self.state_size or 1
+
     def initial_state(self, weights: int, filters: int) -> Tensor:
         """Returns the state of a layer that was not trained yet.
 
