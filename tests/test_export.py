@@ -301,7 +301,7 @@ def test_many_representative_examples_are_thinned_out():
     data = np.arange(6000.0).reshape(1000, 6)
     batches = [
         batch[0]
-        for kind, batch in verify._batches(signature, [data], 0)
+        for kind, batch in verify.batches(signature, [data], 0)
         if kind == "representative"
     ]
     seen = np.concatenate(batches)
@@ -609,16 +609,6 @@ def test_stateful_layer_is_an_error(no_conversion, tmp_path):
     model = keras.Sequential([keras.Input(batch_shape=(2, 5, 3)), layer])
     with pytest.raises(ValueError, match="Layer 'memory' keeps its state"):
         keras_sq.export(model, tmp_path / "m.tflite")
-
-
-def test_quantized_activations_are_an_error(no_conversion, tmp_path):
-    model = keras_sq.quantize_model(
-        small_model(), "lq-2", skip=["hidden"], input_quantizer="lq-2"
-    )
-    match = r"quantized activations \(layer 'logits'\), which cannot be exported yet"
-    with pytest.raises(ValueError, match=match):
-        untrained(model, tmp_path / "m.tflite")
-    assert os.listdir(tmp_path) == []
 
 
 def test_other_backend_is_an_error(no_conversion, monkeypatch, tmp_path):

@@ -9,6 +9,9 @@ Keras; only a file that agrees is written. What lives here:
 - small kernels: which constants are kernels (`weights.py`), what values they hold
   (`levels.py`), which form they get (`choice.py`), its arithmetic (`packing.py`) and
   its operators (`forms.py`), in a file that can be edited (`flatbuffer.py`);
+- quantized activations: how a model computes them for the converter
+  (`activations.py`), how a file holds them (`activation_forms.py`,
+  `activation_ranges.py`), their check (`activation_checks.py`);
 - the check (`runtime.py`, `verify.py`), writing (`files.py`), the report (`report.py`);
 - microcontrollers (`micro/`); what is in a file (`contents/`); the command line
   (`__main__.py`, `command_line.py`).
@@ -27,6 +30,7 @@ package, which the command line would need a module of this name beside.
 
 from keras_sq.export.errors import ExportError as ExportError
 from keras_sq.export.exporter import export as export
+from keras_sq.export.report import ActivationReport as ActivationReport
 from keras_sq.export.report import ExportReport as ExportReport
 from keras_sq.export.report import KernelReport as KernelReport
 from keras_sq.export.report import TensorReport as TensorReport

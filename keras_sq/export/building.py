@@ -3,7 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from keras_sq.export import choice, convert, errors, integer
+from keras_sq.export import (
+    activation_forms,
+    activation_ranges,
+    choice,
+    convert,
+    errors,
+    integer,
+)
+from keras_sq.export.activations import Held
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.micro import compression, runtime
 from keras_sq.export.report import KernelReport
@@ -31,6 +39,7 @@ def float_weights(request: Request, allowed: Sequence[str]) -> Made:
     file.share_constants()
     weights = _named(request, file)
     kernels = choice.store_float_weights(file, weights, allowed)
+    held = activation_forms.float_forms(file, request.quantizers)
     stored = {kernel.stored_as for kernel in kernels}
     runtimes: tuple[str, ...] = EVERY_RUNTIME
     if "INT4 codes" in stored:
@@ -42,12 +51,13 @@ def float_weights(request: Request, allowed: Sequence[str]) -> Made:
         kernels=_with_missing(kernels, request.codes),
         float_bytes=len(converted.content),
         runtimes=runtimes,
+        activations=tuple(held),
     )
 
 
 def integers(request: Request) -> Made:
     """Makes a file of int8 weights and activations."""
-    converted, float_bytes = _integer_file(request)
+    converted, float_bytes, held = _integer_file(request)
     file = TFLiteFile(converted.content)
     kernels = [
         choice.kept(weight, *choice.integer_levels(file, weight))
@@ -57,13 +67,14 @@ def integers(request: Request) -> Made:
         converted=converted,
         kernels=_with_missing(kernels, request.codes),
         float_bytes=float_bytes,
+        activations=held,
         runtimes=EVERY_RUNTIME,
     )
 
 
 def packed_integers(request: Request) -> Made:
     """Makes a file of packed weights and int8 activations."""
-    converted, float_bytes = _integer_file(request)
+    converted, float_bytes, held = _integer_file(request)
     file = TFLiteFile(converted.content)
     file.share_constants()
     weights = _named(request, file)
@@ -73,6 +84,7 @@ def packed_integers(request: Request) -> Made:
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
         kernels=_with_missing(kernels, request.codes),
         float_bytes=float_bytes,
+        activations=held,
         runtimes=EVERY_RUNTIME,
         equals=converted.content,
     )
@@ -82,7 +94,7 @@ def microcontroller(request: Request) -> Made:
     """Makes a file of int8 activations and lookup tables, for microcontrollers."""
     # Before the conversion, which takes longest.
     runtime.require()
-    converted, float_bytes = _integer_file(request)
+    converted, float_bytes, held = _integer_file(request)
     packed = compression.compress(converted.content, request.max_decode_bytes)
     file = TFLiteFile(converted.content)
     named = {weight.name: weight for weight in _matched(request, file)}
@@ -97,6 +109,7 @@ def microcontroller(request: Request) -> Made:
         ),
         kernels=_with_missing(kernels, request.codes),
         float_bytes=float_bytes,
+        activations=held,
         runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
         equals=converted.content,
         arena_bytes=packed.arena_bytes,
@@ -142,21 +155,37 @@ def _drop_bias_scales(
                 tensors[places[2]].quantization = None
 
 
-def _integer_file(request: Request) -> tuple[convert.Converted, int]:
-    """Returns the int8 file of a model, and the size of its float file."""
+def _integer_file(
+    request: Request,
+) -> tuple[convert.Converted, int, tuple[Held, ...]]:
+    """Returns the int8 file of a model, and the size of its float file.
+
+    And how it holds quantized activations.
+    """
     assert request.examples is not None  # Checked by `export`.
     plain = convert.float_file(request.model, request.signature)
     _check_loops(TFLiteFile(plain.content), request.model)
     integer.check_ranges(
         plain.content, request.model, plain.signature, request.examples
     )
-    converted = integer.int8_file(request.model, request.signature, request.examples)
-    left = float_operators(TFLiteFile(converted.content))
+    quantizers = request.quantizers
+    converted = integer.int8_file(
+        request.model,
+        request.signature,
+        request.examples,
+        (lambda x: activation_ranges.with_ranges(x, quantizers))
+        if quantizers
+        else None,
+    )
+    content, held = converted.content, list[Held]()
+    if quantizers:
+        content, held = activation_forms.integer_forms(content, quantizers)
+    left = float_operators(TFLiteFile(content))
     notes = converted.notes
     if left:
         notes += (f"computed in float, for want of int8 forms: {', '.join(left)}",)
-    converted = convert.Converted(converted.content, converted.signature, notes)
-    return converted, len(plain.content)
+    converted = convert.Converted(content, converted.signature, notes)
+    return converted, len(plain.content), tuple(held)
 
 
 def float_operators(file: TFLiteFile) -> list[str]:

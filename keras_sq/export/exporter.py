@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_sq import _checks, conversion, layers, masks
 from keras_sq import _keras_internals as internals
-from keras_sq.export import files, inputs, precision, targets, verify
+from keras_sq.export import activations, files, inputs, precision, targets, verify
 from keras_sq.export.report import METADATA_NAME, ExportReport
 from keras_sq.export.runtime import FileRunner, Runner
 from keras_sq.kernel_codes import get_codes
@@ -34,12 +34,11 @@ def export(
 ) -> ExportReport:
     """Writes a model as a TFLite file that computes what the model computes.
 
-    The quantization is stripped: the file holds the quantized kernels, each in
-    the tightest form that the target has for its values; the report says which,
-    and why. The file is run on random inputs, and on representative ones if
-    given, and written only if it agrees with Keras (or, where activations are
-    int8, bit for bit with the same file unpacked). The model is left alone; an
-    old file at `path` is replaced at the very end.
+    The file holds the quantized kernels, each in the tightest form that the target
+    has for its values; the report says which, and why. The file is run on random
+    inputs, and on representative ones if given, and written only if it agrees with
+    Keras (or, where activations are int8, bit for bit with the same file unpacked).
+    The model is left alone; an old file at `path` is replaced at the very end.
 
     | target | weights | activations | runs on |
     |---|---|---|---|
@@ -57,6 +56,18 @@ def export(
     example at a time. A model of mixed or half precision becomes a float32 file.
     Files of int8 activations take and give int8 in place of floats, with the
     scales and zero points that they state.
+
+    Activations that the model quantizes take their levels in the file, too; the
+    report says how it holds them. Where activations are float32, the levels are
+    exact, and halfway cases fall as in Keras (but NaN becomes a level). Where they
+    are int8, levels that are the multiples of a step (uniform rules, `"lq-1"`) become
+    the codes of an int8 tensor; signs are computed; the levels of other learned
+    codebooks are looked up, each to 1/500 of the largest, which takes eight bytes of
+    memory an activation while it is done. An activation within the rounding of int8
+    of a threshold may take the level beside; within that of float32, in a float file.
+    In deep networks single examples then differ by much. So such files are checked
+    part by part, each quantizer and what lies between them, and the report says how
+    the whole compares.
 
     Args:
         model: A built Keras model, from `keras_sq.quantize_model` or plain.
@@ -120,8 +131,10 @@ def export(
             for suffix in (".cc", ".h"):
                 path_of_source = destination.with_suffix(suffix)
                 sources[suffix] = stack.enter_context(files.replacing(path_of_source))
-        stripped = conversion.strip_quantization(model) if quantized else model
+        rounding = conversion.quantized_activation(model) is not None
+        stripped = conversion.plain_copy(model) if quantized or rounding else model
         plain = precision.in_float32(stripped)
+        quantizers = activations.deploy(model, plain) if rounding else ()
         # The model itself is the better witness: it also tells of a mistake
         # in stripping. But its float16 sums are no measure for float32 ones.
         reference = model
@@ -134,6 +147,7 @@ def export(
             model=plain,
             signature=signature,
             codes=get_codes(model) if quantized else {},
+            quantizers=quantizers,
             examples=examples,
             max_decode_bytes=max_decode_bytes,
         )
@@ -141,11 +155,15 @@ def export(
         integer = chosen.int8_activations and examples is not None
         tolerance = None if integer else verify.FLOAT_TOLERANCE
         load = _loader(made)
+        if quantizers:
+            witness = model if reference is model else None
+            _check_activations(made, witness, plain, quantizers, examples, integer)
         comparison = verify.compare(
             made.converted,
             reference,
             examples,
             tolerance=tolerance,
+            jumps=rounding,
             equals=made.equals,
             load=load,
         )
@@ -168,6 +186,8 @@ def export(
             runtimes=made.runtimes,
             arena_bytes=made.arena_bytes,
             int8_arena_bytes=made.int8_arena_bytes,
+            activations=activations.reports(quantizers, made.activations),
+            agreeing=comparison.agreeing if rounding and not integer else None,
             sources=tuple(
                 str(destination.with_suffix(suffix)) for suffix in sorted(sources)
             ),
@@ -188,6 +208,26 @@ def _loader(made: targets.Made) -> Callable[[bytes, bool], FileRunner]:
     from keras_sq.export.micro import signature
 
     return signature.loader(made.equals, made.arena_bytes)
+
+
+def _check_activations(
+    made: targets.Made,
+    model: Model | None,
+    copy: Model,
+    quantizers: Sequence[activations.ActivationLevels],
+    examples: Sequence[inputs.Array] | None,
+    integer: bool,
+) -> None:
+    from keras_sq.export import activation_checks
+
+    if model is not None:
+        activation_checks.check_copy(model, copy, made.converted, examples)
+    activation_checks.check_levels(made, quantizers, examples)
+    if integer:
+        assert examples is not None  # They make a file one of integers.
+        activation_checks.check_integers(made, copy, quantizers, examples)
+    else:
+        activation_checks.check_parts(made.converted, copy, quantizers, examples)
 
 
 def _write_sources(
@@ -267,14 +307,6 @@ def _check_model(model: Model) -> None:
         raise ValueError(
             f"Model '{model.name}' is not built, so it has no weights to export. "
             "Call it on a batch first, or give it a `keras.Input`."
-        )
-    path = conversion.quantized_activation(model)
-    if path is not None:
-        raise ValueError(
-            f"Model '{model.name}' has quantized activations (layer '{path}'), which "
-            "cannot be exported yet. Quantize the kernels alone, without "
-            "`input_quantizer`; targets 'int8', 'small' and 'mcu' have int8 "
-            "activations."
         )
     for layer in internals.flatten_layers(model):
         # Keras's recurrent layers; others have no such attribute.

@@ -10,7 +10,7 @@ are stored as multiples of the kernel's scale times the input's: with a scale 12
 times as large they would be rounded 127 times as coarsely.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from keras_sq.export import convert
 from keras_sq.export.errors import ExportError, layer_of
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.inputs import Array, InputSignature
-from keras_sq.export.runtime import AllTensors
+from keras_sq.export.runtime import AllTensors, quiet
 from keras_sq.types import Model
 
 MAX_CALIBRATION_EXAMPLES = 512
@@ -30,7 +30,10 @@ MAX_CHECKED_EXAMPLES = 32
 
 
 def int8_file(
-    model: Model, signature: InputSignature, examples: Sequence[Array]
+    model: Model,
+    signature: InputSignature,
+    examples: Sequence[Array],
+    with_ranges: Callable[[bytes], bytes] | None = None,
 ) -> convert.Converted:
     """Returns a model as a full-integer file, inputs and outputs included.
 
@@ -42,6 +45,7 @@ def int8_file(
         signature: What it takes.
         examples: Representative inputs, one array an input, on which the
             ranges of the activations are measured.
+        with_ranges: Returns the float file with measured ranges with other ones.
 
     Raises:
         ExportError: If TensorFlow Lite lacks an operation of the model, or its
@@ -59,8 +63,25 @@ def int8_file(
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.int8
         converter.inference_output_type = tf.int8
+        # Private, but what TensorFlow's own quantization debugger goes by.
+        converter._experimental_calibrate_only = with_ranges is not None
 
-    return convert.file(model, signature, integers)
+    made = convert.file(model, signature, integers)
+    if with_ranges is None:
+        return made
+    content = _quantized(with_ranges(made.content))
+    return convert.Converted(content, made.signature, made.notes)
+
+
+def _quantized(calibrated: bytes) -> bytes:
+    """Returns a float file with ranges as the converter quantizes it."""
+    import tensorflow as tf
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    with quiet():
+        return bytes(
+            mlir_quantize(calibrated, input_data_type=tf.int8, output_data_type=tf.int8)
+        )
 
 
 def check_ranges(

@@ -1,8 +1,9 @@
-"""What `export` reports of a file: sizes, tensors, kernels, error."""
+"""What `export` reports of a file: sizes, tensors, kernels, activations, error."""
 
 import dataclasses
 import json
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 METADATA_NAME = "keras_sq.report"
@@ -67,6 +68,28 @@ class KernelReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class ActivationReport:
+    """Quantized activations in the file.
+
+    Attributes:
+        path: Of the layer; of a layer's quantized input with `/input` behind.
+        rule: Short name of the rule, such as `"lq-2"`.
+        levels: How many different values they take.
+        stored_as: `"float levels"`, `"integer grid"` (the steps of an int8 tensor
+            are the levels), `"signs"` (of an int8 tensor, computed), `"table"` (looked
+            up, by the codes of an int8 tensor) or several of these, if the layer is
+            called several times.
+        reason: Why, and how exactly.
+    """
+
+    path: str
+    rule: str
+    levels: int
+    stored_as: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportReport:
     """What was written, and how it compares with the Keras model.
 
@@ -79,12 +102,19 @@ class ExportReport:
         inputs: What the file takes.
         outputs: What it gives.
         kernels: The weight tensors: the quantized kernels, then the others.
+        activations: The quantized activations.
         largest_error: Largest difference from the Keras model, relative to
-            the largest absolute value of the output.
+            the largest absolute value of the output. Quantized activations may
+            make it large without a fault: see `agreeing`.
         mean_error: Square root of the mean square of the difference, relative
             to that of the output.
         tolerance: What was allowed of the largest error; `None` for int8
-            activations, where it depends on the model.
+            activations, where it depends on the model. With quantized
+            activations, what was allowed where nothing is rounded to levels.
+        agreeing: The fraction of the examples that agree with Keras within the
+            tolerance, of a float file with quantized activations; `None` for
+            others, where all have to. In the rest an activation lies so close to a
+            threshold that the order of a sum decides which level it takes.
         bit_exact: Whether the file was found to agree bit for bit with the
             unpacked int8 file; `None` where there is no such file.
         random_examples: How many random examples were run.
@@ -116,6 +146,8 @@ class ExportReport:
     runtimes: tuple[str, ...]
     arena_bytes: int | None = None
     int8_arena_bytes: int | None = None
+    activations: tuple[ActivationReport, ...] = ()
+    agreeing: float | None = None
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -187,6 +219,8 @@ class ExportReport:
         lines += [f"  note     {note}" for note in self.notes]
         if self.kernels:
             lines += ["", *self._kernel_table()]
+        if self.activations:
+            lines += ["", *self._activation_table()]
         return "\n".join(lines)
 
     def _weights(self) -> str:
@@ -202,6 +236,11 @@ class ExportReport:
         text = f"{examples} examples with {self.runtime}: "
         if self.bit_exact:
             text += "bit for bit the int8 file; "
+        if self.agreeing is not None:
+            return (
+                f"{text}{100 * self.agreeing:.3g} % within {self.tolerance:.0e}, mean "
+                f"error {self.mean_error:.1e}; each part on its own"
+            )
         if self.tolerance is not None:
             return (
                 f"{text}largest error {self.largest_error:.1e} "
@@ -225,13 +264,25 @@ class ExportReport:
             )
             for kernel in self.kernels
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(6)]
-        left = (0, 3, 5)  # The columns of words.
-        return [
-            "  "
-            + "  ".join(
-                cell.ljust(width) if column in left else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
+        return _aligned(rows, words=(0, 3, 5))
+
+    def _activation_table(self) -> list[str]:
+        rows = [("activations", "rule", "levels", "held as", "because")]
+        rows += [
+            (entry.path, entry.rule, str(entry.levels), entry.stored_as, entry.reason)
+            for entry in self.activations
         ]
+        return _aligned(rows, words=(0, 1, 3, 4))
+
+
+def _aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> list[str]:
+    """Returns the rows of a table, with the columns of words to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column in words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

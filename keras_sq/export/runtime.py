@@ -102,7 +102,7 @@ class Runner(FileRunner):
 
 
 class AllTensors:
-    """A float file whose every tensor can be looked at.
+    """A file whose every tensor can be looked at.
 
     Args:
         content: The bytes of a `.tflite` file.
@@ -113,6 +113,23 @@ class AllTensors:
             self._interpreter, _ = _interpreter(content, False, preserve=True)
             (signature,) = self._interpreter.get_signature_list()
             self._run = self._interpreter.get_signature_runner(signature)
+
+    def values(
+        self, inputs: Mapping[str, Array], wanted: Sequence[int], subgraph: int = 0
+    ) -> list[Array]:
+        """Returns tensors of a graph, as they are after a run.
+
+        Args:
+            inputs: By name.
+            wanted: Indices of the tensors.
+            subgraph: Number of the graph.
+        """
+        with quiet():
+            self._run(**inputs)
+            return [
+                np.array(self._interpreter.get_tensor(index, subgraph))
+                for index in wanted
+            ]
 
     def not_finite(
         self, inputs: Mapping[str, Array], order: Sequence[int]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_sq import _checks
+from keras_sq.export.activations import ActivationLevels, Held
 from keras_sq.export.convert import Converted
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.report import KernelReport
@@ -20,9 +21,11 @@ class Request:
     """What a target makes a file from.
 
     Attributes:
-        model: A plain Keras model that computes in float32.
+        model: A plain Keras model that computes in float32, but for layers that
+            quantize activations as `activations.deploy` makes them.
         signature: What it takes.
         codes: Path of a quantized kernel -> its codes and scales.
+        quantizers: What quantizes its activations.
         examples: Representative examples, one array an input, or `None`.
         max_decode_bytes: See `keras_sq.export`.
     """
@@ -30,6 +33,7 @@ class Request:
     model: Model
     signature: InputSignature
     codes: dict[str, KernelCodes]
+    quantizers: Sequence[ActivationLevels] = ()
     examples: Sequence[Array] | None = None
     max_decode_bytes: int | None = None
 
@@ -41,6 +45,8 @@ class Made:
     Attributes:
         converted: The file, with what it takes.
         kernels: How it holds each weight tensor.
+        activations: How it holds each quantized activation, and where; of the
+            file that it must agree with, if there is one.
         float_bytes: Size of the float file of the same model.
         runtimes: The oldest versions that run it.
         equals: A file that it must agree with bit for bit, or `None`.
@@ -52,6 +58,7 @@ class Made:
     kernels: tuple[KernelReport, ...]
     float_bytes: int
     runtimes: tuple[str, ...]
+    activations: tuple[Held, ...] = ()
     equals: bytes | None = None
     arena_bytes: int | None = None
     int8_arena_bytes: int | None = None

@@ -1,7 +1,7 @@
 """The check that every exported file passes: it is run, and compared."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -26,8 +26,9 @@ FLOAT_TOLERANCE = 1e-4
 MAX_MEAN_ERROR = 0.5
 """Mean difference of an int8 file from Keras beyond which it is refused.
 
-Rounding stays far below. Of Keras's outputs rounded as the file rounds its own:
-the int8 softmax has steps of 1/256, and a thousand equal classes are 0 in it.
+Or of a float file with quantized activations. Rounding stays far below. Of Keras's
+outputs rounded as the file rounds its own: the int8 softmax has steps of 1/256, and a
+thousand equal classes are 0 in it.
 """
 
 
@@ -40,6 +41,8 @@ class Comparison:
             the largest absolute value of that output in its batch.
         mean_error: Square root of the mean square of the difference, over that
             of the output; of the output where it is largest.
+        agreeing: The fraction of the examples on which all outputs agree within
+            the tolerance; 1 without one.
         bit_exact: Whether the file agreed with another bit for bit; `None` if
             there was none to agree with.
         random_examples: How many random examples were compared.
@@ -51,6 +54,7 @@ class Comparison:
 
     largest_error: float
     mean_error: float
+    agreeing: float
     bit_exact: bool | None
     random_examples: int
     representative_examples: int
@@ -65,6 +69,7 @@ def compare(
     examples: Sequence[Array] | None,
     *,
     tolerance: float | None = FLOAT_TOLERANCE,
+    jumps: bool = False,
     equals: bytes | None = None,
     load: Callable[[bytes, bool], FileRunner] = Runner,
     seed: int = 0,
@@ -81,6 +86,9 @@ def compare(
         examples: Representative examples, one array an input.
         tolerance: Largest relative difference from Keras allowed of a float
             file; `None` for one of int8 activations.
+        jumps: Whether activations are rounded to levels. Single examples may then
+            differ by more: `activation_checks.py` is strict in place of this, and
+            a float file must only agree in the mean.
         equals: A file with which all outputs must agree bit for bit.
         load: `load(content, delegates)` makes the interpreter.
         seed: Of the random inputs.
@@ -88,27 +96,30 @@ def compare(
     Raises:
         ExportError: If the file cannot be run or computes something else.
     """
-    runner = _loaded(converted.content, load, True)
+    runner = loaded(converted.content, load, True)
     pair = None
     if equals is not None:
         # The kernels of XNNPACK round int8 in another way, and do not take all
         # of an unfolded file.
-        pair = [_loaded(entry, load, False) for entry in (converted.content, equals)]
-    errors: dict[str, _Errors] = {}
-    rounded: dict[str, _Errors] = {}
+        pair = [loaded(entry, load, False) for entry in (converted.content, equals)]
+    errors: dict[str, Errors] = {}
+    rounded: dict[str, Errors] = {}
     counts = {"random": 0, "representative": 0}
-    for kind, batch in _batches(converted.signature, examples, seed):
-        actual = _file_outputs(runner, converted.signature, batch)
+    agree: list[bool] = []
+    for kind, batch in batches(converted.signature, examples, seed):
+        actual = file_outputs(runner, converted.signature, batch)
         if pair is not None:
             first, second = (
-                _file_outputs(entry, converted.signature, batch) for entry in pair
+                file_outputs(entry, converted.signature, batch) for entry in pair
             )
             _check_equal(first, second, kind)
         if tolerance is not None or kind == "representative":
-            expected = _keras_outputs(reference, converted.signature, batch)
+            expected = keras_outputs(reference, converted.signature, batch)
+            if tolerance is not None:
+                agree += agreeing(actual, expected, len(batch[0]), tolerance)
             for name, value in expected.items():
                 if name not in actual:
-                    raise _refusal(f"it has no output '{name}'")
+                    raise refusal(f"it has no output '{name}'")
                 if tolerance is None and not np.all(np.isfinite(value)):
                     raise ExportError(
                         f"Output '{name}' of model '{reference.name}' is NaN or "
@@ -117,28 +128,35 @@ def compare(
                     )
                 found = runner.dequantized(name, actual[name])
                 difference = relative_error(found, value)
-                if tolerance is not None and not difference <= tolerance:
-                    raise _refusal(
+                if tolerance is not None and not jumps and not difference <= tolerance:
+                    raise refusal(
                         f"on {kind} inputs, output '{name}' differs by "
                         f"{difference:.2g} of its largest value (allowed: "
                         f"{tolerance:.0e})"
                     )
-                errors.setdefault(name, _Errors()).add(difference, found, value)
+                if value.dtype.kind == "f" or not jumps:
+                    errors.setdefault(name, Errors()).add(difference, found, value)
                 if tolerance is None:
                     again = runner.dequantized(name, runner.quantized(name, value))
                     difference = relative_error(found, again)
-                    rounded.setdefault(name, _Errors()).add(difference, found, again)
+                    rounded.setdefault(name, Errors()).add(difference, found, again)
         counts[kind] += len(batch[0])
     for name, entry in rounded.items():
-        if not entry.mean <= MAX_MEAN_ERROR:
-            raise _refusal(
+        if not jumps and not entry.mean <= MAX_MEAN_ERROR:
+            raise refusal(
                 f"on representative inputs, output '{name}' differs by "
                 f"{entry.mean:.2g} of its size in the mean. Is "
                 "`representative_data` prepared like the training data?"
             )
+    for name, entry in errors.items():
+        if jumps and tolerance is not None and not entry.mean <= MAX_MEAN_ERROR:
+            raise refusal(
+                f"output '{name}' differs by {entry.mean:.2g} of its size in the mean"
+            )
     return Comparison(
         largest_error=max((entry.largest for entry in errors.values()), default=0.0),
         mean_error=max((entry.mean for entry in errors.values()), default=0.0),
+        agreeing=float(np.mean(agree)) if agree else 1.0,
         bit_exact=None if equals is None else True,
         random_examples=counts["random"],
         representative_examples=counts["representative"],
@@ -171,16 +189,20 @@ def check_same(
     Raises:
         ExportError: If the outputs are not those of the file that was checked.
     """
-    kind, batch = next(_batches(converted.signature, None, seed))
+    kind, batch = next(batches(converted.signature, None, seed))
     first, second = (
-        _file_outputs(_loaded(entry, load, True), converted.signature, batch)
+        file_outputs(loaded(entry, load, True), converted.signature, batch)
         for entry in (converted.content, content)
     )
     _check_equal(first, second, kind)
 
 
-class _Errors:
-    """Errors of one output over all batches."""
+class Errors:
+    """Errors of one output over all batches.
+
+    Attributes:
+        largest: The largest of those that were added.
+    """
 
     def __init__(self) -> None:
         self.largest = 0.0
@@ -188,6 +210,7 @@ class _Errors:
         self._of_value = 0.0
 
     def add(self, largest: float, actual: Array, expected: Array) -> None:
+        """Adds a batch, and the largest error in it."""
         self.largest = max(self.largest, largest)
         if largest == float("inf"):
             self._of_difference = float("inf")
@@ -199,6 +222,7 @@ class _Errors:
 
     @property
     def mean(self) -> float:
+        """Root mean square of the differences, over that of the expected values."""
         if not self._of_difference:
             return 0.0
         if not self._of_value:
@@ -206,9 +230,14 @@ class _Errors:
         return float(np.sqrt(self._of_difference / self._of_value))
 
 
-def _loaded(
+def loaded(
     content: bytes, load: Callable[[bytes, bool], FileRunner], delegates: bool
 ) -> FileRunner:
+    """Returns a file ready to be run.
+
+    Raises:
+        ExportError: If it cannot be loaded.
+    """
     try:
         return load(content, delegates)
     except (RuntimeError, ValueError) as error:
@@ -225,7 +254,7 @@ def _check_equal(first: dict[str, Array], second: dict[str, Array], kind: str) -
         if name not in first or not np.array_equal(
             first[name], value, equal_nan=value.dtype.kind == "f"
         ):
-            raise _refusal(
+            raise refusal(
                 f"on {kind} inputs, output '{name}' is not that of the unpacked file"
             )
 
@@ -251,9 +280,44 @@ def relative_error(actual: Array, expected: Array) -> float:
     return difference / largest if largest else (float("inf") if difference else 0.0)
 
 
-def _batches(
+def agreeing(
+    actual: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    count: int,
+    tolerance: float = FLOAT_TOLERANCE,
+) -> list[bool]:
+    """Returns for each example of a batch whether all outputs agree.
+
+    Args:
+        actual: Outputs by name.
+        expected: Outputs by name.
+        count: How many examples there are. Outputs without them on the first axis
+            go for all.
+        tolerance: Largest difference, relative to the largest value in the batch.
+    """
+    found = np.ones(count, bool)
+    for name, value in expected.items():
+        other = actual.get(name, np.zeros(0))
+        if other.shape != value.shape:
+            return [False] * count
+        if value.dtype.kind == "f":
+            bound = tolerance * np.max(
+                np.abs(value), initial=0.0, where=np.isfinite(value)
+            )
+            with np.errstate(invalid="ignore"):  # Infinity less infinity.
+                equal = (other == value) | (np.abs(other - value) <= bound)
+            equal |= np.isnan(other) & np.isnan(value)
+        else:
+            equal = other == value
+        by_example = value.ndim > 0 and len(value) == count
+        found &= equal.reshape(count, -1).all(axis=1) if by_example else equal.all()
+    return [bool(entry) for entry in found]
+
+
+def batches(
     signature: InputSignature, examples: Sequence[Array] | None, seed: int
 ) -> Iterator[tuple[str, list[Array]]]:
+    """Yields `"random"` or `"representative"`, and a batch: one array an input."""
     generator = np.random.default_rng(seed)
     fixed = signature.batch
     for batch in RANDOM_BATCHES if fixed is None else (fixed, fixed):
@@ -270,33 +334,51 @@ def _batches(
         yield "representative", [array[indices] for array in examples]
 
 
-def _keras_outputs(
+def keras_outputs(
     model: Model, signature: InputSignature, batch: Sequence[Array]
 ) -> dict[str, Array]:
+    """Returns what a model gives at inference, by the names that a file has."""
     outputs = model(signature.pack(batch), training=False)
     flat = [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(outputs)]
     return dict(zip(output_names(outputs), flat, strict=True))
 
 
-def _file_outputs(
+def file_inputs(
     runner: FileRunner, signature: InputSignature, batch: Sequence[Array]
 ) -> dict[str, Array]:
+    """Returns a batch as a file takes it, by name.
+
+    Raises:
+        ExportError: If it takes other inputs.
+    """
     names = [entry.name for entry in signature.inputs]
     if set(runner.inputs) != set(names):
-        raise _refusal(f"it takes {sorted(runner.inputs)}, not {sorted(names)}")
-    inputs = {
+        raise refusal(f"it takes {sorted(runner.inputs)}, not {sorted(names)}")
+    return {
         name: runner.quantized(name, values)
         for name, values in zip(names, batch, strict=True)
     }
+
+
+def file_outputs(
+    runner: FileRunner, signature: InputSignature, batch: Sequence[Array]
+) -> dict[str, Array]:
+    """Returns what a file gives, by name.
+
+    Raises:
+        ExportError: If it takes other inputs, or cannot be run.
+    """
+    inputs = file_inputs(runner, signature, batch)
     try:
         return runner(inputs)
     except (RuntimeError, ValueError) as error:
-        raise _refusal(
+        raise refusal(
             f"it cannot be run on a batch of {len(batch[0])} ({_first_line(error)})"
         ) from error
 
 
-def _refusal(reason: str) -> ExportError:
+def refusal(reason: str) -> ExportError:
+    """Returns the error for a file that computes something else."""
     return ExportError(
         f"The file that was made does not compute what the model does: {reason}. No "
         "file was written."

@@ -1,0 +1,147 @@
+"""The ranges of int8 tensors around quantized activations.
+
+The converter measures the range of every tensor. For quantized activations other ones
+are better: the levels have to be int8 numbers, if possible exactly, and where nothing
+else reads the input of a quantizer, its 256 steps should lie between the thresholds.
+Where levels are evenly spaced from 0, these steps are the levels: the operation before
+rounds to them by itself.
+
+Design note: **ranges, not scales.** Changed ranges go through the converter, which
+makes scales, constants and biases of them; of a file already made of integers,
+all these would have to be computed again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
+
+from keras_sq.export.activation_forms import Place, find
+from keras_sq.export.activations import ActivationLevels
+from keras_sq.export.flatbuffer import TFLiteFile, indices
+
+Array = np.ndarray[Any, Any]
+
+ORDER_PRESERVING = ("MAX_POOL_2D", "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS")
+"""Operators that only move values: a narrower range may as well hold before them."""
+
+REQUANTIZING = (
+    "ADD",
+    "BATCH_MATMUL",
+    "CONV_2D",
+    "DEPTHWISE_CONV_2D",
+    "FULLY_CONNECTED",
+    "MUL",
+    "SUB",
+    "TRANSPOSE_CONV",
+)
+"""Operators whose int8 output has any scale."""
+
+SMALLEST_LIMIT = 1e-6
+"""Ranges that reach no farther from 0 are of zeros."""
+
+MARGIN = 1 / 32
+"""What a range reaches beyond the thresholds, as a fraction of their span."""
+
+
+def with_ranges(content: bytes, quantizers: Sequence[ActivationLevels]) -> bytes:
+    """Returns a calibrated float file with the ranges that quantizers need.
+
+    Args:
+        content: A float file with the measured ranges of its tensors.
+        quantizers: Of the model.
+    """
+    file = TFLiteFile(content)
+    places = find(file, quantizers)
+    for subgraph in file.subgraphs:
+        for tensor in subgraph.tensors:
+            if _is_nothing(tensor.quantization):
+                _set_range(tensor, 0.0, 1.0)
+    for place in places:
+        others = [x for x in places if x.subgraph is place.subgraph]
+        others = [x for x in others if x.input == place.input]
+        output = level_range(place.quantizers[0])
+        chain = _movable(file, place, len({id(x.rank) for x in others}))
+        levels = place.quantizers[0]
+        tensors = place.subgraph.tensors
+        if chain and levels.is_grid and len(others) == 1:
+            step = float(levels.levels[-1]) / (len(levels.levels) - 1)
+            limits = 0.0, 255 * step
+        else:
+            limits = _threshold_range(
+                [x.quantizers[0].thresholds for x in others],
+                tensors[place.input].quantization,
+            )
+        _set_range(tensors[place.output], *output)
+        for index in chain:
+            _set_range(tensors[index], *limits)
+    return file.pack()
+
+
+def level_range(quantizer: ActivationLevels) -> tuple[float, float]:
+    """Returns the range whose 256 steps hold the levels best, with 0 among them."""
+    low, high = float(quantizer.levels[0]), float(quantizer.levels[-1])
+    if quantizer.is_grid:
+        return 0.0, 255 * high / (len(quantizer.levels) - 1)
+    if low == high == 0.0:  # A codebook that collapsed.
+        return 0.0, 1.0
+    if low == -high:
+        return -high * 128 / 127, high
+    return min(low, 0.0), max(high, 0.0)
+
+
+def _threshold_range(thresholds: Sequence[Array], measured: Any) -> tuple[float, float]:
+    """Returns the range in which an input is told apart, with 0 in it."""
+    joined = np.concatenate([[0.0], *thresholds])
+    joined = joined[joined < np.finfo(np.float32).max]  # Levels never reached.
+    low, high = float(joined.min()), float(joined.max())
+    margin = MARGIN * (high - low)
+    if margin == 0.0:
+        limits = [0.0] if measured is None else [*measured.min, *measured.max]
+        margin = MARGIN * max(float(np.max(np.abs(limits))), 1e-3)
+    return low - margin, high + margin
+
+
+def _movable(file: TFLiteFile, place: Place, readers: int) -> list[int]:
+    """Returns the tensors up to the operation before, if their range is free.
+
+    That is, if nothing reads them but so many quantizers.
+    """
+    subgraph = place.subgraph
+    uses = file.uses(subgraph)
+    producers = {
+        index: operator
+        for operator in subgraph.operators
+        for index in indices(operator.outputs)
+    }
+    index, chain = place.input, [place.input]
+    while True:
+        if len(uses[index]) > readers or index in indices(subgraph.outputs):
+            return []
+        operator = producers.get(index)
+        name = "" if operator is None else file.operator_name(operator)
+        if name in REQUANTIZING:
+            return chain
+        if operator is None or name not in ORDER_PRESERVING:
+            return []
+        readers, index = 1, indices(operator.inputs)[0]
+        chain.append(index)
+
+
+def _is_nothing(quantization: Any) -> bool:
+    """Whether only zeros were measured: levels of a layer that is never above 0.
+
+    Steps made of such a range are so small that XNNPACK refuses the file.
+    """
+    if quantization is None or quantization.min is None or quantization.max is None:
+        return False
+    limits = [*quantization.min, *quantization.max]
+    return bool(limits) and float(np.max(np.abs(limits))) < SMALLEST_LIMIT
+
+
+def _set_range(tensor: Any, low: float, high: float) -> None:
+    quantization = tensor.quantization or schema.QuantizationParametersT()
+    quantization.min = np.array([low], np.float32)
+    quantization.max = np.array([high], np.float32)
+    tensor.quantization = quantization
