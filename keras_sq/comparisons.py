@@ -1,8 +1,9 @@
 """Which networks a training run makes and puts side by side.
 
-A comparison is a list of methods. Each but the first starts from the float network's
-weights and sees the same data for the same number of epochs, so that what differs
-is the method. `keras_sq.train` trains, exports and tabulates them.
+A comparison is a list of methods. Each but the first sees the same data for the same
+number of epochs, and all start from the float network's weights or all from new
+ones, so that what differs is the method. `keras_sq.train` trains, exports and
+tabulates them.
 """
 
 import dataclasses
@@ -24,11 +25,13 @@ class Method:
         name: Of its files: letters, digits and hyphens.
         title: In the table.
         preset: How it is quantized; `None` for a float network.
+        from_float: Whether it starts from the trained float network, and not anew.
     """
 
     name: str
     title: str
     preset: Preset | None = None
+    from_float: bool = True
 
 
 def plain(quantizer: Any, schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
@@ -72,8 +75,72 @@ def lq_nets(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
     )
 
 
+def stompp(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
+    """Layerwise progressive binarization against plain straight-through training.
+
+    Fully binary networks and networks of binary weights, all trained anew. The first,
+    the last and down-sampling layers are float in all of them. Meant for networks with
+    `hard_tanh`.
+
+    Args:
+        schedule: Not used: the schedules are StoMPP's.
+    """
+    skip = {"skip": ("@first", "@last", "@downsampling")}
+    plain = {
+        "kernel_quantizer": "sign",
+        "quantized_gradient": "clipped_straight_through",
+        **skip,
+    }
+    fully = {**plain, "input_quantizer": "binary"}
+    made = {
+        "ste": ("binary, straight-through", presets.direct(**fully)),
+        "forward": ("binary, StoMPP", presets.stompp()),
+        "global": ("binary, all layers at once", presets.stompp("global")),
+        "reverse": ("binary, last layer first", presets.stompp("reverse")),
+        "forward-ste": ("binary, StoMPP+STE", presets.stompp(straight_through=True)),
+        "weights-ste": ("weights only, straight-through", presets.direct(**plain)),
+        "weights-forward": (
+            "weights only, StoMPP",
+            presets.stompp(binary_activations=False),
+        ),
+        "weights-reverse": (
+            "weights only, last layer first",
+            presets.stompp("reverse", binary_activations=False),
+        ),
+    }
+    return (
+        Method(FLOAT, "float"),
+        *(
+            Method(name, title, preset, from_float=False)
+            for name, (title, preset) in made.items()
+        ),
+    )
+
+
+def refresh(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
+    """StoMPP with no refresh of the masks, a soft one, and masks drawn anew.
+
+    Args:
+        schedule: Not used: the schedules are StoMPP's.
+    """
+    return (
+        Method(FLOAT, "float"),
+        *(
+            Method(
+                f"refresh-{rate:g}".replace(".", "-"),
+                f"binary, StoMPP, refresh {100 * rate:g} %",
+                presets.stompp(refresh=rate),
+                from_float=False,
+            )
+            for rate in (0.0, 0.01, 1.0)
+        ),
+    )
+
+
 _BY_NAME: dict[str, Callable[[schedules.RatioSchedule], tuple[Method, ...]]] = {
     "lq-nets": lq_nets,
+    "stompp": stompp,
+    "stompp-refresh": refresh,
 }
 
 NAMES = tuple(_BY_NAME)

@@ -12,7 +12,6 @@ inside attention, recurrent or custom layers and subclassed models would need
 a second way, and shared layers a third.
 """
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -22,40 +21,12 @@ from keras_sq import _checks
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
 from keras_sq.copying import copy_model, copy_variables, require_built, same_copy
-from keras_sq.layer_keys import (
-    DOWNSAMPLING,
-    FIRST,
-    LAST,
-    as_keys,
-    matching_paths,
-    name_of,
-    override_settings,
-)
 from keras_sq.layers import container, registry
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings
+from keras_sq.quantization_plan import check_kernels, plan_quantization
 from keras_sq.selection import SoftRefresh
 from keras_sq.types import Layer, LayerKeys, Model, Overrides
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerOutcome:
-    """What `quantize_model` did with a layer that has weights of its own.
-
-    Attributes:
-        path: Names of the layers that hold it and its own, by slashes.
-        layer_type: Class name in the float model.
-        quantizer: The quantizer as text, or `None` if the layer stays float.
-        reason: Why it stays float, or an empty string.
-        input_quantizer: The short name of what its input is quantized by
-            (`"lq-2"`), or `None`.
-    """
-
-    path: str
-    layer_type: str
-    quantizer: str | None
-    reason: str = ""
-    input_quantizer: str | None = None
 
 
 def quantize_model(
@@ -156,8 +127,8 @@ def quantize_model(
             f"'{sq_layers.quantized_layers(model)[0][0]}'). Start from the float "
             "model, or from `keras_sq.strip_quantization(model)`."
         )
-    plan = _plan(model, settings, skip, overrides)
-    _check_kernels(model, plan)
+    plan = plan_quantization(model, settings, skip, overrides)
+    check_kernels(model, plan)
     copy = copy_model(model)
     seeds = np.random.SeedSequence(seed).generate_state(len(plan))
     chosen: dict[int, Settings] = {}
@@ -227,115 +198,7 @@ def plain_copy(model: Model) -> Model:
     return copy_model(model, _float_copy, _copy_quantized_kernels)
 
 
-# Planning and promotion.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    settings: Settings | None
-    outcome: LayerOutcome | None
-
-
-def _plan(
-    model: Model,
-    settings: Settings,
-    skip: LayerKeys | None,
-    overrides: Overrides | None,
-) -> list[_Entry]:
-    """Returns what happens to every layer, in the order of `layer_paths`.
-
-    Raises:
-        ValueError: If a key matches nothing or nothing is left to quantize.
-    """
-    paths = sq_layers.layer_paths(model)
-    default = (FIRST, LAST) if settings.input_quantizer is not None else ()
-    skipped = as_keys(default if skip is None else skip)
-    replaced = override_settings(overrides, settings)
-    skip_hits = {id(key): matching_paths(key, paths, model) for key in skipped}
-    override_hits = {id(key): matching_paths(key, paths, model) for key, _ in replaced}
-    for argument, keys, hits in (
-        ("skip", skipped, skip_hits),
-        ("overrides", [key for key, _ in replaced], override_hits),
-    ):
-        for key in keys:
-            if not hits[id(key)] and key != DOWNSAMPLING:
-                known = [path for path, _ in paths]
-                hint = _checks.did_you_mean(
-                    key, [*known, *(path.rsplit("/", 1)[-1] for path in known)]
-                )
-                raise ValueError(
-                    f"Argument `{argument}` names {key!r}, which matches no layer of "
-                    f"model '{model.name}'. Its layers: "
-                    f"{', '.join(map(repr, known[:40]))}.{hint}"
-                )
-    plan: list[_Entry] = []
-    for path, layer in paths:
-        choice: Settings | None = settings
-        reason = ""
-        overridden = False
-        for key, replacement in replaced:
-            if path in override_hits[id(key)]:
-                choice, overridden = replacement, True
-                reason = "" if replacement else f"overrides[{key!r}] is None"
-        for key in skipped:
-            if path not in skip_hits[id(key)] or (skip is None and overridden):
-                continue
-            choice, reason = None, f"named by skip={name_of(key)}"
-            if skip is None:
-                reason = f"{name_of(key)}, by default where inputs are quantized"
-        if choice is not None and choice.input_quantizer == settings.input_quantizer:
-            choice = _without_input(layer, choice)
-        plan.append(_entry(path, layer, choice, reason))
-    if not any(entry.settings for entry in plan):
-        reasons = "; ".join(
-            f"'{e.outcome.path}': {e.outcome.reason}"
-            for e in plan
-            if e.outcome is not None
-        )
-        raise ValueError(
-            f"Model '{model.name}' has nothing to quantize. Layers with weights: "
-            f"{reasons or 'none'}. Covered are: "
-            f"{', '.join(sorted(base.__name__ for base in registry.covered()))}; "
-            "others by `keras_sq.register(MyLayer, ('kernel',))`."
-        )
-    return plan
-
-
-def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> _Entry:
-    layer_type = type(layer).__name__
-    if registry.quantized_class(type(layer)) is None:
-        if not _has_kernel(layer):
-            return _Entry(None, None)
-        base = next((b for b in type(layer).__mro__ if b in registry.covered()), None)
-        why = f"no quantized class for {layer_type}"
-        if base is not None:
-            why = f"{layer_type} is a subclass of {base.__name__}"
-        return _Entry(
-            None,
-            LayerOutcome(path, layer_type, None, f"{why}; see `keras_sq.register`"),
-        )
-    if choice is not None and not layer.built:
-        choice, reason = None, "was never built: the model does not call it"
-    if choice is None:
-        return _Entry(None, LayerOutcome(path, layer_type, None, reason))
-    registry.assert_supported(layer)
-    quantizer, inputs = repr(choice.kernel_quantizer), choice.input_quantizer
-    if inputs is not None:
-        registry.quantized_class(type(layer)).check_input_quantizer()  # type: ignore[union-attr]
-    name = None if inputs is None else inputs.name
-    return _Entry(choice, LayerOutcome(path, layer_type, quantizer, "", name))
-
-
-def _without_input(layer: Layer, choice: Settings) -> Settings:
-    """Returns what was chosen for all layers without what this one cannot do."""
-    cls = registry.quantized_class(type(layer))
-    if cls is None or cls.takes_floats:  # type: ignore[attr-defined]
-        return choice
-    return choice.replace(input_quantizer=None)
-
-
-def _has_kernel(layer: Layer) -> bool:
-    return any(len(v.shape) >= 2 for v in internals.own_variables(layer))
+# Promotion.
 
 
 def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
@@ -356,20 +219,6 @@ def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
             _promote(child, chosen)
         elif not isinstance(child, StochasticallyQuantized):
             registry.promote(child, settings)
-
-
-def _check_kernels(model: Model, plan: list[_Entry]) -> None:
-    for (path, layer), entry in zip(sq_layers.layer_paths(model), plan, strict=True):
-        if entry.settings is None:
-            continue
-        for variable in internals.own_variables(layer):
-            value = keras.ops.convert_to_numpy(internals.read(variable))
-            if not np.all(np.isfinite(value.astype("float32"))):
-                raise ValueError(
-                    f"Weight '{variable.name}' of layer '{path}' holds NaN or "
-                    "infinite values. Train or load the float model anew: such a "
-                    "kernel has no quantization error to select by."
-                )
 
 
 # Stripping.

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from keras_sq import _checks, callbacks, conversion, masks, schedules
-from keras_sq.layer_keys import FIRST, LAST
+from keras_sq.layer_keys import DOWNSAMPLING, FIRST, LAST
+from keras_sq.selection import SoftRefresh
 from keras_sq.types import Model
 
 
@@ -147,12 +148,66 @@ def lq_nets(weight_bits: int = 2, activation_bits: int | None = None) -> Preset:
     return Preset("lq-nets", settings)
 
 
+def stompp(
+    order: Any = "forward",
+    *,
+    binary_activations: bool = True,
+    straight_through: bool = False,
+    refresh: float = 0.01,
+    ramp: float = 0.9,
+) -> Preset:
+    """Layer after layer, from input to output, single weights become their signs.
+
+    In the layer whose turn it is, the part that is quantized grows as `t ** 3` from
+    nothing to everything. It gets no gradient any more; the rest computes with
+    `clip(w, -1, 1)`. The inputs of the layers likewise, entry by entry of the
+    feature map. The first, the last and down-sampling layers stay float. For binary
+    activations the network needs activations with negative values, such as
+    `hard_tanh`: the sign of what a ReLU returns is always +1.
+
+    Args:
+        order: `"forward"`, `"reverse"`, `"global"`, or a list of layer names; see
+            `keras_sq.schedules.Layerwise`.
+        binary_activations: Whether the inputs of the layers become binary too.
+        straight_through: Whether what is quantized gets a straight-through gradient
+            (StoMPP+STE), for activations the clipped one.
+        refresh: Part of the quantized entries that is drawn anew in a step; see
+            `keras_sq.SoftRefresh`.
+        ramp: Part of the run in which all of this happens, in (0, 1].
+
+    Raises:
+        ValueError: If an argument is out of its range or not known.
+
+    Example:
+        >>> preset = keras_sq.presets.stompp()
+        >>> preset.settings["quantized_gradient"], preset.settings["granularity"]
+        ('blocked', 'element')
+
+    References:
+        - [Smith & Islam, 2026](https://arxiv.org/abs/2601.22660)
+    """
+    settings: dict[str, Any] = {
+        "kernel_quantizer": "sign",
+        "granularity": "element",
+        "probability": "constant",
+        "selection": SoftRefresh(refresh),
+        "full_precision": "clip",
+        "quantized_gradient": "straight_through" if straight_through else "blocked",
+        "skip": (FIRST, LAST, DOWNSAMPLING),
+    }
+    if binary_activations:
+        settings |= {"input_quantizer": "binary", "input_granularity": "element"}
+    inner = schedules.cubic()
+    return Preset("stompp", settings, schedules.Layerwise(inner, order, ramp=ramp))
+
+
 _BY_NAME: dict[str, Callable[[], Preset]] = {
     "bwn": lambda: dataclasses.replace(direct("binary"), name="bwn"),
     "twn": lambda: dataclasses.replace(direct("ternary"), name="twn"),
     "sq-bwn": sq_bwn,
     "sq-twn": sq_twn,
     "lq-nets": lq_nets,
+    "stompp": stompp,
 }
 
 NAMES = tuple(_BY_NAME)

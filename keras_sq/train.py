@@ -1,9 +1,9 @@
 """The main job, from the command line: `python -m keras_sq.train`.
 
-Trains a float network, then others that start from its weights and see the same
-data for the same number of epochs: without `--preset` one quantized directly and one
-with stochastic quantization, with it those of `comparisons.py`. Exports them all,
-prints a table and leaves networks, files, history and a plot in a folder; with
+Trains a float network, then others that see the same data for the same number of
+epochs: without `--preset` one quantized directly and one with stochastic quantization,
+both from the float network's weights; with it those of `comparisons.py`. Exports them
+all, prints a table and leaves networks, files, history and a plot in a folder; with
 `--seeds` in a folder a seed, and the table is of their mean and spread. Without a
 flag it uses the digits inside the package and needs no network.
 
@@ -147,12 +147,15 @@ def _train(
     # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
     names = [method.name for method in config.methods]
-    keras.utils.set_random_seed(config.seed + 1 + names.index(name))
-    if name == FLOAT:
-        model, epochs = _new_model(config, data), config.float_epochs
-    else:
+    if method.from_float and name != FLOAT:
         start = keras.models.load_model(folder.model(FLOAT), compile=False)
-        model, epochs = _quantized(config, method, start), config.epochs
+    else:
+        # The same first weights for all methods that start anew.
+        keras.utils.set_random_seed(config.seed + 1)
+        start = _new_model(config, data)
+    keras.utils.set_random_seed(config.seed + 1 + names.index(name))
+    model = _quantized(config, method, start)
+    epochs = config.float_epochs if name == FLOAT else config.epochs
     _compile(model, config, epochs * data.steps_per_epoch)
     backup = training_callbacks.Backup(folder.snapshots(name), name)
     restore, keep = backup.callbacks()

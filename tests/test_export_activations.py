@@ -244,6 +244,7 @@ def nested():
     ],
 )
 def test_layers_inside_others(make, paths, tmp_path):
+    keras.backend.clear_session()  # It counts the names of layers.
     model = make()
     model = keras_sq.quantize_model(
         model, "binary", input_quantizer="uniform-3", skip=(), seed=0

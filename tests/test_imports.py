@@ -23,6 +23,7 @@ ROWS = [
     {"copying", "kernel_codes", "layer_keys", "masks"},
     {"turn_order"},
     {"schedules", "layerwise_schedules"},
+    {"quantization_plan"},
     {"conversion", "callbacks"},
     {"presets"},
     {"comparisons"},

@@ -788,10 +788,10 @@ def test_shared_tables_are_bounded():
     schema.BufferStart(builder)
     buffer = schema.BufferEnd(builder)
     buffers = vector(builder, schema.ModelStartBuffersVector, [buffer])
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match="more entries than it has room for"):
         parse(finish(builder, tensors, buffers, graphs=100))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("size", [8, 9])
@@ -862,7 +862,7 @@ def test_damaged_file_gives_contents_or_a_clear_error(name, float_file):
     content = float_file if name == "float" else DAMAGED[name]()
     outcomes = {"contents": 0, "error": 0}
     for number, damaged in enumerate(variants(content, 400, seed=name)):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             contents = parse(damaged)
         except ValueError as error:
@@ -873,7 +873,7 @@ def test_damaged_file_gives_contents_or_a_clear_error(name, float_file):
             json.dumps(contents.to_dict(), allow_nan=False)
             table.table(contents, "x")
             outcomes["contents"] += 1
-        assert time.perf_counter() - start < 5, number
+        assert time.process_time() - start < 5, number
     assert min(outcomes.values()) > 50
 
 
@@ -899,9 +899,9 @@ def test_claims_of_a_small_file_are_bounded():
         if number % 2:
             graph.read_by(after)
     graph.read_by(many)
-    start = time.perf_counter()
+    start = time.process_time()
     contents = parse(graph.pack())
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert any("too many values" in note for note in contents.notes)
     assert any("more than 1024 tensors" in note for note in contents.notes)
 

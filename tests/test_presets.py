@@ -39,6 +39,31 @@ def test_preset_quantizes_what_its_paper_does(preset, quantizer, ends, inputs):
     assert rules == {inputs}
 
 
+def test_stompp_is_what_its_paper_says():
+    model = models.get("resnet8", (32, 32, 3), 10)  # With down-sampling shortcuts.
+    quantized = presets.stompp().quantize_model(model)
+    kept = [path for path, what in quantizers_of(quantized).items() if what is None]
+    assert kept == ["conv1", "block2_shortcut", "block3_shortcut", "logits"]
+    for _, layer in keras_sq.layers.quantized_layers(quantized):
+        settings = layer.quantization_settings
+        assert settings.granularity == settings.input_granularity == "element"
+        assert settings.input_quantizer.name == "binary"
+        assert settings.quantized_gradient == "blocked"
+        assert settings.full_precision == "clip"
+        assert settings.selection == keras_sq.SoftRefresh(0.01)
+        assert layer.mask().shape == layer.latent().shape
+    (callback,) = presets.stompp("reverse").callbacks()
+    assert callback.schedule.order == "reverse"
+    weights = presets.stompp(binary_activations=False, straight_through=True)
+    weights = weights.quantize_model(model)
+    (settings,) = {
+        layer.quantization_settings.replace(mask_seed=None)
+        for _, layer in keras_sq.layers.quantized_layers(weights)
+    }
+    assert settings.input_quantizer is None
+    assert settings.quantized_gradient == "straight_through"
+
+
 def test_first_and_last_layer_show_in_the_summary():
     model = presets.lq_nets().quantize_model(network())
     shown = str(keras_sq.summary(model, print_fn=lambda text: None))
@@ -116,8 +141,9 @@ def test_comparison_can_be_made_of_a_network(name):
             method.preset.quantize_model(network())
 
 
-def test_methods_of_a_comparison_leave_the_same_layers_float():
-    methods = comparisons.get("lq-nets", schedules.exponential())
+@pytest.mark.parametrize("name", comparisons.NAMES)
+def test_methods_of_a_comparison_leave_the_same_layers_float(name):
+    methods = comparisons.get(name, schedules.exponential())
     kept = set()
     for method in methods:
         if method.preset is not None:

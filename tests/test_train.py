@@ -182,10 +182,10 @@ def test_preset_with_two_seeds_trains_all_methods_and_tells_the_spread(
         output_dir=str(tmp_path / "run"),
         preset="lq-nets",
         model="mlp",
-        epochs=2,
+        epochs=4,
         float_epochs=1,
         batch_size=32,
-        limit=96,
+        limit=160,
         seeds=2,
         verbose=0,
     )

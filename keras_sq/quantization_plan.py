@@ -1,0 +1,179 @@
+"""Which layers of a model are quantized, how, and why others are not.
+
+The first half of `quantize_model`: nothing is changed here.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_sq import _checks
+from keras_sq import _keras_internals as internals
+from keras_sq import layers as sq_layers
+from keras_sq.layer_keys import (
+    DOWNSAMPLING,
+    FIRST,
+    LAST,
+    as_keys,
+    matching_paths,
+    name_of,
+    override_settings,
+)
+from keras_sq.layers import registry
+from keras_sq.layers.settings import Settings
+from keras_sq.types import Layer, LayerKeys, Model, Overrides
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerOutcome:
+    """What `quantize_model` did with a layer that has weights of its own.
+
+    Attributes:
+        path: Names of the layers that hold it and its own, by slashes.
+        layer_type: Class name in the float model.
+        quantizer: The quantizer as text, or `None` if the layer stays float.
+        reason: Why it stays float, or an empty string.
+        input_quantizer: The short name of what its input is quantized by
+            (`"lq-2"`), or `None`.
+    """
+
+    path: str
+    layer_type: str
+    quantizer: str | None
+    reason: str = ""
+    input_quantizer: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanEntry:
+    """What happens to a layer.
+
+    Attributes:
+        settings: How it is quantized, or `None`.
+        outcome: What the report says; `None` for a layer without a kernel.
+    """
+
+    settings: Settings | None
+    outcome: LayerOutcome | None
+
+
+def plan_quantization(
+    model: Model,
+    settings: Settings,
+    skip: LayerKeys | None,
+    overrides: Overrides | None,
+) -> list[PlanEntry]:
+    """Returns what happens to every layer, in the order of `layer_paths`.
+
+    Raises:
+        ValueError: If a key matches nothing or nothing is left to quantize.
+    """
+    paths = sq_layers.layer_paths(model)
+    default = (FIRST, LAST) if settings.input_quantizer is not None else ()
+    skipped = as_keys(default if skip is None else skip)
+    replaced = override_settings(overrides, settings)
+    skip_hits = {id(key): matching_paths(key, paths, model) for key in skipped}
+    override_hits = {id(key): matching_paths(key, paths, model) for key, _ in replaced}
+    for argument, keys, hits in (
+        ("skip", skipped, skip_hits),
+        ("overrides", [key for key, _ in replaced], override_hits),
+    ):
+        for key in keys:
+            if not hits[id(key)] and key != DOWNSAMPLING:
+                known = [path for path, _ in paths]
+                hint = _checks.did_you_mean(
+                    key, [*known, *(path.rsplit("/", 1)[-1] for path in known)]
+                )
+                raise ValueError(
+                    f"Argument `{argument}` names {key!r}, which matches no layer of "
+                    f"model '{model.name}'. Its layers: "
+                    f"{', '.join(map(repr, known[:40]))}.{hint}"
+                )
+    plan: list[PlanEntry] = []
+    for path, layer in paths:
+        choice: Settings | None = settings
+        reason = ""
+        overridden = False
+        for key, replacement in replaced:
+            if path in override_hits[id(key)]:
+                choice, overridden = replacement, True
+                reason = "" if replacement else f"overrides[{key!r}] is None"
+        for key in skipped:
+            if path not in skip_hits[id(key)] or (skip is None and overridden):
+                continue
+            choice, reason = None, f"named by skip={name_of(key)}"
+            if skip is None:
+                reason = f"{name_of(key)}, by default where inputs are quantized"
+        if choice is not None and choice.input_quantizer == settings.input_quantizer:
+            choice = _without_input(layer, choice)
+        plan.append(_entry(path, layer, choice, reason))
+    if not any(entry.settings for entry in plan):
+        reasons = "; ".join(
+            f"'{e.outcome.path}': {e.outcome.reason}"
+            for e in plan
+            if e.outcome is not None
+        )
+        raise ValueError(
+            f"Model '{model.name}' has nothing to quantize. Layers with weights: "
+            f"{reasons or 'none'}. Covered are: "
+            f"{', '.join(sorted(base.__name__ for base in registry.covered()))}; "
+            "others by `keras_sq.register(MyLayer, ('kernel',))`."
+        )
+    return plan
+
+
+def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> PlanEntry:
+    layer_type = type(layer).__name__
+    if registry.quantized_class(type(layer)) is None:
+        if not _has_matrix(layer):
+            return PlanEntry(None, None)
+        base = next((b for b in type(layer).__mro__ if b in registry.covered()), None)
+        why = f"no quantized class for {layer_type}"
+        if base is not None:
+            why = f"{layer_type} is a subclass of {base.__name__}"
+        return PlanEntry(
+            None,
+            LayerOutcome(path, layer_type, None, f"{why}; see `keras_sq.register`"),
+        )
+    if choice is not None and not layer.built:
+        choice, reason = None, "was never built: the model does not call it"
+    if choice is None:
+        return PlanEntry(None, LayerOutcome(path, layer_type, None, reason))
+    registry.assert_supported(layer)
+    quantizer, inputs = repr(choice.kernel_quantizer), choice.input_quantizer
+    if inputs is not None:
+        registry.quantized_class(type(layer)).check_input_quantizer()  # type: ignore[union-attr]
+    name = None if inputs is None else inputs.name
+    return PlanEntry(choice, LayerOutcome(path, layer_type, quantizer, "", name))
+
+
+def _without_input(layer: Layer, choice: Settings) -> Settings:
+    """Returns what was chosen for all layers without what this one cannot do."""
+    cls = registry.quantized_class(type(layer))
+    if cls is None or cls.takes_floats:  # type: ignore[attr-defined]
+        return choice
+    return choice.replace(input_quantizer=None)
+
+
+def _has_matrix(layer: Layer) -> bool:
+    return any(len(v.shape) >= 2 for v in internals.own_variables(layer))
+
+
+def check_kernels(model: Model, plan: list[PlanEntry]) -> None:
+    """Raises if a kernel that shall be quantized is not finite.
+
+    Raises:
+        ValueError: Naming the layer.
+    """
+    for (path, layer), entry in zip(sq_layers.layer_paths(model), plan, strict=True):
+        if entry.settings is None:
+            continue
+        for variable in internals.own_variables(layer):
+            value = keras.ops.convert_to_numpy(internals.read(variable))
+            if not np.all(np.isfinite(value.astype("float32"))):
+                raise ValueError(
+                    f"Weight '{variable.name}' of layer '{path}' holds NaN or "
+                    "infinite values. Train or load the float model anew: such a "
+                    "kernel has no quantization error to select by."
+                )
