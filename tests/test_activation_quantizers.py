@@ -52,16 +52,19 @@ def trained(layer, x):
 class Oracle:
     """A learned codebook of activations."""
 
-    def __init__(self, num_bits):
+    def __init__(self, num_bits, signed=False):
         self.num_bits = num_bits
+        self.bits = [-1, 1] if signed else [0, 1]
         unit = 0.6745 * 2 / (2**num_bits - 1)
+        if signed:  # As of kernels.
+            unit = 0.6745 / 2 ** (num_bits - 1)
         self.basis = np.array([unit * 2**j for j in range(num_bits)])
         self.updates = 0
 
     def table(self):
         """All levels with their codes, by level."""
         pairs = []
-        for code in itertools.product([0, 1], repeat=self.num_bits):
+        for code in itertools.product(self.bits, repeat=self.num_bits):
             level = sum(c * v for c, v in zip(code, self.basis, strict=True))
             pairs.append((level, code))
         return sorted(pairs, key=lambda pair: pair[0])
@@ -123,6 +126,50 @@ def test_learned_equals_the_oracle_over_several_steps(num_bits):
     ]
     assert_learns_like(layer, oracle, batches)
     assert float(numpy(layer.rule_state()[1])) == len(batches)
+
+
+@pytest.mark.parametrize("num_bits", [1, 2, 3, 5])
+def test_signed_learned_equals_the_oracle_over_several_steps(num_bits):
+    layer = LearnedActivationQuantizer(num_bits, signed=True)
+    oracle = Oracle(num_bits, signed=True)
+    layer.build((None, 12))
+    np.testing.assert_allclose(numpy(layer.basis), oracle.basis, rtol=1e-6)
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(9, 12)).astype("float32") * k for k in (1, 2, 1)]
+    assert_learns_like(layer, oracle, batches)
+    assert numpy(layer(batches[0])).min() < 0
+
+
+@pytest.mark.parametrize("num_bits", [1, 2, 4])
+def test_signed_learned_gradient_is_cut_beyond_both_ends(num_bits):
+    layer = LearnedActivationQuantizer(num_bits, signed=True)
+    x = tf.constant(np.linspace(-4, 4, 81, dtype="float32"))
+    low, *_, high = numpy(layer.activation_rule.levels(*built_state(layer)))
+    assert low == -high
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = ops.sum(layer(x))
+    expected = ((numpy(x) >= low) & (numpy(x) <= high)).astype("float32")
+    assert 0 < expected.sum() < 81
+    np.testing.assert_array_equal(numpy(tape.gradient(loss, x)), expected)
+
+
+def built_state(layer):
+    layer.build((None, 3))
+    return layer.rule_state()
+
+
+def test_signed_by_name_and_in_configurations():
+    rule = activation_rules.get("lq-2-signed")
+    assert rule.signed and rule.name == "lq-2-signed" and rule.num_bits == 2
+    assert activation_rules.deserialize(activation_rules.serialize(rule)) == rule
+    # As it was saved before there was a choice.
+    assert not activation_rules.LearnedRule.from_config({"num_bits": 2}).signed
+    layer = LearnedActivationQuantizer(2, signed=True)
+    again = LearnedActivationQuantizer.from_config(layer.get_config())
+    assert again.activation_rule == rule
+    with pytest.raises(TypeError, match="`signed` must be a bool.*signed=1"):
+        LearnedActivationQuantizer(2, signed=1)
 
 
 @pytest.mark.parametrize("num_bits", [1, 2, 3, 4, 6])

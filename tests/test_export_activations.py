@@ -177,7 +177,11 @@ def test_file_gives_the_levels_to_the_bit(rule, state, tmp_path):
 
 @pytest.mark.parametrize(
     ("rule", "target"),
-    [*(("lq-2", target) for target in FLOAT_TARGETS), ("uniform-3", "small")],
+    [
+        *(("lq-2", target) for target in FLOAT_TARGETS),
+        ("lq-2-signed", "fast"),
+        ("uniform-3", "small"),
+    ],
 )
 def test_float_targets_agree_with_keras(rule, target, tmp_path):
     model = cnn(rule)
@@ -329,6 +333,7 @@ def test_report_is_printed_and_in_the_file(tmp_path):
 INT8_FORMS = {
     "lq-1": "integer grid",
     "lq-2": "table",
+    "lq-2-signed": "table",
     "uniform-3": "integer grid",
     "uniform-8": "integer grid",
     "binary": "signs",
@@ -395,7 +400,7 @@ def test_int8_activations_are_on_the_levels(rule, tmp_path):
         used = np.unique(taken[place][1])
         nearest = np.abs(used[:, None] - levels).min(1)
         bound = 1e-6 if INT8_FORMS[rule] != "table" else 1 / 500
-        assert nearest.max() <= bound * np.abs(levels).max()
+        assert nearest.max() <= bound * (levels.max() - min(levels.min(), 0))
         # What comes out of a ReLU has one sign.
         assert (rule != "binary") < len(used) <= len(levels)
     assert not any("in float" in note for note in report.notes)

@@ -3,6 +3,7 @@
 | name for `get` | rule | stand-alone layer |
 |---|---|---|
 | `"lq-1"` … `"lq-8"` | `LearnedRule(num_bits)` | `LearnedActivationQuantizer` |
+| `"lq-1-signed"` … | `LearnedRule(num_bits, signed=True)` | the same |
 | `"uniform-1"` … | `UniformRule(num_bits)` | `UniformActivationQuantizer` |
 | `"binary"` | `BinaryRule()` | `BinaryActivation` |
 
@@ -32,7 +33,8 @@ from keras_sq.types import Config
 def names() -> list[str]:
     """Returns the names that `get` knows."""
     bits = range(1, 9)
-    return ["binary", *(f"lq-{b}" for b in bits), *(f"uniform-{b}" for b in bits)]
+    kinds = ("lq-{}", "lq-{}-signed", "uniform-{}")
+    return ["binary", *(kind.format(b) for kind in kinds for b in bits)]
 
 
 def get(identifier: Any) -> ActivationRule:
@@ -48,7 +50,7 @@ def get(identifier: Any) -> ActivationRule:
 
     Example:
         >>> keras_sq.activation_rules.get("lq-2")
-        LearnedRule(num_bits=2)
+        LearnedRule(num_bits=2, signed=False)
     """
     rule = getattr(identifier, "activation_rule", identifier)
     if isinstance(rule, ActivationRule):
@@ -59,8 +61,10 @@ def get(identifier: Any) -> ActivationRule:
         _checks.one_of("input_quantizer", rule, names())
         if rule == "binary":
             return BinaryRule()
-        kind, bits = rule.split("-")
-        return LearnedRule(int(bits)) if kind == "lq" else UniformRule(int(bits))
+        kind, bits, *signed = rule.split("-")
+        if kind == "lq":
+            return LearnedRule(int(bits), signed=bool(signed))
+        return UniformRule(int(bits))
     hint = ""
     if isinstance(rule, type):
         hint = f" Pass an instance: {rule.__name__}(…)."

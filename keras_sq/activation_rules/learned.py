@@ -16,39 +16,49 @@ class LearnedRule(ActivationRule):
     """Maps activations to `2**num_bits` levels that follow their distribution.
 
     The levels are all sums of a part of the basis `v`, one basis a layer: codes
-    {0, 1}, so the lowest is 0 as long as `v` is not negative.
+    {0, 1}, so the lowest is 0 as long as `v` is not negative. If `signed`, codes are
+    {-1, 1} as those of kernels, and the levels lie around 0.
 
     Forward:  the level nearest to `x`; halfway between two, the lower one.
     Backward: `upstream` where `x <= highest level`, else 0. Below the lowest level
-    too, as in the released code: a ReLU before has no gradient there anyway.
+    too, as in the released code: a ReLU before has no gradient there anyway. If
+    `signed`, `upstream` where `lowest level <= x <= highest level`, else 0.
     Learning: once a training step, `v` moves towards the least squares basis of
     the codes of all activations of the batch; the levels of this step are still
     the former ones. A batch with a value that is not finite teaches nothing.
 
     Args:
         num_bits: Int from 1 to 8.
+        signed: Bool: for activations of both signs (not in the paper).
 
     References:
         - [Zhang et al., 2018, section 3](https://arxiv.org/abs/1807.10029)
     """
 
+    signed: bool = False
+
     def __post_init__(self) -> None:
         self.check_bits(8)
+        if not isinstance(self.signed, bool):
+            raise TypeError(
+                f"Argument `signed` must be a bool. Received: signed={self.signed!r}"
+            )
 
     @property
     def name(self) -> str:
         """The short name of the rule."""
-        return f"lq-{self.num_bits}"
+        return f"lq-{self.num_bits}" + ("-signed" if self.signed else "")
 
     def state_specs(self) -> tuple[StateSpec, ...]:
         """Returns the basis `(num_bits,)`, and how often it was moved."""
-        unit = 2 * codebook.NORMAL_QUARTILE / (2**self.num_bits - 1)
+        parts = 2 ** (self.num_bits - 1) if self.signed else (2**self.num_bits - 1) / 2
+        unit = codebook.NORMAL_QUARTILE / parts
         basis = [unit * 2.0**bit for bit in range(self.num_bits)]
         return StateSpec("basis", basis), StateSpec("basis_updates", 0.0)
 
     def levels(self, *state: Tensor) -> Tensor:
         """Returns the levels, sorted."""
-        return codebook.levels_of(state[0][:, None], signed=False)[0][:, 0]
+        return codebook.levels_of(state[0][:, None], self.signed)[0][:, 0]
 
     def forward(self, x: Tensor, *state: Tensor) -> Tensor:
         """Returns the nearest level of every activation."""
@@ -66,14 +76,17 @@ class LearnedRule(ActivationRule):
         self, upstream: Tensor, x: Tensor, *state: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Returns the gradient of `x`; the basis has none."""
-        top = self.levels(*state)[-1]
-        return ops.where(x <= top, upstream, ops.zeros_like(upstream)), None, None
+        levels = self.levels(*state)
+        passes = x <= levels[-1]
+        if self.signed:
+            passes = ops.logical_and(passes, x >= levels[0])
+        return ops.where(passes, upstream, ops.zeros_like(upstream)), None, None
 
     def update(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Returns the basis after one alternation and the moving average."""
         basis, updates = state
         column = basis[:, None]
-        levels, codes = codebook.levels_of(column, signed=False)
+        levels, codes = codebook.levels_of(column, self.signed)
         thresholds = codebook.thresholds_of(levels)[:, 0]
         numbers, sums = self._level_sums(x, thresholds)
         solved = codebook.least_squares(column, codes, numbers[:, None], sums[:, None])

@@ -62,7 +62,7 @@ def export(
     exact, and halfway cases fall as in Keras (but NaN becomes a level). Where they
     are int8, levels that are the multiples of a step (uniform rules, `"lq-1"`) become
     the codes of an int8 tensor; signs are computed; the levels of other learned
-    codebooks are looked up, each to 1/500 of the largest, which takes eight bytes of
+    codebooks are looked up, each to 1/500 of their span, which takes eight bytes of
     memory an activation while it is done. An activation within the rounding of int8
     of a threshold may take the level beside; within that of float32, in a float file.
     In deep networks single examples then differ by much. So such files are checked

@@ -66,11 +66,14 @@ class LearnedActivationQuantizer(QuantizedActivation):
     """Maps activations to `2**num_bits` levels that follow their distribution.
 
     The levels are all sums of a part of the layer's basis `v`, so the lowest is 0
-    as long as `v` is not negative: meant for what comes out of a ReLU.
+    as long as `v` is not negative: meant for what comes out of a ReLU. Where
+    activations have both signs, as in transformers and behind linear layers, take
+    `signed=True`: then all of `v` is added or subtracted.
 
     Forward:  the level nearest to `x`. **Negative activations become the lowest
-    level.** NaN stays NaN.
-    Backward: `upstream` where `x <= highest level`, else 0.
+    level**, which is 0 unless `signed`. NaN stays NaN.
+    Backward: `upstream` where `x <= highest level` (and, if `signed`, `x >= lowest
+    level`), else 0.
     Learning: at each training step `v` moves towards the least squares basis of
     the batch, all its activations together (those of padding too), as a
     bias-corrected moving average (decay 0.9). At inference it stays. A layer that
@@ -84,10 +87,12 @@ class LearnedActivationQuantizer(QuantizedActivation):
 
     Args:
         num_bits: Int from 1 to 8.
+        signed: Bool: whether levels lie on both sides of 0.
         **kwargs: As for `keras.layers.Layer`.
 
     Raises:
-        TypeError: If `num_bits` is no integer, or the layer is called on integers.
+        TypeError: If an argument has the wrong type, or the layer is called on
+            integers.
         ValueError: If `num_bits` is out of its range.
 
     Example:
@@ -99,8 +104,8 @@ class LearnedActivationQuantizer(QuantizedActivation):
         - [Zhang et al., 2018, section 3](https://arxiv.org/abs/1807.10029)
     """
 
-    def __init__(self, num_bits: int, **kwargs: Any) -> None:
-        super().__init__(LearnedRule(num_bits), **kwargs)
+    def __init__(self, num_bits: int, signed: bool = False, **kwargs: Any) -> None:
+        super().__init__(LearnedRule(num_bits, signed), **kwargs)
 
     @property
     def basis(self) -> Variable:
