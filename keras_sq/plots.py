@@ -19,9 +19,11 @@ STYLES = {
 """Colour (Okabe and Ito's, told apart by all kinds of colour vision), line
 and name of each run; the lines differ in black and white too."""
 
-COLOURS = ("#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#E69F00", "#0072B2")
+COLOURS = ("#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#E69F00", "#0072B2")
 LINES = ("-", "--", "-.")
 """Of runs with other names, in turn."""
+
+BELOW = "outside lower center"
 
 
 def training_plot(
@@ -72,12 +74,16 @@ def training_plot(
     loss.set_ylabel("training loss\n(nats, with weight decay)")
     loss.set_yscale("log")
     loss.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    loss.yaxis.set_minor_formatter(ticker.LogFormatter())
     ratio.set_ylabel("quantized\nfilters (%)")
     ratio.set_ylim(-5, 108)
     accuracy.set_ylabel("validation accuracy (%)\nof the network to deploy")
     accuracy.set_xlabel("epoch")
     accuracy.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    accuracy.legend(loc="lower right", ncols=1 + len(runs) // 5)
+    if len(runs) <= len(STYLES):
+        accuracy.legend(loc="lower right")
+    else:
+        picture.legend(*accuracy.get_legend_handles_labels(), ncols=4, loc=BELOW)
     for axes in (loss, ratio, accuracy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -42,6 +42,19 @@ def test_plot_shows_loss_ratio_and_accuracy(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_plot_of_many_runs_tells_them_apart():
+    runs = ("float", *(f"method-{number}" for number in range(8)))
+    figure = plots.training_plot(history(runs))
+    loss, ratio, accuracy = figure.axes
+    assert [len(axes.lines) for axes in figure.axes] == [9, 8, 9]
+    styles = {(line.get_color(), line.get_linestyle()) for line in accuracy.lines}
+    assert len(styles) == len(runs)
+    # Beside the curves, not over them.
+    assert accuracy.get_legend() is None
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == set(runs)
+
+
 def test_plot_reads_a_history_file(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text(training_report.history_csv(history(("sq",), epochs=1)))
