@@ -2,11 +2,12 @@
 
     python tests/runtime_versions.py --environments=~/.cache/keras_sq_runtimes
 
-Exports two small networks with three quantizers for every target but the
-microcontrollers', makes a virtual environment for each runtime, runs the files
-there and prints a table: `exact` is what this environment's runtime gives, bit
-for bit; `close` differs by rounding; the rest fail. The exit status is 1 if a file
-fails in a version for which its report says that it runs.
+Exports two small networks with three quantizers for every target but those with a
+runtime of their own (microcontrollers', Larq Compute Engine's), makes a virtual
+environment for each runtime, runs the files there and prints a table: `exact` is what
+this environment's runtime gives, bit for bit; `close` differs by rounding; the rest
+fail. The exit status is 1 if a file fails in a version for which its report says that
+it runs.
 
 Needs a package index, about two minutes and 1 GB of disk; with `--environments`
 the next run starts at once. Not part of the test suite. `--packages` takes other
@@ -94,7 +95,7 @@ def export_all(folder, chosen):
     }
     cases = {}
     for name, target in targets.TARGETS.items():
-        if target.micro or (chosen and name not in chosen):
+        if target.single or (chosen and name not in chosen):
             continue
         cases[name] = (name, target.needs_examples)
         if target.int8_activations and not target.needs_examples:

@@ -61,7 +61,9 @@ def refused(*arguments, status=1):
     return error.removeprefix("keras_sq.export: error: ").rstrip()
 
 
-@pytest.mark.parametrize("target", [x for x in targets.TARGETS if x != "mcu"])
+@pytest.mark.parametrize(
+    "target", [x for x, y in targets.TARGETS.items() if not y.single]
+)
 def test_command_does_what_the_function_does(target, model, saved, tmp_path):
     data = tmp_path / "data.npy"
     np.save(data, DATA)

@@ -13,8 +13,8 @@ Keras; only a file that agrees is written. What lives here:
   (`activations.py`), how a file holds them (`activation_forms.py`,
   `activation_ranges.py`), their check (`activation_checks.py`);
 - the check (`runtime.py`, `verify.py`), writing (`files.py`), the report (`report.py`);
-- microcontrollers (`micro/`); what is in a file (`contents/`); the command line
-  (`__main__.py`, `command_line.py`).
+- microcontrollers (`micro/`); Larq Compute Engine (`lce/`); what is in a file
+  (`contents/`); the command line (`__main__.py`, `command_line.py`).
 
 Design note: **one name, two things.** `keras_sq.export(model, path)` is a call,
 and this package has to be `keras_sq.export` too, for `python -m

@@ -13,7 +13,8 @@ So each part is checked by itself, and strictly:
 3. every quantizer, on the activations that the file itself gives it: its levels
    must be those of the rule.
 
-How the file as a whole compares is measured by `verify.compare`, and reported.
+How the file as a whole compares is measured by `verify.compare`, and reported. Files
+for Larq Compute Engine, which this interpreter cannot run: `lce/checks.py`.
 """
 
 import dataclasses
@@ -144,17 +145,17 @@ def check_integers(
         arrays = tensors.values(inputs, [entry.output for entry, _ in single])
         for (entry, quantizer), array in zip(single, arrays, strict=True):
             tensor = file.subgraphs[0].tensors[entry.output]
-            quantizer.given = _real(tensor, array)[0].astype(np.float32)
+            quantizer.give({0: _real(tensor, array)[0].astype(np.float32)})
         try:
             expected = verify.keras_outputs(copy, signature, batch)
             for _, quantizer in single:
                 part = parts.setdefault(quantizer.path, verify.Errors())
-                given, seen = quantizer.given, quantizer.seen
-                assert given is not None and seen is not None  # It is called once.
-                part.add(0.0, given, quantizer.expected(seen))
+                assert quantizer.given is not None  # It was given above.
+                (seen,) = quantizer.seen  # It is called once.
+                part.add(0.0, quantizer.given[0], quantizer.expected(seen))
         finally:
             for _, quantizer in single:
-                quantizer.given = quantizer.seen = None
+                quantizer.give(None)
         found = runner(inputs)
         for name, value in expected.items():
             again = runner.dequantized(name, runner.quantized(name, value))

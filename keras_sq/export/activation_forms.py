@@ -204,7 +204,7 @@ def _to_integers(file: TFLiteFile, place: Place) -> _Made:
         reason = f"codes 0 to {len(quantizer.levels) - 1}, in steps of the levels"
         if len(new) > 1:
             reason += f", from an input in steps of {_params(tensors[source])[0]:.3g}"
-    elif np.array_equal(quantizer.levels, (-1, 1)) and quantizer.thresholds[0] == 0:
+    elif quantizer.is_sign:
         form, new = SIGNS, _signs(file, place, source)
         reason = f"exact, of an input in steps of {_params(tensors[source])[0]:.3g}"
     else:

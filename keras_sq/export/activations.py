@@ -3,7 +3,8 @@
 `deploy` takes a copy of a model with plain kernels and makes its layers quantize
 activations by two operators of TensorFlow: BUCKETIZE counts the thresholds that an
 activation has reached, GATHER takes the level of that number. What becomes of them
-in a file is in `activation_forms.py`, the check of it in `activation_checks.py`.
+in a file is in `activation_forms.py`, the check of it in `activation_checks.py`. For
+Larq Compute Engine signs are a comparison and a choice, see `lce/`.
 
 Design note: **thresholds by bisection of the float32 numbers.** The lowest float32
 of each level is found by asking the rule itself (`ActivationRule.forward`), so that
@@ -18,7 +19,7 @@ Keras divides by the step, which sends halfway cases to another level.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,13 +36,14 @@ from keras_sq.types import Layer, Model, Tensor
 Array = np.ndarray[Any, Any]
 
 NODE_NAME = "keras_sq_activation_"
-"""Start of the names of the BUCKETIZE nodes; their numbers follow."""
+"""Start of the names of nodes; the numbers of quantizer and call follow."""
 
 FLOAT_LEVELS = "float levels"
 GRID = "integer grid"
 SIGNS = "signs"
 TABLE = "table"
-"""Forms, see `activation_forms.py`."""
+BITS = "bits"
+"""Forms, see `activation_forms.py`, and `lce/` for bits."""
 
 _PARTS = 64
 """Into which the bisection cuts at a time: few calls of a rule are fast."""
@@ -62,9 +64,11 @@ class ActivationLevels:
         levels: Float32 array, sorted, all different.
         thresholds: Float32 array, the lowest number of each level but the first.
         active: Whether activations are quantized; else they pass as they are.
+        compares: Whether signs are taken by a comparison with 0.
         calls: How often it was called.
-        given: What a call returns, whatever it gets; `None`: the levels.
-        seen: What the last call got, if something was given.
+        given: Number of a call -> what it returns, whatever it gets. The numbers
+            count from 0, from when `given` was set; other calls give the levels.
+        seen: What the calls got since `given` was set, if it was.
     """
 
     path: str
@@ -74,9 +78,10 @@ class ActivationLevels:
     levels: Array
     thresholds: Array
     active: bool = True
+    compares: bool = False
     calls: int = 0
-    given: Array | None = None
-    seen: Array | None = None
+    given: Mapping[int, Array] | None = None
+    seen: list[Array] = dataclasses.field(default_factory=list)
 
     @property
     def is_grid(self) -> bool:
@@ -86,6 +91,16 @@ class ActivationLevels:
         return bool(
             self.levels[0] == 0.0 and np.all(np.abs(self.levels - even) < 1e-3 * gap)
         )
+
+    @property
+    def is_sign(self) -> bool:
+        """Whether the levels are -1 and 1, and 0 is the lowest number of the 1."""
+        return np.array_equal(self.levels, (-1, 1)) and self.thresholds[0] == 0
+
+    def give(self, levels: Mapping[int, Array] | None) -> None:
+        """Sets `given`, and begins `seen` anew."""
+        self.given = levels
+        self.seen = []
 
     def expected(self, x: Array) -> Array:
         """Returns quantized activations, as the rule has them.
@@ -103,14 +118,17 @@ class ActivationLevels:
         if not self.active:
             return x
         if self.given is not None:
-            self.seen = keras.ops.convert_to_numpy(x)
-            return tf.constant(self.given)
-        ranks = tf.raw_ops.Bucketize(
-            input=x,
-            boundaries=[float(value) for value in self.thresholds],
-            name=f"{NODE_NAME}{self.number}",
-        )
-        return tf.gather(tf.constant(self.levels), ranks)
+            self.seen.append(keras.ops.convert_to_numpy(x))
+            if len(self.seen) - 1 in self.given:
+                return tf.constant(self.given[len(self.seen) - 1])
+        # A scope from the root: some files keep but the first 50 letters of a name.
+        with tf.name_scope(f"{NODE_NAME}{self.number}_{self.calls - 1}/"):
+            if self.compares:
+                return tf.where(x >= 0.0, 1.0, -1.0)
+            ranks = tf.raw_ops.Bucketize(
+                input=x, boundaries=[float(value) for value in self.thresholds]
+            )
+            return tf.gather(tf.constant(self.levels), ranks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +138,7 @@ class Held:
     Attributes:
         quantizers: Whose activations.
         subgraph: Number of the graph.
-        input: The tensor of activations.
+        input: The tensor of activations; -1 if there is none.
         output: The tensor of quantized activations.
         stored_as: The form.
         reason: Why.

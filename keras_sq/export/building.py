@@ -13,7 +13,7 @@ from keras_sq.export import (
 )
 from keras_sq.export.activations import Held
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
-from keras_sq.export.micro import compression, runtime
+from keras_sq.export.micro import compression, runtime, signature
 from keras_sq.export.report import KernelReport
 from keras_sq.export.targets import Made, Request
 from keras_sq.export.weights import WeightTensor, weight_tensors, with_kernels
@@ -37,7 +37,7 @@ def float_weights(request: Request, allowed: Sequence[str]) -> Made:
     converted = convert.float_file(request.model, request.signature)
     file = TFLiteFile(converted.content)
     file.share_constants()
-    weights = _named(request, file)
+    weights = named(request, file)
     kernels = choice.store_float_weights(file, weights, allowed)
     held = activation_forms.float_forms(file, request.quantizers)
     stored = {kernel.stored_as for kernel in kernels}
@@ -48,7 +48,7 @@ def float_weights(request: Request, allowed: Sequence[str]) -> Made:
         runtimes = INT2_RUNTIMES
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
-        kernels=_with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request.codes),
         float_bytes=len(converted.content),
         runtimes=runtimes,
         activations=tuple(held),
@@ -61,11 +61,11 @@ def integers(request: Request) -> Made:
     file = TFLiteFile(converted.content)
     kernels = [
         choice.kept(weight, *choice.integer_levels(file, weight))
-        for weight in _named(request, file)
+        for weight in named(request, file)
     ]
     return Made(
         converted=converted,
-        kernels=_with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request.codes),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -77,12 +77,12 @@ def packed_integers(request: Request) -> Made:
     converted, float_bytes, held = _integer_file(request)
     file = TFLiteFile(converted.content)
     file.share_constants()
-    weights = _named(request, file)
+    weights = named(request, file)
     kernels = choice.store_int8_weights(file, weights)
     _drop_bias_scales(file, weights, kernels)
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
-        kernels=_with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request.codes),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -107,11 +107,12 @@ def microcontroller(request: Request) -> Made:
         converted=convert.Converted(
             packed.content, converted.signature, converted.notes
         ),
-        kernels=_with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request.codes),
         float_bytes=float_bytes,
         activations=held,
         runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
         equals=converted.content,
+        load=signature.loader(converted.content, packed.arena_bytes),
         arena_bytes=packed.arena_bytes,
         int8_arena_bytes=packed.int8_arena_bytes,
     )
@@ -211,7 +212,8 @@ def _check_loops(file: TFLiteFile, model: Model) -> None:
         )
 
 
-def _named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
+def named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
+    """Returns the weight tensors of a file, with the names of kernels or layers."""
     found = _matched(request, file)
     return [_with_layer_name(weight, request.model) for weight in found]
 
@@ -227,7 +229,7 @@ def _with_layer_name(weight: WeightTensor, model: Model) -> WeightTensor:
     return dataclasses.replace(weight, name=layer or weight.name)
 
 
-def _with_missing(
+def with_missing(
     kernels: Sequence[KernelReport], codes: Mapping[str, KernelCodes]
 ) -> tuple[KernelReport, ...]:
     """Returns the reports in the model's order, and of kernels not found."""

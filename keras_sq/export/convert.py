@@ -99,6 +99,30 @@ def _convert(
 ) -> bytes:
     import tensorflow as tf
 
+    def converted(function: Any, holder: Any) -> bytes:
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+        configure(converter)
+        return bytes(converter.convert())
+
+    return by_converter(model, signature, converted)
+
+
+def by_converter(
+    model: Model, signature: InputSignature, converter: Callable[[Any, Any], bytes]
+) -> bytes:
+    """Returns what a converter makes of a model.
+
+    Args:
+        model: A plain Keras model that computes in float32.
+        signature: What it takes.
+        converter: Makes a file of a concrete function, and a `tf.Module` that holds
+            the variables of the graph.
+
+    Raises:
+        ExportError: If the converter fails.
+    """
+    import tensorflow as tf
+
     function: Any = None
     try:
         with quiet():
@@ -113,11 +137,7 @@ def _convert(
             else:
                 holder.weights = [variable.value for variable in model.variables]
             function = _trace(model, signature, constants)
-            converter = tf.lite.TFLiteConverter.from_concrete_functions(
-                [function], holder
-            )
-            configure(converter)
-            return bytes(converter.convert())
+            return converter(function, holder)
     except Exception as error:
         nodes = function.graph.get_operations() if function else ()
         raise conversion_error(error, model, nodes) from error

@@ -14,7 +14,7 @@ from keras_sq import _checks, conversion, layers, masks
 from keras_sq import _keras_internals as internals
 from keras_sq.export import activations, files, inputs, precision, targets, verify
 from keras_sq.export.report import METADATA_NAME, ExportReport
-from keras_sq.export.runtime import FileRunner, Runner
+from keras_sq.export.runtime import Runner
 from keras_sq.kernel_codes import get_codes
 from keras_sq.types import Model
 
@@ -50,12 +50,14 @@ def export(
     | `"int8"` | int8 | int8 | every runtime |
     | `"mcu"` | lookup tables, 1 bit a weight and up | int8 | TensorFlow Lite for \
     Microcontrollers |
+    | `"lce"` | 1 bit a weight where inputs are signs, else as `"small"` | float32, \
+    signs as bits | Larq Compute Engine |
 
     The batch size stays open, but for models with loops over time (LSTM, GRU
-    and SimpleRNN that are not unrolled) and target `"mcu"`, whose files take one
-    example at a time. A model of mixed or half precision becomes a float32 file.
-    Files of int8 activations take and give int8 in place of floats, with the
-    scales and zero points that they state.
+    and SimpleRNN that are not unrolled) and targets `"mcu"` and `"lce"`, whose files
+    take one example at a time. A model of mixed or half precision becomes a
+    float32 file. Files of int8 activations take and give int8 in place of floats,
+    with the scales and zero points that they state.
 
     Activations that the model quantizes take their levels in the file, too; the
     report says how it holds them. Where activations are float32, the levels are
@@ -92,6 +94,7 @@ def export(
         The report; `print` shows it.
 
     Raises:
+        ImportError: If the target needs a package that is not installed.
         TypeError: If an argument has the wrong type.
         ValueError: If an argument has a wrong value, or the model is not
             built, holds weights that are not finite, keeps state between
@@ -122,8 +125,8 @@ def export(
     if representative_data is not None:
         examples = inputs.representative_examples(signature, representative_data)
     notes: tuple[str, ...] = ()
-    if chosen.micro and examples is not None:
-        signature, notes = _fixed(signature, examples)
+    if chosen.single:
+        signature, notes = _fixed(signature, examples, chosen.single)
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(files.replacing(destination))
         sources = {}
@@ -154,7 +157,7 @@ def export(
         made = chosen.make(request)
         integer = chosen.int8_activations and examples is not None
         tolerance = None if integer else verify.FLOAT_TOLERANCE
-        load = _loader(made)
+        load = made.load or Runner
         if quantizers:
             witness = model if reference is model else None
             _check_activations(made, witness, plain, quantizers, examples, integer)
@@ -202,14 +205,6 @@ def export(
     return report
 
 
-def _loader(made: targets.Made) -> Callable[[bytes, bool], FileRunner]:
-    if made.arena_bytes is None or made.equals is None:
-        return Runner
-    from keras_sq.export.micro import signature
-
-    return signature.loader(made.equals, made.arena_bytes)
-
-
 def _check_activations(
     made: targets.Made,
     model: Model | None,
@@ -222,6 +217,9 @@ def _check_activations(
 
     if model is not None:
         activation_checks.check_copy(model, copy, made.converted, examples)
+    if made.check is not None:
+        made.check(made, copy, quantizers, examples)
+        return
     activation_checks.check_levels(made, quantizers, examples)
     if integer:
         assert examples is not None  # They make a file one of integers.
@@ -252,13 +250,17 @@ def _write_sources(
 
 
 def _fixed(
-    signature: inputs.InputSignature, examples: Sequence[inputs.Array]
+    signature: inputs.InputSignature,
+    examples: Sequence[inputs.Array] | None,
+    taker: str,
 ) -> tuple[inputs.InputSignature, tuple[str, ...]]:
     """Returns a signature without open sizes, and what was assumed for it."""
     notes: tuple[str, ...] = ()
     if signature.batch != 1:
         signature = signature.with_batch(1)
-        notes += ("takes one example at a time, as microcontrollers do",)
+        notes += (f"takes one example at a time, as {taker} do",)
+    if examples is None:
+        return signature, notes
     fixed = signature.with_sizes(examples)
     if fixed != signature:
         notes += ("the sizes of its inputs are those of `representative_data`",)
@@ -266,7 +268,7 @@ def _fixed(
 
 
 def _coarse(comparison: verify.Comparison) -> tuple[str, ...]:
-    """Returns a note where int8 outputs are far from Keras's."""
+    """Returns a note where outputs are far from Keras's."""
     if comparison.mean_error <= COARSE_ERROR:
         return ()
     steps = [
@@ -274,10 +276,13 @@ def _coarse(comparison: verify.Comparison) -> tuple[str, ...]:
         for output in comparison.outputs
         if output.scale is not None
     ]
-    return (
+    note = (
         f"outputs differ from Keras's by {comparison.mean_error:.2g} of their size in "
-        f"the mean; the steps of int8 are {', '.join(steps)}",
+        "the mean"
     )
+    if steps:
+        note += f"; the steps of int8 are {', '.join(steps)}"
+    return (note,)
 
 
 def _with_metadata(content: bytes, report: ExportReport) -> bytes:

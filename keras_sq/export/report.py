@@ -77,8 +77,8 @@ class ActivationReport:
         levels: How many different values they take.
         stored_as: `"float levels"`, `"integer grid"` (the steps of an int8 tensor
             are the levels), `"signs"` (of an int8 tensor, computed), `"table"` (looked
-            up, by the codes of an int8 tensor) or several of these, if the layer is
-            called several times.
+            up, by the codes of an int8 tensor), `"bits"` (32 signs to a number) or
+            several of these, if the layer is called several times.
         reason: Why, and how exactly.
     """
 

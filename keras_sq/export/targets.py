@@ -12,6 +12,7 @@ from keras_sq.export.activations import ActivationLevels, Held
 from keras_sq.export.convert import Converted
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.report import KernelReport
+from keras_sq.export.runtime import FileRunner
 from keras_sq.kernel_codes import KernelCodes
 from keras_sq.types import Model
 
@@ -50,6 +51,10 @@ class Made:
         float_bytes: Size of the float file of the same model.
         runtimes: The oldest versions that run it.
         equals: A file that it must agree with bit for bit, or `None`.
+        load: Makes the interpreter that runs it; `None`: LiteRT's.
+        check: Checks its quantized activations, from the file, the copy that was
+            converted, its quantizers and the examples; `None`: `activation_checks.py`
+            does.
         arena_bytes: For microcontrollers: memory that the file needs.
         int8_arena_bytes: For microcontrollers: memory that `equals` needs.
     """
@@ -60,6 +65,13 @@ class Made:
     runtimes: tuple[str, ...]
     activations: tuple[Held, ...] = ()
     equals: bytes | None = None
+    load: Callable[[bytes, bool], FileRunner] | None = None
+    check: (
+        Callable[
+            ["Made", Model, Sequence[ActivationLevels], Sequence[Array] | None], None
+        ]
+        | None
+    ) = None
     arena_bytes: int | None = None
     int8_arena_bytes: int | None = None
 
@@ -76,6 +88,7 @@ class Target:
             mean.
         needs_examples: Whether there must be representative data.
         micro: Whether TensorFlow Lite for Microcontrollers runs it.
+        single: Who takes one example at a time, where its files do.
     """
 
     description: str
@@ -83,6 +96,7 @@ class Target:
     int8_activations: bool = False
     needs_examples: bool = False
     micro: bool = False
+    single: str | None = None
 
 
 def _float_weights(*forms: str) -> Callable[[Request], Made]:
@@ -116,6 +130,12 @@ def _mcu(request: Request) -> Made:
     return building.microcontroller(request)
 
 
+def _lce(request: Request) -> Made:
+    from keras_sq.export.lce import making
+
+    return making.make(request)
+
+
 TARGETS = {
     "float": Target("float32 weights", _float_weights()),
     "fast": Target(
@@ -144,6 +164,12 @@ TARGETS = {
         int8_activations=True,
         needs_examples=True,
         micro=True,
+        single="microcontrollers",
+    ),
+    "lce": Target(
+        "binary convolutions on single bits, for Larq Compute Engine",
+        _lce,
+        single="files for Larq Compute Engine",
     ),
 }
 

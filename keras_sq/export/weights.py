@@ -7,7 +7,7 @@ names play no part.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,20 +127,38 @@ def with_kernels(
         tensors: Of `weight_tensors`.
         codes: Path of a quantized kernel -> its codes.
     """
+    matrices: list[Array | None] = []
+    for entry in tensors:
+        array = file.array(entry.tensor)
+        if array is not None and array.dtype.kind in "fi":
+            matrices.append(filters_first(array, entry.axis))
+        else:
+            matrices.append(None)
+    return [
+        dataclasses.replace(entry, kernel=path)
+        for entry, path in zip(tensors, kernel_paths(matrices, codes), strict=True)
+    ]
+
+
+def kernel_paths(
+    matrices: Sequence[Array | None], codes: Mapping[str, KernelCodes]
+) -> list[str | None]:
+    """Returns which kernels these are; `None` where none is found.
+
+    Args:
+        matrices: Arrays `(filters, weights)`; `None` is no kernel.
+        codes: Path of a quantized kernel -> its codes.
+    """
     patterns = {}
     for path, kernel in codes.items():
         shape = kernel.scale.shape
         axes = [axis for axis, size in enumerate(shape) if size > 1]
-        matrix = _matrix(kernel.codes, axes or [kernel.codes.ndim - 1])
-        patterns[path] = _pattern(matrix)
+        by_filter = _matrix(kernel.codes, axes or [kernel.codes.ndim - 1])
+        patterns[path] = _pattern(by_filter)
     found = []
-    for entry in tensors:
-        array = file.array(entry.tensor)
-        pattern = None
-        if array is not None and array.dtype.kind in "fi":
-            pattern = _pattern(filters_first(array, entry.axis))
-        match = None if pattern is None else _best_match(pattern, patterns)
-        found.append(dataclasses.replace(entry, kernel=match))
+    for matrix in matrices:
+        pattern = None if matrix is None else _pattern(matrix)
+        found.append(None if pattern is None else _best_match(pattern, patterns))
     return found
 
 
