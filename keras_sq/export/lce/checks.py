@@ -13,7 +13,7 @@ place of its own. Then it computes each part of the network from the same number
 Sums of ±1 are exact integers in the file, but not what is made of them: the factor and
 the bias of a filter, which also undo the counting of bits and the padding. A sum that
 lies on a threshold exactly, as every few of them do without a batch normalization that
-was trained, may come out on either side (in one file, 1.5 % of those in padded
+was trained, may come out on either side (in one file, 1 to 3 % of those in padded
 convolutions did); in Keras likewise, if the weights are ±scale.
 """
 
