@@ -23,8 +23,6 @@ COLOURS = ("#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#E69F00", "#0
 LINES = ("-", "--", "-.")
 """Of runs with other names, in turn."""
 
-BELOW = "outside lower center"
-
 
 def training_plot(
     history: str | os.PathLike[str] | Sequence[training_report.Row],
@@ -83,7 +81,8 @@ def training_plot(
     if len(runs) <= len(STYLES):
         accuracy.legend(loc="lower right")
     else:
-        picture.legend(*accuracy.get_legend_handles_labels(), ncols=4, loc=BELOW)
+        handles, labels = accuracy.get_legend_handles_labels()
+        picture.legend(handles, labels, ncols=4, loc="outside lower center")
     for axes in (loss, ratio, accuracy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
