@@ -60,10 +60,16 @@ def test_continuous_integration_runs_the_test_command():
 @pytest.mark.parametrize("command", commands())
 def test_command_is_one_that_exists(command):
     program, *arguments = shlex.split(command)
+    if program.startswith("PROPERTY_CASES="):
+        variable = f'"{program.split("=")[0]}"'
+        assert variable in (ROOT / "tests" / "test_properties.py").read_text("utf-8")
+        program, *arguments = arguments
     if program == "pip":
         assert arguments in (["install", "-e", "."], ["install", "-e", ".[test]"])
     elif arguments[:2] == ["-m", "pytest"]:
-        assert all((ROOT / path).exists() for path in arguments[2:])
+        assert arguments[2:] == ["-m", "slow"] or all(
+            (ROOT / path).exists() for path in arguments[2:]
+        )
     elif arguments[0] == "-m":
         values = flags.FlagValues()
         importlib.import_module(COMMANDS[arguments[1]]).define_flags(values)
