@@ -8,7 +8,11 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+import keras
+
+_Kind = TypeVar("_Kind")
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
@@ -33,6 +37,26 @@ def did_you_mean(value: Any, choices: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(value, list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def deserialized(config: Any, kind: type[_Kind], what: str) -> _Kind:
+    """Returns the object that a Keras configuration describes.
+
+    Args:
+        config: What `keras.saving.serialize_keras_object` returned.
+        kind: What it must be.
+        what: What that is called in the error, such as `"a quantizer"`.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    found = keras.saving.deserialize_keras_object(config)
+    if not isinstance(found, kind):
+        raise TypeError(
+            f"Expected the configuration of {what}. "
+            f"Received one of a {type(found).__name__}."
+        )
+    return found
 
 
 def fraction(name: str, value: Any) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_sq import _checks, presets, schedules
+from keras_sq.layer_keys import DOWNSAMPLING, FIRST, LAST
 from keras_sq.presets import Preset
 
 FLOAT = "float"
@@ -53,7 +54,7 @@ def lq_nets(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
     The first and the last layer are float in all of them. Besides the paper's:
     stochastic quantization over a learned codebook.
     """
-    ends = {"skip": ("@first", "@last")}
+    ends = {"skip": (FIRST, LAST)}
     return (
         Method(FLOAT, "float, the start"),
         Method("float-longer", "float, trained on"),
@@ -85,7 +86,7 @@ def stompp(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
     Args:
         schedule: Not used: the schedules are StoMPP's.
     """
-    skip = {"skip": ("@first", "@last", "@downsampling")}
+    skip = {"skip": (FIRST, LAST, DOWNSAMPLING)}
     plain = {
         "kernel_quantizer": "sign",
         "quantized_gradient": "clipped_straight_through",

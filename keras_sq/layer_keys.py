@@ -5,7 +5,7 @@ place, such as `"@first"`, are looked up in the model's graph.
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from keras_sq import _checks, topology
 from keras_sq import _keras_internals as internals
@@ -122,8 +122,24 @@ def has_kernels(layer: Layer) -> bool:
     """Whether a layer itself has a weight that could be quantized."""
     if registry.quantized_class(type(layer)) is not None:
         return True
-    variables = internals.own_variables(layer)
-    return not internals.sublayers(layer) and any(len(v.shape) >= 2 for v in variables)
+    return not internals.sublayers(layer) and has_matrix(layer)
+
+
+def has_matrix(layer: Layer) -> bool:
+    """Whether a layer itself has a weight of two axes or more."""
+    return any(len(v.shape) >= 2 for v in internals.own_variables(layer))
+
+
+def meant(key: LayerKey, paths: Iterable[str]) -> str:
+    """Returns a question for a key that matches no path, but nearly does.
+
+    Args:
+        key: The key.
+        paths: Of the layers; their names are looked at, too.
+    """
+    known = list(paths)
+    names = [path.rsplit("/", 1)[-1] for path in known]
+    return _checks.did_you_mean(key, [*known, *names])
 
 
 def name_of(key: LayerKey) -> str:

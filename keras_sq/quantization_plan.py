@@ -8,7 +8,6 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_sq import _checks
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
 from keras_sq.layer_keys import (
@@ -16,7 +15,9 @@ from keras_sq.layer_keys import (
     FIRST,
     LAST,
     as_keys,
+    has_matrix,
     matching_paths,
+    meant,
     name_of,
     override_settings,
 )
@@ -82,13 +83,10 @@ def plan_quantization(
         for key in keys:
             if not hits[id(key)] and key != DOWNSAMPLING:
                 known = [path for path, _ in paths]
-                hint = _checks.did_you_mean(
-                    key, [*known, *(path.rsplit("/", 1)[-1] for path in known)]
-                )
                 raise ValueError(
                     f"Argument `{argument}` names {key!r}, which matches no layer of "
                     f"model '{model.name}'. Its layers: "
-                    f"{', '.join(map(repr, known[:40]))}.{hint}"
+                    f"{', '.join(map(repr, known[:40]))}.{meant(key, known)}"
                 )
     plan: list[PlanEntry] = []
     for path, layer in paths:
@@ -126,7 +124,7 @@ def plan_quantization(
 def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> PlanEntry:
     layer_type = type(layer).__name__
     if registry.quantized_class(type(layer)) is None:
-        if not _has_matrix(layer):
+        if not has_matrix(layer):
             return PlanEntry(None, None)
         base = next((b for b in type(layer).__mro__ if b in registry.covered()), None)
         why = f"no quantized class for {layer_type}"
@@ -154,10 +152,6 @@ def _without_input(layer: Layer, choice: Settings) -> Settings:
     if cls is None or cls.takes_floats:  # type: ignore[attr-defined]
         return choice
     return choice.replace(input_quantizer=None)
-
-
-def _has_matrix(layer: Layer) -> bool:
-    return any(len(v.shape) >= 2 for v in internals.own_variables(layer))
 
 
 def check_kernels(model: Model, plan: list[PlanEntry]) -> None:

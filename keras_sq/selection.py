@@ -129,12 +129,7 @@ def get_way(identifier: Any) -> str | SoftRefresh:
         TypeError: If it describes something else.
     """
     if isinstance(identifier, dict):
-        identifier = keras.saving.deserialize_keras_object(identifier)
-        if not isinstance(identifier, SoftRefresh):
-            raise TypeError(
-                "Expected the configuration of a `SoftRefresh`. "
-                f"Received one of a {type(identifier).__name__}."
-            )
+        identifier = _checks.deserialized(identifier, SoftRefresh, "a `SoftRefresh`")
     if isinstance(identifier, SoftRefresh):
         return identifier
     name = _checks.one_of("selection", identifier, SELECTIONS)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_sq import _checks
-from keras_sq.layer_keys import matching_paths
+from keras_sq.layer_keys import matching_paths, meant
 from keras_sq.layers import layer_paths, quantized_layers
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.topology import places
@@ -71,12 +71,10 @@ def _listed(
         hits = matching_paths(key, paths, model)
         if not any(path in hits for path, _ in found):
             known = [path for path, _ in found]
-            hint = _checks.did_you_mean(
-                key, [*known, *(path.rsplit("/", 1)[-1] for path in known)]
-            )
             raise ValueError(
                 f"Argument `order` names {key!r}, which matches no quantized layer of "
-                f"model '{model.name}'. These are: {', '.join(map(repr, known))}.{hint}"
+                f"model '{model.name}'. These are: {', '.join(map(repr, known))}."
+                f"{meant(key, known)}"
             )
         chosen += [pair for pair in left if pair[0] in hits]
         left = [pair for pair in left if pair[0] not in hits]
