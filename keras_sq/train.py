@@ -80,16 +80,7 @@ class _Run:
 def _prepare(config: TrainConfig) -> list[_Run]:
     """Everything that can be wrong with a request; then makes the folders."""
     singles = config.single_runs()
-    data = [_load(single) for single in singles]
-    model = _new_model(config, data[0])
-    for method in config.methods:
-        _quantized(config, method, model)
-    folders = [claim_folder(single) for single in singles]
-    return [_Run(*parts) for parts in zip(singles, data, folders, strict=True)]
-
-
-def _load(config: TrainConfig) -> datasets.Dataset:
-    return datasets.load(
+    data = datasets.load(
         config.dataset,
         data_dir=config.data_dir,
         batch_size=config.batch_size,
@@ -98,6 +89,13 @@ def _load(config: TrainConfig) -> datasets.Dataset:
         limit=config.limit,
         download=config.download,
     )
+    model = _new_model(config, data)
+    for method in config.methods:
+        _quantized(config, method, model)
+    return [
+        _Run(single, data.with_seed(single.seed), claim_folder(single))
+        for single in singles
+    ]
 
 
 def _finish(

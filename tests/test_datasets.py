@@ -219,6 +219,8 @@ def test_order_depends_on_seed_and_epoch_only(data_dir, augment):
     first, second = whole[:steps], whole[steps : 2 * steps]
     assert not np.array_equal(first[0][0], second[0][0])
     assert not np.array_equal(first[0][0], next(iter(load(4).train()))[0])
+    # The same data under another seed are those that are loaded with it.
+    assert_same_batches(list(load(4).train()), data.with_seed(4).train())
 
 
 def test_every_epoch_is_a_permutation(data_dir):

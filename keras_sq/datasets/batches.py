@@ -57,6 +57,10 @@ class Dataset:
         """Full batches in the training split."""
         return self.sizes["train"] // self.batch_size
 
+    def with_seed(self, seed: int) -> "Dataset":
+        """Returns the same data in the order, and augmented, as of another seed."""
+        return dataclasses.replace(self, _seed=seed)
+
     def train(self, initial_epoch: int = 0, epochs: int = 1) -> tf.data.Dataset:
         """Returns the batches of the epochs `initial_epoch <= epoch < epochs`.
 
