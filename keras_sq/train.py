@@ -144,7 +144,7 @@ def _train(
         return
     # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
-    names = [method.name for method in config.methods]
+    names = [method.name for method in config.comparison]
     if method.from_float and name != FLOAT:
         start = keras.models.load_model(folder.model(FLOAT), compile=False)
     else:

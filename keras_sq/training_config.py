@@ -35,7 +35,15 @@ DECAYS = ("cosine", "constant")
 """What the learning rate does."""
 
 MAX_SEEDS = 100
-_NOT_COMPARED = ("data_dir", "download", "output_dir", "resume", "overwrite", "verbose")
+_NOT_COMPARED = (
+    "data_dir",
+    "download",
+    "only",  # "methods" says it.
+    "output_dir",
+    "resume",
+    "overwrite",
+    "verbose",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,8 @@ class TrainConfig:
             the digits and `"resnet20"` otherwise.
         preset: A comparison that `keras_sq.comparisons.get` knows, or `None`:
             float, quantized directly and with SQ.
+        only: Names of the methods to train besides the float network; `None` is
+            all of the comparison. A method's result does not depend on the others.
         quantizer: A name that `keras_sq.quantizers.get` knows; `None` is
             `"ternary"`. A preset has its own.
         schedule: `"short"`, or a name that `keras_sq.schedules.get` knows.
@@ -83,6 +93,7 @@ class TrainConfig:
     download: bool = False
     model: str | None = None
     preset: str | None = None
+    only: tuple[str, ...] | None = None
     quantizer: str | None = None
     schedule: str = "short"
     skip: tuple[str, ...] | None = None
@@ -126,7 +137,9 @@ class TrainConfig:
                 f"quantizer={self.quantizer!r}"
             )
         quantizers.get(self.quantizer_name)
-        _ = self.methods
+        names = [method.name for method in self.comparison]
+        for name in self.only or ():
+            _checks.one_of("only", name, names)
         if self.resume and self.overwrite:
             raise ValueError(
                 "Arguments `resume` and `overwrite` exclude each other. "
@@ -156,6 +169,15 @@ class TrainConfig:
     @property
     def methods(self) -> tuple[comparisons.Method, ...]:
         """The networks of a run, in the order in which they are trained."""
+        return tuple(
+            method
+            for method in self.comparison
+            if self.only is None or method.name in (comparisons.FLOAT, *self.only)
+        )
+
+    @property
+    def comparison(self) -> tuple[comparisons.Method, ...]:
+        """What the methods are chosen from."""
         schedule = self.make_schedule()
         if self.preset is None:
             return comparisons.plain(self.quantizer_name, schedule)

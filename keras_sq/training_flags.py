@@ -45,6 +45,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "with SQ]",
         **own,
     )
+    flags.DEFINE_list(
+        "only",
+        default["only"],
+        "Methods of the comparison to train besides the float network. [all]",
+        **own,
+    )
     flags.DEFINE_string(
         "quantizer",
         default["quantizer"],
@@ -127,5 +133,6 @@ def config_from_flags(values: flags.FlagValues) -> TrainConfig:
         field.name: getattr(values, field.name)
         for field in dataclasses.fields(TrainConfig)
     }
-    given["skip"] = None if given["skip"] is None else tuple(given["skip"])
+    for name in ("skip", "only"):
+        given[name] = None if given[name] is None else tuple(given[name])
     return TrainConfig(**given)

@@ -219,6 +219,20 @@ def test_preset_with_two_seeds_trains_all_methods_and_tells_the_spread(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.keras")} == before
 
 
+def test_method_alone_gives_what_it_gives_among_others(finished, tmp_path):
+    config, reports, _, _ = finished
+    alone = dataclasses.replace(config, output_dir=str(tmp_path / "run"), only=("sq",))
+    (only,) = train.run(alone)
+    assert list(only) == ["float", "sq"]
+    assert only["sq"] == reports["sq"]
+    for one, other in zip(
+        weights(tmp_path / "run" / "sq.keras"),
+        weights(pathlib.Path(config.output_dir) / "sq.keras"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     folder = training_config.RunFolder(pathlib.Path(own.output_dir))
@@ -253,6 +267,7 @@ def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
         ("--seeds=0", "`seeds` must be at least 1"),
         ("--preset=lq-nets --quantizer=binary", "`preset` and `quantizer` exclude"),
         ("--preset=lq-nets --skip=@frist", "'@frist'"),
+        ("--only=sqq", "Did you mean 'sq'?"),
     ],
 )
 def test_bad_flag_is_refused_and_nothing_made(
@@ -300,8 +315,9 @@ def test_unknown_model_is_refused():
 
 def test_flags_have_the_defaults_of_the_config():
     assert config_from_flags(parsed()) == TrainConfig()
-    given = config_from_flags(parsed("--skip=a,b", "--augment", "--limit=5"))
-    assert given == TrainConfig(skip=("a", "b"), augment=True, limit=5)
+    arguments = ("--skip=a,b", "--only=sq", "--augment", "--limit=5")
+    given = config_from_flags(parsed(*arguments))
+    assert given == TrainConfig(skip=("a", "b"), only=("sq",), augment=True, limit=5)
 
 
 def test_defaults_follow_the_dataset():
