@@ -93,6 +93,22 @@ def compiled(function: F, variables: Sequence[Variable]) -> F:
     return call  # type: ignore[return-value]
 
 
+def workers_of_strategy() -> int:
+    """Returns how many workers the strategy in scope trains with, or 0.
+
+    Only those of a `MultiWorkerMirroredStrategy` count.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 0
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
+
+
 def float64() -> contextlib.AbstractContextManager[Any]:
     """Returns a context in which tensors can be float64.
 
