@@ -293,7 +293,8 @@ def _copy_quantized_kernels(old: Layer, new: Layer) -> None:
     sources = [v for v in internals.own_variables(old) if id(v) not in extra]
     for source, target in zip(sources, internals.own_variables(new), strict=True):
         name = quantized.get(id(source))
-        target.assign(source if name is None else old.quantized_kernel(name))
+        value = source if name is None else old.quantized_kernel(name)
+        target.assign(_backend.unshared(value))
     seeds = zip(internals.seed_states(old), internals.seed_states(new), strict=True)
     for source, target in seeds:
-        target.assign(source)
+        target.assign(_backend.unshared(source))

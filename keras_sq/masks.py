@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_sq import _checks
+from keras_sq import _backend, _checks
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.quantized import StochasticallyQuantized
@@ -80,7 +80,7 @@ def _update_alike(
     per_layer = []
     start = 0
     for layer in layers:
-        layer.ratio.assign(ratio)
+        layer.ratio.assign(_backend.unshared(ratio))
         end = start + len(layer.mask_names)
         per_layer.append(ops.all(ops.stack(flags[start:end])))
         start = end
