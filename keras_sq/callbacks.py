@@ -21,6 +21,7 @@ from keras import ops
 
 from keras_sq import _backend, _checks, masks, schedules
 from keras_sq import _keras_internals as internals
+from keras_sq.backups import AtomicBackup as AtomicBackup
 from keras_sq.masks import NotFiniteError as NotFiniteError
 from keras_sq.types import Tensor
 
