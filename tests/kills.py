@@ -1,7 +1,7 @@
 r"""Kills training runs with SIGKILL, and checks what is left and what becomes of it.
 
-    PYTHONPATH=. python tests/kills.py
-    PYTHONPATH=. python tests/kills.py --kills=8 --jobs=fit --seed=3
+    python tests/kills.py
+    python tests/kills.py --kills=8 --jobs=fit --seed=3
 
 Two jobs are killed and started again until they end: `python -m keras_sq.train
 --resume` (a float and an SQ network, exports, report), and `fit` with
@@ -33,6 +33,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -216,6 +217,8 @@ def start(job, folder, **events):
             counted.install()
             status = JOBS[job](folder)
             (folder / "counts.json").write_text(json.dumps(counted.counts))
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)
@@ -229,7 +232,7 @@ def start(job, folder, **events):
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL, f"signal {os.WTERMSIG(status)}"
         return True, {}
-    assert os.WEXITSTATUS(status) == 0, f"the job ended with status {status}"
+    assert os.WEXITSTATUS(status) == 0, "the job failed"
     return False, json.loads((folder / "counts.json").read_text())
 
 

@@ -12,7 +12,7 @@ SCRIPT = pathlib.Path(__file__).parent / "kills.py"
 
 
 def kill(*arguments):
-    """Returns how many kills fell into what, as the script says."""
+    """Returns what the kills fell into, as the script says."""
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
     run = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
@@ -21,23 +21,22 @@ def kill(*arguments):
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    fell = dict(re.findall(r"killed in (\w+) +event", run.stdout))
-    assert run.stdout.count("ended as the uninterrupted run") >= 1
-    number, kinds = re.search(r"(\d+) kills: \{(.*)\}", run.stdout).groups()
-    assert fell.keys() == set(re.findall(r"'(\w+)'", kinds))
-    return int(number), set(fell)
+    assert "ended as the uninterrupted run" in run.stdout
+    fell = re.findall(r"killed in (\w+) +event", run.stdout)
+    assert f"{len(fell)} kills: " in run.stdout
+    return fell
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_run_killed_in_backups_and_export_ends_as_if_never(tmp_path):
-    number, kinds = kill("--jobs=fit", "--kills=5", "--seed=1")
-    assert number == 5
-    assert {"backup", "export"} <= kinds
+def test_run_killed_in_backups_and_export_ends_as_if_never():
+    fell = kill("--jobs=fit", "--kills=3", "--seed=1")
+    assert len(fell) == 3
+    assert {"backup", "export"} <= set(fell)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fifty_kills():
-    number, kinds = kill("--kills=50")
-    assert number == 50
-    assert kinds == {"step", "backup", "saving", "export", "report"}
+    fell = kill("--kills=50")
+    assert len(fell) == 50
+    assert set(fell) == {"step", "backup", "saving", "export", "report"}

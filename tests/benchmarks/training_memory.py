@@ -1,7 +1,7 @@
 r"""Memory of a process that trains for 10,000 steps, or exports again and again.
 
-    PYTHONPATH=. python tests/benchmarks/training_memory.py
-    PYTHONPATH=. python tests/benchmarks/training_memory.py --cases=soft --steps=2000
+    python tests/benchmarks/training_memory.py
+    python tests/benchmarks/training_memory.py --cases=soft --steps=2000
 
 Each case has a process of its own, which prints its resident memory ten times. The
 masks are redrawn before every step.
