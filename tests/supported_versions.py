@@ -52,7 +52,8 @@ def lower_bounds():
     """Returns the pins that hold what is required at its lower bound."""
     lines = metadata()["options"]["install_requires"].splitlines()
     required = (line for line in lines if not line.startswith("#"))
-    return [line.replace(">=", "==") for line in required if ">=" in line]
+    bounds = (line.split(",")[0] for line in required)
+    return [bound.replace(">=", "==") for bound in bounds if ">=" in bound]
 
 
 def python_names():
