@@ -5,10 +5,10 @@ of training, but it writes weights and epoch one after the other in place. A
 kill between the two (or half way through one) leaves a backup that is broken
 or, worse, one whose weights are an epoch ahead. So each of its backups is
 moved, together with the history up to there, into a folder of its own; a
-folder is there as a whole or not at all.
+folder is there as a whole or not at all, and holds check sums of its files, which
+Keras does not write.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import keras
 
-from keras_sq import training_config
+from keras_sq import training_files
 
 _HISTORY = "history.json"
 _PREFIX = "epoch-"
@@ -35,6 +35,9 @@ class Backup:
     Args:
         folder: Where the state lives; made if there is something to keep.
         run: Name of the phase, for the history.
+
+    Raises:
+        DamagedRunError: If the state is damaged.
     """
 
     def __init__(self, folder: pathlib.Path, run: str) -> None:
@@ -54,7 +57,8 @@ class Backup:
 
     def keep(self) -> None:
         """Moves the backup just written to where it counts."""
-        training_config.write_json(self._live / _HISTORY, self.rows)
+        training_files.write_json(self._live / _HISTORY, self.rows)
+        training_files.seal(self._live)
         target = self._folder / f"{_PREFIX}{len(self.rows):06d}"
         os.replace(self._live, target)
         for older in self._kept():
@@ -71,9 +75,17 @@ class Backup:
     def _start_from_newest(self) -> None:
         shutil.rmtree(self._live, ignore_errors=True)
         kept = self._kept()
-        if kept:
-            shutil.copytree(kept[-1], self._live)
-            self.rows = json.loads((self._live / _HISTORY).read_text("utf-8"))
+        if not kept:
+            return
+        try:
+            training_files.check_seal(kept[-1])
+            self.rows = training_files.read_history(kept[-1] / _HISTORY)
+        except (OSError, ValueError) as error:
+            raise training_files.DamagedRunError(
+                f"{error} Remove the folder '{kept[-1]}' to train this network again "
+                "from its start, with --resume."
+            ) from error
+        shutil.copytree(kept[-1], self._live)
 
 
 class _KeepEpoch(keras.callbacks.Callback):

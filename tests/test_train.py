@@ -18,7 +18,13 @@ import pytest
 from absl import flags
 
 import keras_sq
-from keras_sq import train, training_callbacks, training_config, training_report
+from keras_sq import (
+    train,
+    training_callbacks,
+    training_config,
+    training_files,
+    training_report,
+)
 from keras_sq.training_config import TrainConfig, claim_folder
 from keras_sq.training_flags import config_from_flags, define_flags
 
@@ -379,7 +385,9 @@ def test_broken_backup_does_not_count(tmp_path):
     """What a kill left half written beside a whole backup is dropped."""
     whole = tmp_path / "epoch-000001"
     whole.mkdir()
-    (whole / "history.json").write_text('[{"epoch": 0}]')
+    row = dict.fromkeys(training_report.COLUMNS, 0.5) | {"run": "sq"}
+    training_files.write_json(whole / "history.json", [row])
+    training_files.seal(whole)
     live = tmp_path / "live"
     live.mkdir()
     (live / "latest.weights.h5").write_text("half")
