@@ -4,7 +4,7 @@
 
 Each case is one damaged file: cut off, bits flipped, parts copied, numbers in it made
 absurd, or built to ask for memory without end. It is read by the function that the
-commands use, in a process that gets only `MEMORY` bytes more than it had and `SECONDS`
+commands use, in a process (on Linux) that gets only `MEMORY` bytes more than it had and `SECONDS`
 of computing for each. Good are the right result and an error that names the file;
 everything else, the end of the process included, is reported, and the exit status is
 1. The cases of a number are the same at every run; the test suite runs the first.
@@ -344,12 +344,9 @@ class Files:
 
     def loads(self, path, known=None):
         """Returns the reader of a model, which must be a known one."""
-        import keras
-
         from keras_sq.loading import load_model
 
         def read():
-            keras.backend.clear_session()  # Of the cases before.
             model = load_model(path)
             if known is not None:
                 expect(self.state_of(model) == known, "another model")
