@@ -4,10 +4,11 @@
 
 Each case is one damaged file: cut off, bits flipped, parts copied, numbers in it made
 absurd, or built to ask for memory without end. It is read by the function that the
-commands use, in a process (on Linux) that gets only `MEMORY` bytes more than it had and `SECONDS`
-of computing for each. Good are the right result and an error that names the file;
-everything else, the end of the process included, is reported, and the exit status is
-1. The cases of a number are the same at every run; the test suite runs the first.
+commands use, in a process (on Linux) that gets only `MEMORY` bytes more than it had,
+and `SECONDS` of computing for each. Good are the right result and an error that names
+the file; everything else, the end of the process included, is reported, and the exit
+status is 1. The cases of a number are the same at every run; the test suite runs the
+first thousand.
 """
 
 import argparse
