@@ -15,13 +15,16 @@ kernels (`FUSED_MIN_SIZE`) stay with plain operations: entering a compiled
 function costs more than it saves.
 """
 
+import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import keras
+
+from keras_sq.types import Tensor, Variable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,17 +51,58 @@ def as_tensor(value: Any) -> Any:
     return value
 
 
-def compiled(function: F) -> F:
+def compiled(function: F, variables: Sequence[Variable]) -> F:
     """Returns `function` as one compiled call (a graph on TensorFlow).
 
     Args:
-        function: Takes no tensors that change shape; may assign variables.
+        function: Takes tensors that do not change shape; reads and assigns
+            `variables` and no others.
+        variables: Those variables.
     """
-    if keras.backend.backend() == "tensorflow":
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
         import tensorflow as tf
 
         return tf.function(function, autograph=False)  # type: ignore[no-any-return]
-    return function
+    if backend != "jax":
+        return function
+    import jax
+
+    variables = list(variables)
+    assigned: list[int] = []
+
+    @jax.jit
+    def stateless(values: list[Tensor], *args: Tensor) -> tuple[Any, list[Tensor]]:
+        pairs = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=pairs) as scope:
+            before = [scope.get_current_value(variable) for variable in variables]
+            result = function(*args)
+            after = [scope.get_current_value(variable) for variable in variables]
+        # Known once traced, and the same each time.
+        assigned[:] = [i for i, x in enumerate(before) if after[i] is not x]
+        return result, [after[i] for i in assigned]
+
+    @functools.wraps(function)
+    def call(*args: Tensor) -> Any:
+        values = [variable.value for variable in variables]
+        result, after = stateless(values, *args)
+        for index, value in zip(assigned, after, strict=True):
+            variables[index].assign(value)
+        return result
+
+    return call  # type: ignore[return-value]
+
+
+def float64() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which tensors can be float64.
+
+    JAX turns them into float32 otherwise.
+    """
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.enable_x64(True)  # type: ignore[no-any-return]
 
 
 def fused(function: F) -> F:
@@ -69,6 +113,10 @@ def fused(function: F) -> F:
             its size. Gradients do not pass: call it from within a custom
             gradient.
     """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)  # type: ignore[return-value]
     if keras.backend.backend() != "tensorflow":
         return function
     import tensorflow as tf

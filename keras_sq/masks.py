@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import keras
 from keras import ops
 
 from keras_sq import _checks
@@ -10,7 +11,7 @@ from keras_sq import _keras_internals as internals
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.selection import Selection
-from keras_sq.types import Model, Tensor
+from keras_sq.types import Model, Tensor, Variable
 
 
 def update_masks(
@@ -41,6 +42,11 @@ def update_masks(
     return ops.concatenate(flags)
 
 
+def variables_of(layers: Sequence[StochasticallyQuantized]) -> list[Variable]:
+    """Returns what `update_masks` reads and assigns."""
+    return [x for layer in layers for x in internals.own_variables(layer)]
+
+
 def _update_alike(
     layers: Sequence[StochasticallyQuantized], ratio: Tensor, due: Tensor
 ) -> Tensor:
@@ -48,19 +54,29 @@ def _update_alike(
     masked = [(layer, name) for layer in layers for name in layer.mask_names]
     full, none = ratio >= 1.0, ops.logical_and(due, ratio <= 0.0)
 
-    def draw() -> tuple[list[Tensor], list[Tensor]]:
-        return _drawn(masked, ratio)
+    # What is assigned within a branch stays within on JAX: the branches get the
+    # random states as values, and hand them on.
+    seeds = [layer.mask_seed_state for layer in layers]
+    values = [(variable, internals.read(variable)) for variable in variables_of(layers)]
 
-    def keep() -> tuple[list[Tensor], list[Tensor]]:
+    def draw() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        with keras.StatelessScope(state_mapping=values) as scope:
+            masks, flags = _drawn(masked, ratio)
+            return masks, flags, [scope.get_current_value(seed) for seed in seeds]
+
+    def keep() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         now = [internals.read(layer.mask(name)) for layer, name in masked]
         some = ops.logical_not(none)
         masks = [ops.logical_or(ops.logical_and(mask, some), full) for mask in now]
-        return masks, [ops.ones((), "bool")] * len(masked)
+        flags = [ops.ones((), "bool")] * len(masked)
+        return masks, flags, [internals.read(seed) for seed in seeds]
 
     partly = ops.logical_and(ratio > 0.0, ratio < 1.0)
-    masks, flags = ops.cond(ops.logical_and(due, partly), draw, keep)
+    masks, flags, states = ops.cond(ops.logical_and(due, partly), draw, keep)
     for (layer, name), mask in zip(masked, masks, strict=True):
         layer.mask(name).assign(mask)
+    for seed, state in zip(seeds, states, strict=True):
+        seed.assign(state)
     per_layer = []
     start = 0
     for layer in layers:

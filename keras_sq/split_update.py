@@ -48,13 +48,14 @@ CLIP = 1.0
 def split_update(
     latent: Tensor,
     mask: Tensor,
-    forward: Callable[[Tensor, Tensor], Tensor],
+    forward: Callable[..., Tensor],
     quantized_gradient: str = "straight_through",
     full_precision: str = "identity",
+    state: Sequence[Tensor] = (),
 ) -> Tensor:
     """Returns the hybrid kernel, with the gradient of the split update.
 
-    Forward:  `forward(latent, mask)`, meant as
+    Forward:  `forward(latent, mask, *state)`, meant as
     `where(mask, Q(latent), full_precision_part(latent, full_precision))`.
     Backward: see the tables in this module's docstring.
 
@@ -64,6 +65,7 @@ def split_update(
         forward: Computes the hybrid kernel, in any float dtype.
         quantized_gradient: One of the names in the second table.
         full_precision: One of the names in the first.
+        state: Further tensors that `forward` takes; no gradient reaches them.
 
     Returns:
         What `forward` returns; its gradient arrives at `latent`, in the
@@ -81,22 +83,16 @@ def split_update(
     """
     _checks.one_of("quantized_gradient", quantized_gradient, QUANTIZED_GRADIENTS)
     _checks.one_of("full_precision", full_precision, FULL_PRECISION)
-    _require_tensorflow()
-    import tensorflow as tf
 
-    @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def hybrid(
-        latent: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, None]]]:
-        def backward(upstream: Tensor) -> tuple[Tensor, None]:
-            gradient = latent_gradient(
-                upstream, latent, mask, quantized_gradient, full_precision
-            )
-            return gradient, None
+    def backward(
+        upstream: Tensor, latent: Tensor, mask: Tensor, *state: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        gradient = latent_gradient(
+            upstream, latent, mask, quantized_gradient, full_precision
+        )
+        return gradient, None, *(None for _ in state)
 
-        return forward(latent, mask), backward
-
-    return hybrid(tf.convert_to_tensor(latent), tf.convert_to_tensor(mask))
+    return with_gradient([latent, mask, *state], forward, backward)
 
 
 def full_precision_part(value: Tensor, full_precision: str) -> Tensor:
@@ -166,7 +162,22 @@ def with_gradient(
         >>> with_gradient([x], keras.ops.round, lambda up, x: (up,)).numpy().tolist()
         [0.0, 2.0]
     """
-    _require_tensorflow()
+    backend = keras.backend.backend()
+    if backend not in _WITH_GRADIENT:
+        raise ValueError(
+            "Training stochastically quantized layers is implemented for the "
+            "TensorFlow and JAX backends of Keras. Received: "
+            f"keras.backend.backend()={backend!r}. Set the environment variable "
+            "KERAS_BACKEND to 'tensorflow' or 'jax' before Keras is imported."
+        )
+    return _WITH_GRADIENT[backend](inputs, forward, backward)
+
+
+def _by_tensorflow(
+    inputs: Sequence[Tensor],
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Tensor:
     import tensorflow as tf
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -178,11 +189,19 @@ def with_gradient(
     return computed(*(tf.convert_to_tensor(x) for x in inputs))
 
 
-def _require_tensorflow() -> None:
-    backend = keras.backend.backend()
-    if backend != "tensorflow":
-        raise ValueError(
-            "The split update is implemented for the TensorFlow backend. "
-            f"Received: keras.backend.backend()={backend!r}. "
-            "Set the environment variable KERAS_BACKEND=tensorflow."
-        )
+def _by_jax(
+    inputs: Sequence[Tensor],
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Tensor:
+    import jax
+
+    computed = jax.custom_vjp(forward)
+    computed.defvjp(
+        lambda *inputs: (forward(*inputs), inputs),
+        lambda inputs, upstream: backward(upstream, *inputs),
+    )
+    return computed(*(ops.convert_to_tensor(x) for x in inputs))
+
+
+_WITH_GRADIENT = {"tensorflow": _by_tensorflow, "jax": _by_jax}

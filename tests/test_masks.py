@@ -277,7 +277,7 @@ def test_update_of_all_layers_is_one_trace():
         traces.append(1)
         return masks.update_masks(quantized(model), ratio, due)
 
-    call = _backend.compiled(function)
+    call = _backend.compiled(function, masks.variables_of(quantized(model)))
     seen = set()
     for ratio, due in [
         (0.25, True),
@@ -298,7 +298,8 @@ def test_update_of_all_layers_is_one_trace():
 def test_update_compiled_equals_eager():
     eager, graph = small_model(mask_seed=9), small_model(mask_seed=9)
     call = _backend.compiled(
-        lambda ratio: masks.update_masks(quantized(graph), ratio, ops.array(True))
+        lambda ratio: masks.update_masks(quantized(graph), ratio, ops.array(True)),
+        masks.variables_of(quantized(graph)),
     )
     for ratio in (0.5, 0.25, 0.75):
         update(eager, ratio, True)

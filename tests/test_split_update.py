@@ -293,6 +293,6 @@ def test_unknown_full_precision(name):
 
 
 def test_other_backend(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(ValueError, match=r"TensorFlow backend\. Received.*'jax'"):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ValueError, match=r"TensorFlow and JAX backends.*'torch'"):
         split_update(np.ones(2), np.array(True), forward)

@@ -5,6 +5,7 @@ import math
 
 from keras import ops
 
+from keras_sq import _backend
 from keras_sq.activation_rules.rule import ActivationRule, StateSpec, register
 from keras_sq.quantizers import codebook
 from keras_sq.types import Tensor
@@ -88,10 +89,14 @@ class LearnedRule(ActivationRule):
         column = basis[:, None]
         levels, codes = codebook.levels_of(column, self.signed)
         thresholds = codebook.thresholds_of(levels)[:, 0]
-        numbers, sums = self._level_sums(x, thresholds)
-        solved = codebook.least_squares(column, codes, numbers[:, None], sums[:, None])
+        with _backend.float64():
+            numbers, sums = self._level_sums(x, thresholds)
+            solved = codebook.least_squares(
+                column, codes, numbers[:, None], sums[:, None]
+            )
+            usable = ops.isfinite(ops.sum(sums))
         after = codebook.moved(basis, solved[:, 0], updates)
-        usable = ops.all(ops.isfinite(after)) & ops.isfinite(ops.sum(sums))
+        usable = ops.all(ops.isfinite(after)) & usable
         return (
             ops.where(usable, after, basis),
             updates + ops.cast(usable, updates.dtype),

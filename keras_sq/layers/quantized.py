@@ -286,9 +286,10 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         return split_update(
             value,
             mask,
-            lambda latent, mask: forward(latent, mask, *state),
+            forward,
             settings.quantized_gradient,
             settings.full_precision if hybrid else "identity",
+            state,
         )
 
     def quantized_kernel(self, name: str = "kernel") -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_sq import functional
+from keras_sq import _backend, functional
 from keras_sq.types import Tensor
 
 RIDGE = 1e-4
@@ -177,18 +177,19 @@ def least_squares(
         sums: Float32 `(levels, filters)`: their sums.
     """
     num_bits = int(basis.shape[0])
-    codes, numbers, sums, before = (
-        ops.cast(x, "float64") for x in (codes, numbers, sums, basis)
-    )
-    weighted = codes * numbers[:, np.newaxis]
-    square = ops.einsum("lif,ljf->fij", weighted, codes)
-    square = square + RIDGE * ops.eye(num_bits, dtype="float64")
-    product = ops.einsum("lif,lf->fi", codes, sums) + RIDGE * ops.transpose(before)
-    factor = ops.cholesky(square)
-    half = ops.solve_triangular(factor, product[..., np.newaxis], lower=True)
-    upper = ops.transpose(factor, (0, 2, 1))
-    solution = ops.solve_triangular(upper, half)
-    return ops.cast(ops.transpose(solution[..., 0]), "float32")
+    with _backend.float64():
+        codes, numbers, sums, before = (
+            ops.cast(x, "float64") for x in (codes, numbers, sums, basis)
+        )
+        weighted = codes * numbers[:, np.newaxis]
+        square = ops.einsum("lif,ljf->fij", weighted, codes)
+        square = square + RIDGE * ops.eye(num_bits, dtype="float64")
+        product = ops.einsum("lif,lf->fi", codes, sums) + RIDGE * ops.transpose(before)
+        factor = ops.cholesky(square)
+        half = ops.solve_triangular(factor, product[..., np.newaxis], lower=True)
+        upper = ops.transpose(factor, (0, 2, 1))
+        solution = ops.solve_triangular(upper, half)
+        return ops.cast(ops.transpose(solution[..., 0]), "float32")
 
 
 def step(weights: Tensor, basis: Tensor, signed: bool) -> Tensor:
