@@ -6,8 +6,9 @@ counted before it is read, so that memory and time stay in proportion to the siz
 the file. Nothing here knows what a layer is; models are loaded in `loading.py`, TFLite
 files read in `export/contents`.
 
-Design note: **Keras checks some of it**, but falls back to reading weights past their
-check sum if the first way fails, and starts to count at 4 GiB.
+Design note: **Keras checks some of it**, but if the check sum of weights is wrong it
+reads them in another way, which from Python 3.12 on does not compare it, and it starts
+to count at 4 GiB.
 """
 
 import json

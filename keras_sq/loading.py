@@ -78,7 +78,10 @@ def _why(error: Exception) -> str:
     """Returns the reason, around which Keras prints the settings of all layers."""
     inner = str(error).split("Exception encountered: ")[-1]
     inner = inner.split("Full object config:")[0].strip()
-    reason = inner.split("\n\n")[0][:600] or type(error).__name__
+    paragraphs = inner.split("\n\n")
+    if paragraphs[0].startswith("A total of ") and len(paragraphs) > 1:
+        paragraphs = paragraphs[1:]  # It counts first, and says why then.
+    reason = paragraphs[0][:600] or type(error).__name__
     if "Could not locate" in reason:
         reason += " Name the module that defines it: --import=my_layers."
     return reason

@@ -257,6 +257,7 @@ def virtual(file):
         ),
         (virtual, "lies in another file"),
         (lambda file: file.create_dataset(KERNEL, data="text"), "holds no numbers"),
+        (lambda file: file.create_dataset(KERNEL, (3,), "f4"), r"shape.*\(3,\)"),
     ],
 )
 def test_weights_that_are_huge_or_elsewhere_are_refused(make, message, saved):
