@@ -1,6 +1,9 @@
-"""Callbacks of `keras_sq.train`: history, restorable state, progress."""
+"""Callbacks of `keras_sq.train`: history, restorable state, progress.
 
-import json
+A backup of a run holds check sums of its files, which Keras does not write, so that a
+file that was damaged since is noticed.
+"""
+
 import math
 import pathlib
 import shutil
@@ -10,7 +13,7 @@ from typing import Any, TextIO
 
 import keras
 
-from keras_sq import training_config
+from keras_sq import training_files
 from keras_sq.backups import AtomicBackup
 
 _HISTORY = "history.json"
@@ -27,14 +30,26 @@ class Backup(AtomicBackup):
     Args:
         folder: Where the state lives; made if there is something to keep.
         run: Name of the phase, for the history.
+
+    Raises:
+        DamagedRunError: If the state is damaged.
     """
 
     def __init__(self, folder: pathlib.Path, run: str) -> None:
         super().__init__(folder)
         self.run = run
         self.rows: list[dict[str, Any]] = []
-        if self.newest is not None:
-            self.rows = json.loads((self.newest / _HISTORY).read_text("utf-8"))
+        newest = self.newest
+        if newest is None:
+            return
+        try:
+            training_files.check_seal(newest)
+            self.rows = training_files.read_history(newest / _HISTORY)
+        except (OSError, ValueError) as error:
+            raise training_files.DamagedRunError(
+                f"{error} Remove the folder '{newest}' to train this network again "
+                "from its start, with --resume."
+            ) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the epoch to the history, then writes the backup."""
@@ -54,8 +69,9 @@ class Backup(AtomicBackup):
         super().on_epoch_end(epoch, logs)
 
     def write_more(self, folder: pathlib.Path) -> None:
-        """Writes the history."""
-        training_config.write_json(folder / _HISTORY, self.rows)
+        """Writes the history, and the check sums of everything."""
+        training_files.write_json(folder / _HISTORY, self.rows)
+        training_files.seal(folder)
 
 
 class Progress(keras.callbacks.Callback):
