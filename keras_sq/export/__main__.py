@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from keras_sq.export import command_line, files, targets
-from keras_sq.export.errors import ExportError
+from keras_sq.export.errors import ExportError, require_tensorflow
 from keras_sq.export.exporter import export
 from keras_sq.types import Model
 
@@ -91,6 +91,7 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         options["max_decode_bytes"] = values.max_decode_bytes
     try:
         # What is quick to find wrong comes first.
+        require_tensorflow()
         files.destination(destination)
         if values.representative is not None:
             options["representative_data"] = load_examples(values.representative)
