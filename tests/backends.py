@@ -30,6 +30,8 @@ False is a graph on TensorFlow, but one operation after the other on JAX.
 
 def array(value):
     """Returns NumPy's copy of a tensor or variable, in its own dtype."""
+    # NumPy warns when it is given a variable itself.
+    value = value.value if isinstance(value, keras.Variable) else value
     return np.array(ops.convert_to_numpy(value))
 
 

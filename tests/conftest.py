@@ -121,4 +121,15 @@ def pytest_configure(config: pytest.Config) -> None:
         device = tf.config.LogicalDeviceConfiguration()
         tf.config.set_logical_device_configuration(cpu, [device, device])
         return
+    import jax
+
+    # What was compiled once need not be again, in any process.
+    cache = config.cache
+    assert cache is not None
+    for name, value in {
+        "jax_compilation_cache_dir": str(cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }.items():
+        jax.config.update(name, value)
+        os.environ.setdefault(name.upper(), str(value))
     config.pluginmanager.register(WithoutTensorFlow(), "keras_sq_without_tensorflow")

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from backends import array as numpy
-from backends import gradients
+from backends import BACKEND, gradients
 from keras import ops
 
 import keras_sq
@@ -236,7 +236,8 @@ ROWS = [
     Row(
         "MultiHeadAttention",
         (2, 3),
-        {"value_dim": 4},
+        # On JAX, Keras's attention does not run with another size of values.
+        {"value_dim": 4 if BACKEND == "tensorflow" else 3},
         (2, 4, 5),
         [HEADS, HEADS, HEADS, {"kernel": (2,)}],
         self_attention,
