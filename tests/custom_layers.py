@@ -151,8 +151,8 @@ class Distiller(keras.Model):
         super().__init__(**kwargs)
         self.student = student
 
-    def call(self, x):
-        return self.student(x)
+    def call(self, x, training=None):
+        return self.student(x, training=training)
 
     def train_step(self, *args):
         jax = keras.backend.backend() == "jax"

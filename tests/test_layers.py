@@ -6,8 +6,8 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from backends import array as numpy
 from backends import BACKEND, gradients
+from backends import array as numpy
 from keras import ops
 
 import keras_sq

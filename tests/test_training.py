@@ -222,7 +222,11 @@ def reference():
 
 @pytest.mark.parametrize(
     "how",
-    [{"jit_compile": True}, {"jit_compile": "auto"}, {"run_eagerly": True}],
+    [
+        {"jit_compile": True},
+        {"jit_compile": "auto"},
+        {"run_eagerly": True, "jit_compile": False},
+    ],
     ids=str,
 )
 def test_same_run_however_it_is_compiled(how, reference):
