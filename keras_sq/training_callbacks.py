@@ -1,16 +1,7 @@
-"""Callbacks of `keras_sq.train`: history, restorable state, progress.
-
-Design note: `keras.callbacks.BackupAndRestore` saves and restores the state
-of training, but it writes weights and epoch one after the other in place. A
-kill between the two (or half way through one) leaves a backup that is broken
-or, worse, one whose weights are an epoch ahead. So each of its backups is
-moved, together with the history up to there, into a folder of its own; a
-folder is there as a whole or not at all.
-"""
+"""Callbacks of `keras_sq.train`: history, restorable state, progress."""
 
 import json
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -20,17 +11,18 @@ from typing import Any, TextIO
 import keras
 
 from keras_sq import training_config
+from keras_sq.backups import AtomicBackup
 
 _HISTORY = "history.json"
-_PREFIX = "epoch-"
 
 
-class Backup:
-    """The restorable state of one phase, as a list of callbacks.
+class Backup(AtomicBackup):
+    """The restorable state of one phase, and its history.
+
+    To be put behind the callbacks that add to the logs.
 
     Attributes:
         rows: The history so far, of earlier processes too.
-        initial_epoch: The epoch to go on with.
 
     Args:
         folder: Where the state lives; made if there is something to keep.
@@ -38,57 +30,18 @@ class Backup:
     """
 
     def __init__(self, folder: pathlib.Path, run: str) -> None:
+        super().__init__(folder)
         self.run = run
-        self._folder = folder
-        self._live = folder / "live"
         self.rows: list[dict[str, Any]] = []
-        self._start_from_newest()
-        self.initial_epoch = len(self.rows)
-
-    def callbacks(self) -> list[Any]:
-        """Returns what goes around the other callbacks: first and last."""
-        return [
-            keras.callbacks.BackupAndRestore(str(self._live), delete_checkpoint=False),
-            _KeepEpoch(self),
-        ]
-
-    def keep(self) -> None:
-        """Moves the backup just written to where it counts."""
-        training_config.write_json(self._live / _HISTORY, self.rows)
-        target = self._folder / f"{_PREFIX}{len(self.rows):06d}"
-        os.replace(self._live, target)
-        for older in self._kept():
-            if older != target:
-                shutil.rmtree(older)
-
-    def discard(self) -> None:
-        """Removes everything: the phase is finished."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _kept(self) -> list[pathlib.Path]:
-        return sorted(self._folder.glob(f"{_PREFIX}*"))
-
-    def _start_from_newest(self) -> None:
-        shutil.rmtree(self._live, ignore_errors=True)
-        kept = self._kept()
-        if kept:
-            shutil.copytree(kept[-1], self._live)
-            self.rows = json.loads((self._live / _HISTORY).read_text("utf-8"))
-
-
-class _KeepEpoch(keras.callbacks.Callback):
-    """Adds the epoch to the history, then keeps the backup."""
-
-    def __init__(self, backup: Backup) -> None:
-        super().__init__()
-        self._backup = backup
+        if self.newest is not None:
+            self.rows = json.loads((self.newest / _HISTORY).read_text("utf-8"))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Runs after `BackupAndRestore` has written."""
+        """Adds the epoch to the history, then writes the backup."""
         logs = logs or {}
-        ratio = None if self._backup.run == "float" else 1.0
+        ratio = None if self.run == "float" else 1.0
         row = {
-            "run": self._backup.run,
+            "run": self.run,
             "epoch": epoch,
             "ratio": logs.get("quantized_ratio", ratio),
             "learning_rate": float(
@@ -97,8 +50,12 @@ class _KeepEpoch(keras.callbacks.Callback):
         }
         for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
             row[name] = float(logs[name])
-        self._backup.rows.append(row)
-        self._backup.keep()
+        self.rows.append(row)
+        super().on_epoch_end(epoch, logs)
+
+    def write_more(self, folder: pathlib.Path) -> None:
+        """Writes the history."""
+        training_config.write_json(folder / _HISTORY, self.rows)
 
 
 class Progress(keras.callbacks.Callback):

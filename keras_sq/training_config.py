@@ -246,6 +246,8 @@ def claim_folder(config: TrainConfig) -> "RunFolder":
                 "Resume it with those, or choose another `--output_dir`."
             )
         if config.resume:
+            folder.tidy({_DESCRIPTION, *outputs})
+            folder.state.mkdir(exist_ok=True)
             return folder
         if changes and not config.overwrite:
             raise FileExistsError(
@@ -340,10 +342,25 @@ class RunFolder:
         return {*_OUTPUTS, *(file(name).name for name in methods for file in files)}
 
     def clear(self, outputs: Iterable[str]) -> None:
-        """Removes these files and the state of a run, and nothing else."""
-        for name in (_DESCRIPTION, *outputs):
+        """Removes these files and the state of a run, and nothing else.
+
+        In an order that leaves, wherever it is killed, an unfinished run of the old
+        settings: results say that a run is finished, and a network that it was
+        trained, which the state is needed for.
+        """
+        for name in (_RESULTS, *outputs):
             (self.path / name).unlink(missing_ok=True)
+        self.tidy(outputs)
         shutil.rmtree(self.state, ignore_errors=True)
+        (self.path / _DESCRIPTION).unlink(missing_ok=True)
+
+    def tidy(self, outputs: Iterable[str]) -> None:
+        """Removes what a kill left half written beside these files."""
+        for name in outputs:
+            # As `write_text` and `keras_sq.export` name them; names have no wildcards.
+            for pattern in (f".{name}.unfinished", f".{name}.*.tmp"):
+                for path in self.path.glob(pattern):
+                    path.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
