@@ -73,6 +73,14 @@ class WithoutTensorFlow:
     def __init__(self) -> None:
         self.left_out = 0
 
+    @pytest.fixture(autouse=True, scope="module")
+    def _forget_what_is_compiled(self) -> Iterator[None]:
+        """Thousands of compiled operations would take gigabytes of memory."""
+        yield
+        import jax
+
+        jax.clear_caches()
+
     def pytest_report_header(self) -> str:
         return (
             f"backend: {BACKEND}; left out, as they need TensorFlow: the package's "
