@@ -32,7 +32,7 @@ def array(value):
     """Returns NumPy's copy of a tensor or variable, in its own dtype."""
     # NumPy warns when it is given a variable itself.
     value = value.value if isinstance(value, keras.Variable) else value
-    return np.array(ops.convert_to_numpy(value))
+    return np.array(ops.convert_to_numpy(_backend.as_tensor(value)))
 
 
 def tensor(value, dtype=None):

@@ -73,13 +73,14 @@ class WithoutTensorFlow:
     def __init__(self) -> None:
         self.left_out = 0
 
-    @pytest.fixture(autouse=True, scope="module")
-    def _forget_what_is_compiled(self) -> Iterator[None]:
-        """Thousands of compiled operations would take gigabytes of memory."""
-        yield
-        import jax
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> None:
+        # Thousands of compiled operations take gigabytes of memory.
+        if nextitem is None or nextitem.path != item.path:
+            import jax
 
-        jax.clear_caches()
+            jax.clear_caches()
 
     def pytest_report_header(self) -> str:
         return (

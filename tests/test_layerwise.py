@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from backends import compiled, two_devices
+from backends import BACKEND, compiled, two_devices
 from keras import ops
 from test_training import (
     assert_same,
@@ -494,8 +494,9 @@ def test_a_model_half_way_is_not_trained_to_the_end():
     assert 0 < keras_sq.get_ratio(model) < 1
     ratios = [float(numpy(x.ratio)) for _, x in quantized_layers(model)]
     assert ratios[0] == 1.0
-    with pytest.raises(ValueError, match="trained only part of the way"):
-        keras_sq.export(model, "never-written.tflite", target="float")
+    if BACKEND == "tensorflow":
+        with pytest.raises(ValueError, match="trained only part of the way"):
+            keras_sq.export(model, "never-written.tflite", target="float")
 
 
 def test_layers_before_their_turn_train_as_float_layers():

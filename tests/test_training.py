@@ -422,6 +422,20 @@ def test_own_train_step():
     assert recorder.ratios == STEPS
 
 
+def test_model_in_a_class_of_its_own_trains_with_its_masks():
+    # Its call does not hand `training` on to its layers.
+    model = keras_sq.quantize_model(built_subclassed(), "ternary", seed=0)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert fit(model).ratios == STEPS
+    assert all(layer.has_trained for _, layer in quantized_layers(model))
+
+
+def built_subclassed():
+    model = custom_layers.Subclassed()
+    model(data()[0])
+    return model
+
+
 def test_second_fit_goes_on_and_says_so():
     model = make()
     fit(model)
