@@ -15,6 +15,9 @@ import keras
 # without a `training` argument (Dense, the convolutions) are not told.
 from keras.src.backend.common import global_state
 
+# Stands for one call of a whole model on JAX, see `call_under_way`.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
 # A variable read during a mixed-precision call arrives in float16; scales and
 # thresholds must be found in the variable's own dtype.
 from keras.src.backend.common.variables import AutocastScope
@@ -39,8 +42,28 @@ def called_layer() -> Layer:
 
 def call_under_way() -> object | None:
     """Returns an object that stands for the outermost Keras call under way."""
-    context: object | None = global_state.get_global_attribute("current_call_ctx")
-    return context
+    # On JAX the trainer runs a model's `call` by itself: each of its layers then is
+    # an outermost call, but all of them are within one scope.
+    found: object | None = get_stateless_scope()
+    if found is None:
+        found = global_state.get_global_attribute("current_call_ctx")
+    return found
+
+
+@contextlib.contextmanager
+def called(layer: Layer, training: bool | None) -> Iterator[None]:
+    """Makes what is called inside part of a call of `layer`.
+
+    Keras's `stateless_call`, by which the JAX trainer runs a model, does not: layers
+    whose model does not hand `training` on to them would not hear of it.
+    """
+    context = layer._get_call_context()
+    if training is not None:
+        context.set_value("training", training)
+    try:
+        yield
+    finally:
+        layer._maybe_reset_call_context()
 
 
 def in_autocast() -> bool:

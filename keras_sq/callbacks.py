@@ -227,7 +227,8 @@ class StochasticQuantization(keras.callbacks.Callback):
         if self._slots:
             restart = ops.logical_and(begins, step > 0)
             for slot in self._slots:
-                slot.assign(ops.where(restart, ops.zeros_like(slot), slot))
+                value = internals.read(slot)
+                slot.assign(ops.where(restart, ops.zeros_like(value), value))
         return masks.update_masks(self._layers, ratio, ops.logical_or(due, begins))
 
     def _bind(self) -> schedules.RatioSchedule:

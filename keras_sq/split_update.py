@@ -196,7 +196,9 @@ def _by_jax(
 ) -> Tensor:
     import jax
 
-    computed = jax.custom_vjp(forward)
+    # By a function that takes tensors only: JAX would also trace what `forward` has
+    # defaults for.
+    computed = jax.custom_vjp(lambda *inputs: forward(*inputs))
     computed.defvjp(
         lambda *inputs: (forward(*inputs), inputs),
         lambda inputs, upstream: backward(upstream, *inputs),

@@ -18,6 +18,7 @@ Settings and the output folder are in `training_config.py`, their flags in
 import dataclasses
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -35,8 +36,7 @@ from keras_sq import (
 )
 from keras_sq.callbacks import NotFiniteError
 from keras_sq.comparisons import FLOAT, Method
-from keras_sq.export import export
-from keras_sq.export.errors import ExportError
+from keras_sq.export import ExportError, export
 from keras_sq.training_config import RunFolder, TrainConfig, claim_folder
 from keras_sq.training_files import (
     DamagedRunError,
@@ -214,8 +214,9 @@ def _compile(model: Model, config: TrainConfig, steps: int) -> None:
         optimizer=keras.optimizers.SGD(rate, momentum=MOMENTUM),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        # Keras would choose XLA, but not where operations are deterministic.
-        jit_compile=False,
+        # On TensorFlow, Keras would choose XLA, but not where operations are
+        # deterministic. On JAX there is nothing else to compile by.
+        jit_compile=keras.backend.backend() == "jax",
     )
 
 
@@ -240,11 +241,30 @@ def _export_and_test(
         if name == FLOAT:
             parameters = model.count_params()
         target = "float" if method.preset is None else config.target
-        exported = export(model, folder.tflite(name), target=target)
+        if keras.backend.backend() == "tensorflow":
+            exported = export(model, folder.tflite(name), target=target).to_dict()
+        else:
+            exported = _export_elsewhere(folder, name, target)
         _compile(model, config, steps=1)
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
         reports[name] = training_report.network_report(exported, parameters, logs)
     return reports
+
+
+def _export_elsewhere(folder: RunFolder, name: str, target: str) -> dict[str, Any]:
+    """Exports in a process of its own, on the backend that the converter needs."""
+    paths = str(folder.model(name)), str(folder.tflite(name))
+    made = subprocess.run(
+        [sys.executable, "-m", "keras_sq.export", *paths, f"--target={target}"]
+        + ["--json"],
+        env=os.environ | {"KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        raise ExportError(made.stderr.strip())
+    report: dict[str, Any] = json.loads(made.stdout)
+    return report
 
 
 def _plot(folder: RunFolder, history: list[dict[str, Any]]) -> None:

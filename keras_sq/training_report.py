@@ -13,8 +13,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keras_sq.export import ExportReport
-
 COLUMNS = (
     "run",
     "epoch",
@@ -60,24 +58,24 @@ class NetworkReport:
 
 
 def network_report(
-    exported: ExportReport, parameters: int, test_logs: Mapping[str, float]
+    exported: Mapping[str, Any], parameters: int, test_logs: Mapping[str, float]
 ) -> NetworkReport:
     """Returns the report of a trained and exported network.
 
     Args:
-        exported: What `keras_sq.export` returned.
+        exported: What `keras_sq.export` returned, as a dict.
         parameters: Of the float network.
         test_logs: What `evaluate` returned on the test split.
     """
-    bits = exported.bits_per_weight
+    bits = exported["bits_per_weight"]
     return NetworkReport(
         test_accuracy=float(test_logs["accuracy"]),
         test_loss=float(test_logs["loss"]),
-        target=exported.target,
-        tflite_bytes=exported.num_bytes,
-        float_tflite_bytes=exported.float_bytes,
+        target=exported["target"],
+        tflite_bytes=exported["num_bytes"],
+        float_tflite_bytes=exported["float_bytes"],
         parameters=parameters,
-        quantized_weights=exported.quantized_weights,
+        quantized_weights=exported["quantized_weights"],
         bits_per_weight=32.0 if bits is None else bits,
     )
 

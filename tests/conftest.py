@@ -1,18 +1,48 @@
-"""What all tests share: a quiet TensorFlow, seeds, the names of doctests."""
+"""What all tests share: a quiet backend, seeds, the names of doctests.
+
+The suite runs on Keras's TensorFlow backend. With `KERAS_BACKEND=jax` its tests
+of the training path run on JAX: what needs TensorFlow is left out, and pytest's
+header and summary say so.
+"""
 
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-# Before the first import of Keras or TensorFlow, which read them once.
+# Before the first import of Keras, TensorFlow or JAX, which read them once.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if os.environ["KERAS_BACKEND"] == "jax":
+    # Each operation is compiled for each shape that it meets, and compiling takes
+    # longer than the small tests' arithmetic.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+
+BACKEND = keras.backend.backend()
+
+if BACKEND not in ("tensorflow", "jax"):
+    raise pytest.UsageError(
+        "The tests run on the TensorFlow and JAX backends of Keras. Received: "
+        f"KERAS_BACKEND={BACKEND!r}"
+    )
+
+TENSORFLOW_FILES = (
+    "test_datasets.py",
+    "test_export*.py",
+    "test_inspect.py",
+    "test_notebooks.py",
+    "test_packaging.py",
+    "test_readme.py",
+    "test_train.py",
+)
+"""Export, TFDS, and what uses both."""
+
+collect_ignore_glob = [] if BACKEND == "tensorflow" else list(TENSORFLOW_FILES)
 
 
 class SharedFixtures:
@@ -37,10 +67,78 @@ class SharedFixtures:
         doctest_namespace.update(keras=keras, keras_sq=keras_sq, np=np)
 
 
+class WithoutTensorFlow:
+    """Leaves out what needs the TensorFlow backend, and says what and how much."""
+
+    def __init__(self) -> None:
+        self.left_out = 0
+
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> None:
+        # Thousands of compiled operations take gigabytes of memory.
+        if nextitem is None or nextitem.path != item.path:
+            import jax
+
+            jax.clear_caches()
+
+    def pytest_report_header(self) -> str:
+        return (
+            f"backend: {BACKEND}; left out, as they need TensorFlow: the package's "
+            "doctests, tests marked `tensorflow`, " + ", ".join(TENSORFLOW_FILES)
+        )
+
+    def pytest_ignore_collect(self, collection_path: pathlib.Path) -> bool | None:
+        # The doctests show tensors by `.numpy()`, which JAX's arrays lack.
+        package = pathlib.Path(__file__).parents[1] / "keras_sq"
+        return True if collection_path.is_relative_to(package) else None
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        out = [item for item in items if item.get_closest_marker("tensorflow")]
+        items[:] = [item for item in items if item not in set(out)]
+        config.hook.pytest_deselected(items=out)
+        self.left_out = len(out)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        # With pytest-xdist, each worker collects all tests, and only they do.
+        self.left_out = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output["left_out"] = self.left_out
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        terminalreporter.write_line(
+            f"{self.left_out} tests marked `tensorflow` were left out, beside the "
+            f"package's doctests and {', '.join(TENSORFLOW_FILES)}: run them with "
+            "KERAS_BACKEND=tensorflow."
+        )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SharedFixtures(), "keras_sq_shared_fixtures")
-    # Two CPUs for `tf.distribute.MirroredStrategy`, which can be set only
-    # before TensorFlow starts. Everything else runs on the first as before.
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    device = tf.config.LogicalDeviceConfiguration()
-    tf.config.set_logical_device_configuration(cpu, [device, device])
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        # Two CPUs for `tf.distribute.MirroredStrategy`, which can be set only
+        # before TensorFlow starts. Everything else runs on the first as before.
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        device = tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(cpu, [device, device])
+        return
+    import jax
+
+    # What was compiled once need not be again, in any process.
+    cache = config.cache
+    assert cache is not None
+    for name, value in {
+        "jax_compilation_cache_dir": str(cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }.items():
+        jax.config.update(name, value)
+        os.environ.setdefault(name.upper(), str(value))
+    config.pluginmanager.register(WithoutTensorFlow(), "keras_sq_without_tensorflow")

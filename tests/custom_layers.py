@@ -151,10 +151,29 @@ class Distiller(keras.Model):
         super().__init__(**kwargs)
         self.student = student
 
-    def call(self, x):
-        return self.student(x)
+    def call(self, x, training=None):
+        return self.student(x, training=training)
 
-    def train_step(self, data):
+    def train_step(self, *args):
+        jax = keras.backend.backend() == "jax"
+        return self._step_of_jax(*args) if jax else self._step_of_tensorflow(*args)
+
+    def _step_of_jax(self, state, data):
+        import jax
+
+        def loss_of(trainable, others):
+            y_pred, others = self.stateless_call(trainable, others, x, training=True)
+            return self.compute_loss(x, y, y_pred), others
+
+        (x, y), (trainable, others, optimizer, metrics) = data, state
+        differentiate = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, others), gradients = differentiate(trainable, others)
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, trainable
+        )
+        return {"loss": loss}, (trainable, others, optimizer, metrics)
+
+    def _step_of_tensorflow(self, data):
         import tensorflow as tf
 
         x, y = data

@@ -298,7 +298,7 @@ class Files:
             backup = training_callbacks.Backup(folder, "sq")
             expect(backup.rows == self.rows, "other rows")
             for path in self.backup.iterdir():
-                same = (folder / "live" / path.name).read_bytes() == path.read_bytes()
+                same = (place / path.name).read_bytes() == path.read_bytes()
                 expect(same or path.name == "checksums.json", "other content")
 
         return place, read

@@ -9,8 +9,9 @@ The oracle of the hybrid and its gradient is NumPy in plain loops, in float64:
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 import test_layers
+from backends import array as numpy
+from backends import compiled, gradients, tensor
 from keras import ops
 
 import keras_sq
@@ -32,10 +33,6 @@ STOMPP = {
     "quantized_gradient": "blocked",
     "full_precision": "clip",
 }
-
-
-def numpy(value):
-    return tf.convert_to_tensor(value).numpy()
 
 
 def values(shape, seed=0):
@@ -77,16 +74,16 @@ def test_hybrid_by_hand(quantized_gradient, full_precision, how):
 
     def function(x, mask):
         part = MaskedPart(mask, full_precision, quantized_gradient)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            rule = activation_rules.get("binary")
-            y = follow_rule(rule, [], x, True, "layer", part)
-            loss = ops.sum(y * upstream)
-        return y, tape.gradient(loss, x)
+        rule = activation_rules.get("binary")
 
-    if how != "eager":
-        function = tf.function(function, jit_compile=how == "xla")
-    found = function(tf.constant(x), tf.constant(mask))
+        def loss(x):
+            y = follow_rule(rule, [], x, True, "layer", part)
+            return ops.sum(y * upstream), y
+
+        (_, y), (gradient,) = gradients(loss, x)
+        return y, gradient
+
+    found = compiled(function, how)(tensor(x), tensor(mask))
     expected = by_hand(x, mask, upstream, full_precision, quantized_gradient)
     np.testing.assert_array_equal(numpy(found[0]), expected[0].astype("float32"))
     np.testing.assert_array_equal(numpy(found[1]), expected[1].astype("float32"))
@@ -106,12 +103,12 @@ def test_layer_by_hand_in_both_its_parts():
     layer.latent().assign(values((7, 4), 3))
     keras_sq.set_ratio(layer, 0.5)
     x, upstream = values((9, 7)), values((9, 4), 5)
-    tensor = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(tensor)
-        y = layer(tensor, training=True)
-        loss = ops.sum(y * upstream)
-    of_x, of_w = tape.gradient(loss, [tensor, layer.latent().value])
+
+    def loss(x):
+        y = layer(x, training=True)
+        return ops.sum(y * upstream), y
+
+    (_, y), (of_x, of_w) = gradients(loss, x, variables=[layer.latent()])
     kernel, passes = hybrid_kernel(layer)
     mask = numpy(layer.mask("input"))
     assert mask.shape == (7,)
@@ -143,22 +140,19 @@ def test_a_trained_clip_learns_from_quantized_entries_only(quantized_gradient):
     layer.build((None, 6))
     layer.mask("input").assign([True, False, True, False, True, False])
     x = np.abs(values((8, 6))) * 2
-    tensor = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(tensor)
-        loss = ops.sum(layer.quantize_input(tensor))  # Not in training: no mask.
-    np.testing.assert_array_equal(
-        numpy(tape.gradient(loss, tensor)), (x < 1.5).astype("float32")
-    )
+    # Not in training: no mask.
+    _, (of_x,) = gradients(lambda x: ops.sum(layer.quantize_input(x)), x)
+    np.testing.assert_array_equal(numpy(of_x), (x < 1.5).astype("float32"))
     clip = layer.input_state()[0]
     part = MaskedPart(
         ops.convert_to_tensor(layer.mask("input")), "identity", quantized_gradient
     )
-    with tf.GradientTape() as tape:
-        tape.watch(tensor)
-        y = follow_rule(rule, [clip], tensor, True, "layer", part)
-        loss = ops.sum(y)
-    of_x, of_clip = tape.gradient(loss, [tensor, clip.value])
+
+    def loss(x):
+        y = follow_rule(rule, [clip], x, True, "layer", part)
+        return ops.sum(y), y
+
+    (_, y), (of_x, of_clip) = gradients(loss, x, variables=[clip])
     quantized = np.arange(6) % 2 == 0
     assert float(of_clip) == (x >= 1.5)[:, quantized].sum()
     own = (x < 1.5) & (quantized_gradient == "straight_through")
@@ -199,13 +193,13 @@ def test_inference_quantizes_everything_unless_hybrid_is_asked_for():
 
 
 def sign_with_clipped_gradient(x):
-    """Hard signs, written anew."""
+    """Hard signs, written anew.
 
-    @tf.custom_gradient
-    def sign(x):
-        return tf.where(x >= 0, 1.0, -1.0), lambda up: tf.where(abs(x) <= 1, up, 0.0)
-
-    return sign(x)
+    The clipped `x`, whose gradient it is, plus what it lacks, as a constant.
+    """
+    inside = ops.where(ops.abs(x) <= 1, x, ops.stop_gradient(x))
+    signs = ops.where(x >= 0, 1.0, -1.0)
+    return inside + ops.stop_gradient(signs - inside)
 
 
 def test_all_frozen_equals_the_network_with_hard_signs():
@@ -226,28 +220,28 @@ def test_all_frozen_equals_the_network_with_hard_signs():
     )
     keras_sq.set_ratio(sq_model, 1.0)
     x = values((4, 6, 6, 3))
-    weights = {path: part.latent().value for path, part in parts_of(sq_model)}
+    weights = {path: part.latent() for path, part in parts_of(sq_model)}
+    assert list(weights) == ["one", "two", "three"]
+    signs = [np.where(numpy(w) >= 0, 1, -1) for w in weights.values()]
     for training in (False, True):
-        tensor = tf.constant(x)
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(tensor)
-            ours = sq_model(tensor, training=training)
-            loss = ops.sum(ours * ours)
-        signs = {name: np.where(numpy(w) >= 0, 1, -1) for name, w in weights.items()}
-        kernels = {k: tf.constant(w, "float32") for k, w in signs.items()}
-        with tf.GradientTape() as other:
-            other.watch([tensor, *kernels.values()])
-            y = tf.nn.conv2d(
-                sign_with_clipped_gradient(tensor), kernels["one"], 1, "VALID"
-            )
+
+        def ours_of(x, training=training):
+            y = sq_model(x, training=training)
+            return ops.sum(y * y), y
+
+        def theirs_of(x, one, two, three, training=training):
+            y = ops.conv(sign_with_clipped_gradient(x), one, 1, "valid")
             y = model.get_layer("norm")(y, training=training)
-            y = tf.nn.conv2d(sign_with_clipped_gradient(y), kernels["two"], 2, "VALID")
-            y = tf.reshape(y, (len(x), -1))
-            theirs = sign_with_clipped_gradient(y) @ kernels["three"]
-            other_loss = ops.sum(theirs * theirs)
+            y = ops.conv(sign_with_clipped_gradient(y), two, 2, "valid")
+            y = ops.reshape(y, (len(x), -1))
+            y = ops.matmul(sign_with_clipped_gradient(y), three)
+            return ops.sum(y * y), y
+
+        (_, ours), found = gradients(ours_of, x, variables=list(weights.values()))
+        (_, theirs), expected = gradients(
+            theirs_of, x, *(sign.astype("float32") for sign in signs)
+        )
         np.testing.assert_allclose(numpy(ours), numpy(theirs), rtol=1e-5, atol=1e-5)
-        expected = other.gradient(other_loss, [tensor, *kernels.values()])
-        found = tape.gradient(loss, [tensor, *weights.values()])
         for one, two in zip(found, expected, strict=True):
             np.testing.assert_allclose(numpy(one), numpy(two), rtol=1e-4, atol=1e-3)
 
@@ -456,16 +450,17 @@ def test_mixed_precision(policy):
     keras_sq.set_ratio(model, 0.5)
     layer = model.get_layer("conv")
     x = ops.cast(values((4, 6, 6, 3)), dtype)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
+
+    def loss(x):
         y = model(x, training=True)
-        loss = ops.sum(ops.cast(y, "float32"))
+        return ops.sum(ops.cast(y, "float32")), y
+
+    (_, y), (of_x, of_w) = gradients(loss, x, variables=[layer.latent()])
     assert keras.backend.standardize_dtype(y.dtype) == dtype
-    of_x, of_w = tape.gradient(loss, [x, layer.latent().value])
     assert of_w.dtype == "float32"
     mask, passes = numpy(layer.mask("input")), hybrid_kernel(layer)[1]
-    wide = ops.cast(x, "float32").numpy()
-    gradient = ops.cast(of_x, "float32").numpy()
+    wide = numpy(ops.cast(x, "float32"))
+    gradient = numpy(ops.cast(of_x, "float32"))
     assert not gradient[:, mask].any()
     assert not gradient[np.abs(wide) > 1].any()
     assert gradient.any()
@@ -501,7 +496,7 @@ def test_layers_alike_share_one_fused_function():
     one = inputs._hybrid_forward_function(rule, "clip", True)
     assert inputs._hybrid_forward_function(rule, "clip", True) is one
     x, mask = values((40, 50, 40)), np.arange(40) % 2 == 0
-    out = one(tf.constant(x), tf.constant(mask))  # Fused, by its size.
+    out = one(tensor(x), tensor(mask))  # Fused, by its size.
     expected, _ = by_hand(x[:2], mask, x[:2], "clip", "blocked")
     np.testing.assert_array_equal(numpy(out)[:2], expected.astype("float32"))
 

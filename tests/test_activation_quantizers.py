@@ -11,8 +11,9 @@ import custom_layers
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 import test_layers
+from backends import COMPILERS, JIT_COMPILE, compiled, gradients, tensor, two_devices
+from backends import array as numpy
 from keras import layers, ops
 
 import keras_sq
@@ -30,10 +31,6 @@ from keras_sq.layers import (
 pytestmark = pytest.mark.filterwarnings("ignore:`build..` was called on layer")
 
 RIDGE, DECAY = 1e-4, 0.9
-
-
-def numpy(value):
-    return tf.convert_to_tensor(value).numpy()
 
 
 def activations(shape=(16, 12), seed=0, scale=1.0):
@@ -143,15 +140,13 @@ def test_signed_learned_equals_the_oracle_over_several_steps(num_bits):
 @pytest.mark.parametrize("num_bits", [1, 2, 4])
 def test_signed_learned_gradient_is_cut_beyond_both_ends(num_bits):
     layer = LearnedActivationQuantizer(num_bits, signed=True)
-    x = tf.constant(np.linspace(-4, 4, 81, dtype="float32"))
+    x = np.linspace(-4, 4, 81, dtype="float32")
     low, *_, high = numpy(layer.activation_rule.levels(*built_state(layer)))
     assert low == -high
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        loss = ops.sum(layer(x))
-    expected = ((numpy(x) >= low) & (numpy(x) <= high)).astype("float32")
+    _, (gradient,) = gradients(lambda x: ops.sum(layer(x)), x)
+    expected = ((x >= low) & (x <= high)).astype("float32")
     assert 0 < expected.sum() < 81
-    np.testing.assert_array_equal(numpy(tape.gradient(loss, x)), expected)
+    np.testing.assert_array_equal(numpy(gradient), expected)
 
 
 def built_state(layer):
@@ -180,13 +175,8 @@ def test_learned_gradient_is_cut_above_the_top_level(num_bits):
     top = numpy(layer.activation_rule.levels(*layer.rule_state()))[-1]
     x[3] = top  # On it, the gradient passes.
     upstream = np.random.default_rng(0).normal(size=x.shape).astype("float32")
-    tensor = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(tensor)
-        loss = ops.sum(layer(tensor, training=True) * upstream)
-    np.testing.assert_array_equal(
-        numpy(tape.gradient(loss, tensor)), np.where(x <= top, upstream, 0)
-    )
+    _, (gradient,) = gradients(lambda x: ops.sum(layer(x, training=True) * upstream), x)
+    np.testing.assert_array_equal(numpy(gradient), np.where(x <= top, upstream, 0))
     assert not layer.trainable_variables
 
 
@@ -325,12 +315,13 @@ def test_uniform_equals_the_oracle(num_bits, clip, learned):
     layer = UniformActivationQuantizer(num_bits, clip, learned)
     x = np.random.default_rng(1).normal(size=(20, 7)).astype("float32") * 2
     upstream = np.random.default_rng(2).normal(size=x.shape).astype("float32")
-    tensor = tf.constant(x)
     layer(x)
-    with tf.GradientTape() as tape:
-        tape.watch(tensor)
-        y = layer(tensor, training=True)
-        loss = ops.sum(y * upstream)
+
+    def loss(x):
+        y = layer(x, training=True)
+        return ops.sum(y * upstream), y
+
+    (_, y), found = gradients(loss, x, variables=layer.trainable_variables)
     steps = 2**num_bits - 1
     expected, gradient, clip_gradient = [], [], 0.0
     for value, up in zip(x.reshape(-1), upstream.reshape(-1), strict=True):
@@ -339,8 +330,6 @@ def test_uniform_equals_the_oracle(num_bits, clip, learned):
         gradient.append(up if 0 <= value < clip else 0.0)
         clip_gradient += float(up) if value >= clip else 0.0
     np.testing.assert_allclose(numpy(y).reshape(-1), expected, rtol=1e-6)
-    sources = [tensor, *[v.value for v in layer.trainable_variables]]
-    found = tape.gradient(loss, sources)
     np.testing.assert_array_equal(numpy(found[0]).reshape(-1), gradient)
     assert len(found) == 1 + learned
     if learned:
@@ -374,14 +363,18 @@ def test_a_learned_clip_below_zero_stays_usable():
 
 
 def test_binary_is_the_sign_with_a_clipped_gradient():
-    x = tf.constant([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 1.5])
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = BinaryActivation()(x)
-        loss = ops.sum(y * [1, 2, 3, 4, 5, 6, 7, 8])
+    x = np.array([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 1.5], "float32")
+    layer = BinaryActivation()
+    layer.build(x.shape)
+
+    def loss(x):
+        y = layer(x)
+        return ops.sum(y * np.arange(1, 9, dtype="float32")), y
+
+    (_, y), (gradient,) = gradients(loss, x)
     np.testing.assert_array_equal(numpy(y), [-1, -1, -1, 1, 1, 1, 1, 1])
     expected = [0, 2, 3, 4, 5, 6, 7, 0]
-    np.testing.assert_array_equal(numpy(tape.gradient(loss, x)), expected)
+    np.testing.assert_array_equal(numpy(gradient), expected)
 
 
 ALONE = {
@@ -420,24 +413,27 @@ def test_output_is_one_of_the_levels(make):
 def test_eager_graph_and_xla_agree(make):
     batches = [activations((32, 40), seed) for seed in range(3)]
 
-    def run(wrap):
+    def run(how):
         layer = make()
         layer.build((None, 40))
-        step = wrap(lambda x: layer(x, training=True))
-        outs = [numpy(step(tf.constant(x))) for x in batches]
+        step = compiled(lambda x: layer(x, training=True), how, layer.variables)
+        outs = [numpy(step(tensor(x))) for x in batches]
         return outs, [numpy(v) for v in layer.variables]
 
-    expected = run(lambda f: f)
-    for wrap in (tf.function, lambda f: tf.function(f, jit_compile=True)):
-        found = run(wrap)
+    expected = run("eager")
+    for how in COMPILERS:
+        found = run(how)
         for ours, theirs in zip(
             [*found[0], *found[1]], [*expected[0], *expected[1]], strict=True
         ):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("num_bits", [2, 5])
 def test_large_activations_of_unknown_batch_are_fused_and_equal(num_bits):
+    import tensorflow as tf
+
     layer = LearnedActivationQuantizer(num_bits)
     layer.build((None, 64, 64))
     signature = [tf.TensorSpec((None, 64, 64), "float32")]
@@ -767,7 +763,7 @@ def test_training_lowers_the_loss_and_the_model_can_be_saved(name, rule, tmp_pat
     model.compile(
         keras.optimizers.Adam(0.01),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
+        jit_compile=JIT_COMPILE,
     )
     x, y = data(model)
     callback = keras_sq.callbacks.StochasticQuantization()
@@ -889,13 +885,9 @@ def test_converted_layers_start_with_the_first_basis():
 # Two devices; tests/conftest.py makes two CPUs of one.
 
 
+@pytest.mark.tensorflow
 def test_replicas_take_the_mean_of_what_each_learns():
-    devices = [d.name for d in tf.config.list_logical_devices("CPU")][:2]
-    assert len(devices) == 2
-    strategy = tf.distribute.MirroredStrategy(
-        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
-    with strategy.scope():
+    with two_devices() as strategy:
         layer = LearnedActivationQuantizer(2)
         inner = sq.SQDense(3, input_quantizer="lq-2")
         model = keras.Sequential([keras.Input((12,)), layer, inner])

@@ -7,6 +7,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from backends import JIT_COMPILE
 from file_limits import largest_file
 
 import keras_sq
@@ -26,7 +27,7 @@ def make(optimizer="sgd", units=4):
         ]
     )
     model = keras_sq.quantize_model(model, "binary", seed=0)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", jit_compile=JIT_COMPILE)
     return model
 
 

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from backends import tensor
 
 from keras_sq import _backend
 from keras_sq.layers import kernel_functions
@@ -16,11 +16,11 @@ QUANTIZERS = ["binary", "ternary", "uniform-4", "sign"]
 
 def kernel():
     rng = np.random.default_rng(0)
-    return tf.constant(rng.normal(size=(ROWS, FILTERS)).astype("float32"))
+    return tensor(rng.normal(size=(ROWS, FILTERS)).astype("float32"))
 
 
 def mask():
-    return tf.constant(np.arange(FILTERS)[None] % 2 == 0)
+    return tensor(np.arange(FILTERS)[None] % 2 == 0)
 
 
 def forward_function(name, full_precision):
@@ -31,6 +31,8 @@ def forward_function(name, full_precision):
 
 def by_xla(dispatch):
     """Returns the compiled function inside, which has a compiler's output."""
+    import tensorflow as tf
+
     cells = [cell.cell_contents for cell in dispatch.__closure__]
     functions = [
         f for f in cells if isinstance(f, tf.types.experimental.GenericFunction)
@@ -57,6 +59,7 @@ def kernel_sized(dispatch, *arguments):
     return sized
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_forward_allocates_one_copy_of_the_kernel(name):
     for full_precision in ("identity", "clip"):
@@ -64,6 +67,7 @@ def test_forward_allocates_one_copy_of_the_kernel(name):
         assert kernel_sized(function, kernel(), mask()) == ["fusion"]
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", ["binary", "ternary"])
 def test_errors_allocate_no_copy_of_the_kernel(name):
     function = kernel_functions.error_function(get(name), (1,), "filter")
@@ -84,6 +88,7 @@ def test_large_kernels_are_fused_to_the_same_result(name):
     )
 
 
+@pytest.mark.tensorflow
 def test_without_xla_the_result_is_the_same(monkeypatch):
     function = forward_function("binary", "identity")
     expected = function(kernel(), mask())

@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+# The runs that are killed export, too.
+pytestmark = pytest.mark.tensorflow
+
 SCRIPT = pathlib.Path(__file__).parent / "kills.py"
 
 

@@ -6,7 +6,8 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from backends import BACKEND, gradients
+from backends import array as numpy
 from keras import ops
 
 import keras_sq
@@ -235,7 +236,8 @@ ROWS = [
     Row(
         "MultiHeadAttention",
         (2, 3),
-        {"value_dim": 4},
+        # On JAX, Keras's attention does not run with another size of values.
+        {"value_dim": 4 if BACKEND == "tensorflow" else 3},
         (2, 4, 5),
         [HEADS, HEADS, HEADS, {"kernel": (2,)}],
         self_attention,
@@ -247,11 +249,6 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.note)
 every_class = pytest.mark.parametrize(
     "row", {row.name: row for row in ROWS}.values(), ids=lambda row: row.name
 )
-
-
-def numpy(value):
-    # NumPy warns when it is given a variable itself.
-    return tf.convert_to_tensor(value).numpy()
 
 
 def randomize(layer, seed=1):
@@ -457,13 +454,13 @@ def test_gradients_are_those_of_the_float_layer_given_the_hybrid_kernel(row):
     twin = row.float_twin(layer, binary)
     keras_sq.set_ratio(layer, 1.0)
 
-    def gradients(of):
-        with tf.GradientTape() as tape:
-            loss = ops.sum(ops.square(row.call(of, x, training=True)))
-        values = [v.value for v in of.trainable_variables]
-        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, values)]
+    def found(of):
+        return gradients(
+            lambda: ops.sum(ops.square(row.call(of, x, training=True))),
+            variables=of.trainable_variables,
+        )[1]
 
-    for ours, theirs in zip(gradients(layer), gradients(twin), strict=True):
+    for ours, theirs in zip(found(layer), found(twin), strict=True):
         np.testing.assert_allclose(numpy(ours), numpy(theirs), rtol=1e-3, atol=1e-4)
 
 

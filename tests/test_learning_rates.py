@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from backends import BACKEND, compiled, tensor
 
 from keras_sq import schedules
 from keras_sq.learning_rates import StagewiseLearningRate
@@ -34,20 +34,21 @@ def test_traced_equals_eager_equals_int(dtype):
     rate = StagewiseLearningRate(KERAS.CosineDecay(0.1, 40), [0, 7, 30])
     traces = []
 
-    @tf.function
-    def traced(step):
+    def function(step):
         traces.append(1)
         return rate(step)
+
+    traced = compiled(function)
 
     for step in range(80):
         start = max(s for s in (0, 7, 30) if s <= step)
         t = min(step - start, 40) / 40
         expected = 0.05 * (1 + np.cos(np.pi * t))
-        tensor = tf.constant(step, dtype)
+        given = tensor(step, dtype)
         assert float(rate(step)) == pytest.approx(expected, abs=1e-8)
-        assert float(rate(tensor)) == float(rate(step))
+        assert float(rate(given)) == float(rate(step))
         # Keras's own cosine is one rounding off when compiled.
-        assert float(traced(tensor)) == pytest.approx(float(rate(step)), abs=1e-8)
+        assert float(traced(given)) == pytest.approx(float(rate(step)), abs=1e-8)
     assert len(traces) == 1
 
 
@@ -55,12 +56,13 @@ def test_huge_steps():
     rate = StagewiseLearningRate(KERAS.CosineDecay(0.1, 10, alpha=0.5), [0, 2**31 - 2])
     for step, expected in [(2**31 - 2, 0.1), (2**31 - 3, 0.05), (2**40, 0.05)]:
         assert float(rate(step)) == pytest.approx(expected)
-        assert float(rate(tf.constant(step, "int64"))) == pytest.approx(expected)
+        if step < 2**31 or BACKEND == "tensorflow":  # JAX has no more bits.
+            assert float(rate(tensor(step, "int64"))) == pytest.approx(expected)
 
 
 def test_a_float_is_the_same_everywhere():
     rate = StagewiseLearningRate(0.25, [0, 10])
-    for step in (0, 9, 10, tf.constant(11, "int64")):
+    for step in (0, 9, 10, tensor(11, "int64")):
         assert float(rate(step)) == 0.25
 
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from backends import array
 from keras import ops
 
 import keras_sq
@@ -50,9 +51,11 @@ def same(one, other):
 
 
 def update(model, ratio, due):
-    return masks.update_masks(
-        quantized(model), ops.convert_to_tensor(ratio, "float32"), ops.array(due)
-    ).numpy()
+    return array(
+        masks.update_masks(
+            quantized(model), ops.convert_to_tensor(ratio, "float32"), ops.array(due)
+        )
+    )
 
 
 # set_ratio and get_ratio.
@@ -128,7 +131,7 @@ def test_set_ratio_deterministic_takes_the_lowest_errors():
     keras_sq.set_ratio(model, 0.5)
     for layer in quantized(model):
         for name in layer.quantized_weights:
-            errors = layer.quantization_errors(name).numpy().reshape(-1)
+            errors = array(layer.quantization_errors(name)).reshape(-1)
             mask = layer.mask(name).numpy().reshape(-1)
             assert errors[mask].max() <= errors[~mask].min()
 
@@ -287,7 +290,7 @@ def test_update_of_all_layers_is_one_trace():
         (1.0, True),
     ]:
         flags = call(ops.convert_to_tensor(ratio, "float32"), ops.array(due))
-        assert flags.numpy().tolist() == [True] * 3
+        assert array(flags).tolist() == [True] * 3
         assert keras_sq.get_ratio(model) == ratio
         seen.add(np.concatenate([m.reshape(-1) for m in all_masks(model)]).tobytes())
     assert len(traces) == 1
@@ -336,7 +339,7 @@ def test_nan_is_seen_where_the_draw_needs_no_errors():
     layer.latent().assign(np.full((3, 4), np.nan))
     assert not update(layer, 0.5, True).any()
     np.testing.assert_array_equal(layer.mask().numpy(), before)
-    assert not masks.finite_kernels([layer]).numpy().any()
+    assert not array(masks.finite_kernels([layer])).any()
     with pytest.raises(ValueError, match="holds NaN or infinite"):
         keras_sq.set_ratio(layer, 0.5)
 
@@ -346,10 +349,10 @@ def test_nan_is_seen_where_the_draw_needs_no_errors():
 
 def test_finite_kernels_per_layer():
     model = small_model()
-    assert masks.finite_kernels(quantized(model)).numpy().tolist() == [True] * 3
+    assert array(masks.finite_kernels(quantized(model))).tolist() == [True] * 3
     variable = model.get_layer("separable").latent("depthwise_kernel")
     variable.assign(variable.numpy() * np.inf)
-    flags = masks.finite_kernels(quantized(model)).numpy()
+    flags = array(masks.finite_kernels(quantized(model)))
     assert flags.tolist() == [True, False, True]
 
 

@@ -14,6 +14,9 @@ import tensorflow as tf
 import keras_sq
 from keras_sq.callbacks import StochasticQuantization
 
+# Counts the graphs of `tf.function`, and exports.
+pytestmark = pytest.mark.tensorflow
+
 METHODS = {
     "soft refresh, layerwise": (
         dict(keras_sq.presets.stompp().settings),

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from backends import JIT_COMPILE
 
 import keras_sq
 from keras_sq import comparisons, models, presets, schedules
@@ -82,7 +83,7 @@ def test_direct_preset_trains_without_callback_and_without_warning():
     assert preset.callbacks() == []
     model = preset.quantize_model(network())
     assert keras_sq.get_ratio(model) == 1.0
-    model.compile("sgd", "mse", jit_compile=False)
+    model.compile("sgd", "mse", jit_compile=JIT_COMPILE)
     x = np.random.default_rng(0).random((16, 8, 8, 1), "float32")
     model.fit(x, np.zeros((16, 10), "float32"), verbose=0)  # Warnings are errors.
 
@@ -93,7 +94,7 @@ def test_stochastic_preset_brings_its_callback():
     assert callback.schedule == schedules.exponential() and callback.clear_momentum
     assert preset.callbacks()[0] is not callback
     model = preset.quantize_model(network())
-    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=JIT_COMPILE)
     x = np.random.default_rng(0).random((16, 8, 8, 1), "float32")
     history = model.fit(
         x,

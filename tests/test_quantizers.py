@@ -13,7 +13,8 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from backends import COMPILERS, array
+from backends import compiled as backend_compiled
 from keras import ops
 
 import keras_sq
@@ -336,7 +337,7 @@ def test_oracle_zero_filter(row):
     check(row, kernel)
     quantizer = row.make()
     zero = 1.0 if isinstance(quantizer, SignQuantizer) else 0.0
-    assert (quantizer(kernel).numpy()[:, 2] == zero).all()
+    assert (array(quantizer(kernel))[:, 2] == zero).all()
     assert float(quantizer.filter_errors(kernel)[2]) == 0.0
 
 
@@ -368,7 +369,7 @@ def test_oracle_filters_of_very_different_size(row):
 def test_codes_are_bounded_integers(row):
     quantizer = row.make()
     kernel = ops.array(kernel_of((200, 3)))
-    codes = quantizer.encode(kernel, *quantizer.fit(kernel)).numpy()
+    codes = array(quantizer.encode(kernel, *quantizer.fit(kernel)))
     assert (codes == np.round(codes)).all()
     assert np.abs(codes).max() <= quantizer.max_code
     assert quantizer.num_levels == row.num_levels
@@ -383,13 +384,13 @@ def test_quantized_kernel_does_not_change_when_quantized_by_its_own_fit(row):
     fitted = quantizer.fit(kernel)
     once = quantizer.quantize(kernel, *fitted)
     if isinstance(quantizer, TernaryQuantizer | PowerOfTwoQuantizer):
-        assert (np.abs(once)[once.numpy() != 0].min()) > np.min(fitted[1])
+        assert (np.abs(once)[array(once) != 0].min()) > np.min(fitted[1])
     np.testing.assert_array_equal(quantizer.quantize(once, *fitted), once)
 
 
 def test_signs_are_plus_and_minus_one_and_show_nan():
     kernel = np.array([[0.0, -0.0, 3e38], [-1e-30, np.inf, np.nan]], "float32")
-    found = SignQuantizer()(ops.array(kernel)).numpy()
+    found = array(SignQuantizer()(ops.array(kernel)))
     np.testing.assert_array_equal(found, [[1, 1, 1], [-1, 1, np.nan]])
     assert SignQuantizer().numbers_per_filter == 0
     assert BinaryQuantizer().numbers_per_filter == 1
@@ -457,18 +458,22 @@ def used(quantizer, kernel):
 
 
 @functools.cache
-def compiled(name, jit_compile):
+def compiled(name, how):
     """What layers have a row compute, compiled once for all tests of the row."""
     quantizer = next(row for row in TABLE if row.name == name).make()
-    return tf.function(lambda w: used(quantizer, w), jit_compile=jit_compile)
+    return backend_compiled(lambda w: used(quantizer, w), how)
+
+
+def ways_of(row):
+    return [how for how in COMPILERS if row.xla or how != "xla"]
 
 
 @each
 def test_eager_graph_and_xla_agree(row):
     kernel = ops.array(kernel_of((20, 4), seed=3))
     eager = used(row.make(), kernel)
-    for jit_compile in (False, True) if row.xla else (False,):
-        other = compiled(row.name, jit_compile)(kernel)
+    for how in ways_of(row):
+        other = compiled(row.name, how)(kernel)
         for one, two in zip(eager, other, strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
@@ -478,10 +483,8 @@ def test_eager_graph_and_xla_agree(row):
 def test_not_finite_has_nan_error(row, bad):
     kernel = kernel_of((20, 4))
     kernel[7, 2] = bad
-    ways = [lambda w: used(row.make(), w), compiled(row.name, False)]
-    if row.xla:
-        ways.append(compiled(row.name, True))
-    for function in ways:
+    ways = [compiled(row.name, how) for how in ways_of(row)]
+    for function in (lambda w: used(row.make(), w), *ways):
         _, errors, elements = function(ops.array(kernel))
         assert np.isnan(errors[2])
         assert np.isnan(elements[7, 2])
@@ -500,7 +503,7 @@ def test_fused_large_kernel_equals_plain(name):
     kernel = ops.array(array)
     both = _backend.fused(lambda w: (quantizer(w), quantizer.filter_errors(w)))
     quantized, errors = both(kernel)
-    plain = quantizer(kernel).numpy()
+    plain = array(quantizer(kernel))
     # Sums in another order move a threshold by an ulp, and a weight across it.
     close = np.isclose(quantized, plain, rtol=1e-5, atol=0)
     assert np.count_nonzero(~close) <= 2
@@ -521,7 +524,7 @@ def test_fused_large_kernel_equals_plain(name):
 def test_half_precision(row, dtype):
     quantizer = row.make()
     kernel = ops.cast(kernel_of((3, 3, 4, 5), seed=5), dtype)
-    rounded = ops.cast(kernel, "float32").numpy()
+    rounded = array(ops.cast(kernel, "float32"))
     scale, codes, quantized, errors, elements = computed(quantizer, kernel)
     assert scale.dtype == errors.dtype == elements.dtype == "float32"
     assert keras.backend.standardize_dtype(codes.dtype) == dtype
@@ -532,9 +535,9 @@ def test_half_precision(row, dtype):
     codes = ops.cast(codes, "float32")
     assert np.count_nonzero(codes != e_codes) <= (2 if row.num_levels > 3 else 0)
     step = 2.0**-10 if dtype == "float16" else 2.0**-7
-    same = codes.numpy() == e_codes
+    same = array(codes) == e_codes
     np.testing.assert_allclose(
-        ops.cast(quantized, "float32").numpy()[same], e_quantized[same], rtol=step
+        array(ops.cast(quantized, "float32"))[same], e_quantized[same], rtol=step
     )
     np.testing.assert_allclose(errors, e_errors, rtol=1e-4)
 

@@ -21,7 +21,6 @@ SCRIPT = textwrap.dedent(
 
     import keras
     import numpy as np
-    import tensorflow as tf
     from keras import layers
 
     import keras_sq
@@ -70,7 +69,7 @@ SCRIPT = textwrap.dedent(
         model.compile(
             keras.optimizers.get(optimizer),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            jit_compile=False,
+            jit_compile=keras.backend.backend() == "jax",
         )
         return model
 

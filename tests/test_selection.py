@@ -15,7 +15,7 @@ import math
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from backends import COMPILERS, array, compiled
 from keras import ops
 
 from keras_sq import _backend, layers, masks, ranking, selection
@@ -208,16 +208,18 @@ def draw_masks(chosen, cases, draws, seed, previous=None):
         [number / len(e) for e, number in cases for _ in range(copies)], "float32"
     )
 
-    @tf.function(autograph=False)
-    def call(uniform, before):
+    ends = np.cumsum(sizes)[:-1]
+
+    def function(uniform, before):
         drawn = chosen.masks(
             [ops.array(e) for e in errors],
             ops.array(ratios),
-            tf.split(uniform, [chosen.numbers_per_entry * m for m in sizes]),
-            tf.split(before, sizes),
+            ops.split(uniform, chosen.numbers_per_entry * ends),
+            ops.split(before, ends),
         )
-        return tf.concat(drawn, 0)
+        return ops.concatenate(drawn, 0)
 
+    call = compiled(function)
     rng = np.random.default_rng(seed)
     result = [np.empty((draws, len(e)), bool) for e, _ in cases]
     for index in range(draws // copies):
@@ -227,7 +229,7 @@ def draw_masks(chosen, cases, draws, seed, previous=None):
         else:
             before = np.concatenate([p[part].reshape(-1) for p in previous])
         size = chosen.numbers_per_entry * sum(sizes)
-        flat = call(rng.random(size, dtype="float32"), before).numpy()
+        flat = array(call(rng.random(size, dtype="float32"), before))
         start = 0
         for rows in result:
             size = copies * rows.shape[1]
@@ -297,8 +299,8 @@ def test_draws_are_independent():
     assert fits(count_subsets(both), pairs)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_eager_graph_and_xla_draw_the_same(jit_compile):
+@pytest.mark.parametrize("how", COMPILERS)
+def test_eager_graph_and_xla_draw_the_same(how):
     rng = np.random.default_rng(0)
     errors = [ops.array(e, "float32") for e in VECTORS]
     uniform = [ops.array(rng.random(len(e), dtype="float32")) for e in VECTORS]
@@ -314,9 +316,7 @@ def test_eager_graph_and_xla_draw_the_same(jit_compile):
         return [way.masks(errors, ratio, uniform, before) for way in all_ways]
 
     eager = everything(errors, ops.array(0.6), uniform, before)
-    other = tf.function(everything, jit_compile=jit_compile, autograph=False)(
-        errors, ops.array(0.6), uniform, before
-    )
+    other = compiled(everything, how)(errors, ops.array(0.6), uniform, before)
     for one, two in zip(sum(eager, []), sum(other, []), strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -331,18 +331,12 @@ def test_layer_distribution_from_its_own_random_state():
     twin.build((None, 2))
     twin.latent().assign(kernel)
 
-    @tf.function(autograph=False)
-    def draw_many(number):
-        found = tf.TensorArray(tf.bool, number)
+    def draw():
+        masks.update_masks([layer, twin], ops.array(0.5), ops.array(True))
+        return ops.concatenate([layer.mask(), twin.mask()], -1)[0]
 
-        def body(i, found):
-            masks.update_masks([layer, twin], ops.array(0.5), ops.array(True))
-            both = tf.concat([layer.mask().value, twin.mask().value], -1)
-            return i + 1, found.write(i, both[0])
-
-        return tf.while_loop(lambda i, _: i < number, body, (0, found))[1].stack()
-
-    rows = draw_many(4000).numpy()
+    call = compiled(draw, variables=masks.variables_of([layer, twin]))
+    rows = np.array([array(call()) for _ in range(4000)])
     q = np.abs(kernel).mean(0) * np.where(kernel >= 0, 1, -1)
     errors = np.abs(kernel - q).sum(0) / np.abs(kernel).sum(0)
     exact = subset_probabilities(errors.tolist(), 2, "linear", "paper")
@@ -358,7 +352,7 @@ def test_layer_distribution_from_its_own_random_state():
 @pytest.mark.parametrize("probability", selection.PROBABILITIES)
 def test_log_probability_is_finite(probability):
     errors = ops.array([0.0, 1e-30, 1e-7, 0.5, 1.0, 1e6, 1e30])
-    logs = selection.log_probability(errors, probability).numpy()
+    logs = array(selection.log_probability(errors, probability))
     assert np.isfinite(logs).all()
     expected = log_weights([0.0, 1e-30, 1e-7, 0.5, 1.0], probability, "paper")
     np.testing.assert_allclose(logs[:5], expected, rtol=1e-5, atol=3e-7)
@@ -367,10 +361,7 @@ def test_log_probability_is_finite(probability):
 @pytest.mark.parametrize("how", ["eager", "xla"])
 def test_gumbel_is_finite_and_increases(how):
     uniform = np.array([0.0, 2**-24, 2**-23, 0.5, 1 - 2**-23, 1 - 2**-24], "float32")
-    function = selection.gumbel
-    if how == "xla":
-        function = tf.function(function, jit_compile=True)
-    noise = function(ops.array(uniform)).numpy()
+    noise = array(compiled(selection.gumbel, how)(ops.array(uniform)))
     assert np.isfinite(noise).all()
     assert (np.diff(noise) <= 0).all()
     assert noise[0] < 17
@@ -379,7 +370,7 @@ def test_gumbel_is_finite_and_increases(how):
 
 def test_gumbel_moments():
     uniform = np.random.default_rng(0).random(400_000, dtype="float32")
-    noise = selection.gumbel(ops.array(uniform)).numpy().astype("float64")
+    noise = array(selection.gumbel(ops.array(uniform))).astype("float64")
     assert noise.mean() == pytest.approx(0.5772, abs=0.01)
     assert noise.var() == pytest.approx(math.pi**2 / 6, rel=0.02)
 
@@ -399,7 +390,7 @@ def test_one_entry_and_none(probability, draw, how):
             for size, mask in zip(sizes, drawn, strict=True):
                 assert mask.shape == (size,)
                 if size == 1:
-                    assert int(mask.numpy().sum()) == least
+                    assert int(array(mask).sum()) == least
 
 
 @pytest.mark.parametrize("how", selection.SELECTIONS)
@@ -438,7 +429,7 @@ def exact_number(ratio, size):
 def test_number_quantized_is_exact_for_decimals():
     ratios = ops.array([float(r) for r in DECIMALS], "float32")
     for size in SIZES:
-        numbers = selection.number_quantized(ratios, size).numpy()
+        numbers = array(selection.number_quantized(ratios, size))
         expected = [exact_number(r, size) for r in DECIMALS]
         np.testing.assert_array_equal(numbers, expected, err_msg=str(size))
 
@@ -472,7 +463,7 @@ def test_number_quantized_of_several():
         ops.array([0.5, 0.9, 0.0]), np.array([4, 10, 7], "int32")
     )
     assert numbers.dtype == "int32"
-    assert numbers.numpy().tolist() == [2, 9, 0]
+    assert array(numbers).tolist() == [2, 9, 0]
 
 
 @pytest.mark.parametrize("how", selection.SELECTIONS)
@@ -484,16 +475,17 @@ def test_every_kernel_gets_its_exact_count(probability, draw, how):
     errors = [np.round(rng.random(m), 1).astype("float32") for m in sizes]
     chosen = Selection("filter", probability, how, draw)
 
-    @tf.function(autograph=False)
-    def masks_of(ratio, uniform, before):
-        return chosen.masks([ops.array(e) for e in errors], ratio, uniform, before)
-
+    masks_of = compiled(
+        lambda ratio, uniform, before: chosen.masks(
+            [ops.array(e) for e in errors], ratio, uniform, before
+        )
+    )
     before = [ops.ones((m,), "bool") for m in sizes]
     for written in ("0", "0.01", "0.2", "0.25", "0.5", "0.7", "0.875", "0.9", "1"):
         numbers = chosen.numbers_per_entry
         uniform = [ops.array(rng.random(numbers * m, dtype="float32")) for m in sizes]
         before = masks_of(ops.array(float(written), "float32"), uniform, before)
-        counts = [int(mask.numpy().sum()) for mask in before]
+        counts = [int(array(mask).sum()) for mask in before]
         assert counts == [exact_number(written, m) for m in sizes]
 
 
@@ -510,7 +502,7 @@ def test_deterministic_takes_the_lowest_errors(probability, draw):
         [ops.full((len(e),), 0.9) for e in errors],
         [ops.ones((len(e),), "bool") for e in errors],
     )
-    assert [mask.numpy().astype(int).tolist() for mask in drawn] == [
+    assert [array(mask).astype(int).tolist() for mask in drawn] == [
         [0, 1, 0, 1],
         [1, 0, 1, 1, 0],  # Of equal ones the earlier.
         [1, 0],
@@ -595,7 +587,7 @@ def test_largest_equals_a_sort(size):
 
 @functools.cache
 def compiled_largest():
-    return tf.function(ranking.largest, autograph=False)
+    return compiled(ranking.largest)
 
 
 def hard_scores(size):
@@ -631,7 +623,7 @@ def test_largest_of_many_keeps_the_count_beyond_its_resolution():
     scores[100] = -1e9
     for number in (1, 50, 100, 101, 139_999, 140_000):
         chosen = compiled_largest()(ops.array(scores[None]), ops.array([number]))
-        assert int(chosen.numpy().sum()) == number
+        assert int(array(chosen).sum()) == number
 
 
 def test_largest_of_rows_with_a_count_each():
@@ -649,7 +641,7 @@ def test_largest_tie_break():
     scores = ops.array([[1e7, 1e7, 2.0, 1e7, 3.0]])
     tie_break = ops.array([[0.1, 0.5, 9.0, 0.3, 9.0]])
     chosen = ranking.largest(scores, ops.array([2]), tie_break)
-    assert chosen.numpy().astype(int).tolist() == [[0, 1, 0, 1, 0]]
+    assert array(chosen).astype(int).tolist() == [[0, 1, 0, 1, 0]]
 
 
 # Element-wise.
@@ -670,17 +662,16 @@ def test_many_elements(how, zero_at):
             u[zero_at] = 0.0
     before = [np.zeros(m, bool) for m in sizes]
 
-    @tf.function(autograph=False)
-    def masks_of(ratio, before):
-        return chosen.masks(
+    masks_of = compiled(
+        lambda ratio, before: chosen.masks(
             [ops.array(e) for e in errors],
             ratio,
             [ops.array(u) for u in uniform],
             before,
         )
-
+    )
     for ratio in (0.25, 0.875):
-        drawn = [m.numpy() for m in masks_of(ops.array(ratio), before)]
+        drawn = [array(m) for m in masks_of(ops.array(ratio), before)]
         for index, mask in enumerate(drawn):
             number = exact_number(str(ratio), sizes[index])
             assert abs(int(mask.sum()) - number) <= 1
@@ -720,7 +711,7 @@ def test_many_elements_follow_their_probability():
     )
     s = np.linspace(0.5, 1, 100_001)
     s = s[np.argmin(np.abs(s + 1 - (1 - s) ** 0.25 - 1))]
-    counted = mask.numpy()[1::2].mean()
+    counted = array(mask)[1::2].mean()
     assert counted == pytest.approx(s, abs=5 * math.sqrt(0.25 / (size / 2)))
 
 
@@ -791,5 +782,5 @@ def test_compiled_once_for_all_ratios():
     call = _backend.compiled(function)
     for ratio in (0.0, 0.25, 0.5, 1.0):
         (mask,) = call(keras.ops.convert_to_tensor(ratio, "float32"))
-        assert int(mask.numpy().sum()) == 4 * ratio
+        assert int(array(mask).sum()) == 4 * ratio
     assert len(traces) == 1

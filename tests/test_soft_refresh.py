@@ -11,7 +11,7 @@ import math
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from backends import array, compiled
 from keras import ops
 from test_selection import (
     VECTORS,
@@ -30,7 +30,7 @@ from keras_sq.selection import Selection, SoftRefresh, get_way
 
 
 def masks_of(layer):
-    return layer.mask().numpy().reshape(-1)
+    return array(layer.mask()).reshape(-1)
 
 
 def element_layer(shape=(20, 15), rate=0.1, seed=0, **settings):
@@ -45,10 +45,10 @@ def element_layer(shape=(20, 15), rate=0.1, seed=0, **settings):
 def drawn_often(layer, ratio, draws):
     """Returns masks drawn one after the other, a row each."""
 
-    @tf.function(autograph=False)
-    def draw():
-        masks.update_masks([layer], ops.array(ratio), ops.array(True))
-
+    draw = compiled(
+        lambda: masks.update_masks([layer], ops.array(ratio), ops.array(True)),
+        variables=masks.variables_of([layer]),
+    )
     rows = []
     for _ in range(draws):
         draw()

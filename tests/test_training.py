@@ -7,7 +7,8 @@ import custom_layers
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from backends import JIT_COMPILE, two_devices
+from backends import array as numpy
 from keras import layers, ops
 
 import keras_sq
@@ -40,7 +41,7 @@ def float_model():
 
 def make(optimizer=None, compile_arguments=None, **settings):
     model = keras_sq.quantize_model(float_model(), **({"seed": 0} | settings))
-    arguments = {"jit_compile": False} | (compile_arguments or {})
+    arguments = {"jit_compile": JIT_COMPILE} | (compile_arguments or {})
     model.compile(
         optimizer or keras.optimizers.SGD(0.05, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -48,10 +49,6 @@ def make(optimizer=None, compile_arguments=None, **settings):
         **arguments,
     )
     return model
-
-
-def numpy(value):
-    return tf.convert_to_tensor(value).numpy()
 
 
 def masks(model):
@@ -141,7 +138,7 @@ def test_masks_change_at_due_steps_only(every):
     model = keras_sq.quantize_model(
         keras.Sequential([keras.Input((5,)), layers.Dense(60, name="wide")]), seed=0
     )
-    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=JIT_COMPILE)
     schedule = schedules.Stages([0.25, 0.5, 1.0], [4, 6], unit="steps")
     x = np.ones((48, 5), "float32")
     recorder = Recorder()
@@ -224,7 +221,11 @@ def reference():
 
 @pytest.mark.parametrize(
     "how",
-    [{"jit_compile": True}, {"jit_compile": "auto"}, {"run_eagerly": True}],
+    [
+        {"jit_compile": True},
+        {"jit_compile": "auto"},
+        {"run_eagerly": True, "jit_compile": False},
+    ],
     ids=str,
 )
 def test_same_run_however_it_is_compiled(how, reference):
@@ -421,6 +422,20 @@ def test_own_train_step():
     assert recorder.ratios == STEPS
 
 
+def test_model_in_a_class_of_its_own_trains_with_its_masks():
+    # Its call does not hand `training` on to its layers.
+    model = keras_sq.quantize_model(built_subclassed(), "ternary", seed=0)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert fit(model).ratios == STEPS
+    assert all(layer.has_trained for _, layer in quantized_layers(model))
+
+
+def built_subclassed():
+    model = custom_layers.Subclassed()
+    model(data()[0])
+    return model
+
+
 def test_second_fit_goes_on_and_says_so():
     model = make()
     fit(model)
@@ -545,15 +560,9 @@ def test_terminate_on_nan_comes_first():
 # Two devices; tests/conftest.py makes two CPUs of one.
 
 
+@pytest.mark.tensorflow
 def test_mirrored_strategy_keeps_replicas_alike(reference):
-    devices = [d.name for d in tf.config.list_logical_devices("CPU")]
-    if len(devices) < 2:
-        pytest.skip("needs two logical CPUs")
-    strategy = tf.distribute.MirroredStrategy(
-        devices[:2],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
-    with strategy.scope():
+    with two_devices() as strategy:
         model = make()
     copies = []
 
@@ -562,9 +571,7 @@ def test_mirrored_strategy_keeps_replicas_alike(reference):
             for path, layer in quantized_layers(self.model):
                 values = strategy.experimental_local_results(layer.mask().value)
                 assert len(values) == 2
-                copies.append(
-                    (path, *[tf.convert_to_tensor(v).numpy() for v in values])
-                )
+                copies.append((path, *map(numpy, values)))
 
     recorder = fit(model, None, [Replicas()])
     assert len(copies) == 16
@@ -577,12 +584,9 @@ def test_mirrored_strategy_keeps_replicas_alike(reference):
     assert_same(state(model), state(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.tensorflow
 def test_quantizing_a_model_made_under_a_strategy():
-    strategy = tf.distribute.MirroredStrategy(
-        [d.name for d in tf.config.list_logical_devices("CPU")][:2],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
-    with strategy.scope():
+    with two_devices() as strategy:
         model = float_model()
     quantized = keras_sq.quantize_model(model, seed=0)  # Outside of the scope.
     with strategy.scope():

@@ -25,7 +25,7 @@ from absl import flags
 
 from keras_sq import file_checks
 from keras_sq.export import command_line, files, targets
-from keras_sq.export.errors import ExportError
+from keras_sq.export.errors import ExportError, require_tensorflow
 from keras_sq.export.exporter import export
 from keras_sq.loading import load_model
 
@@ -89,6 +89,7 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         options["max_decode_bytes"] = values.max_decode_bytes
     try:
         # What is quick to find wrong comes first.
+        require_tensorflow()
         files.destination(destination)
         if values.representative is not None:
             options["representative_data"] = load_examples(values.representative)

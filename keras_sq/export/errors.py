@@ -16,6 +16,22 @@ class ExportError(RuntimeError):
     """A model that has no TFLite form, or a file that does not match it."""
 
 
+def require_tensorflow() -> None:
+    """Raises if Keras runs on another backend, which the converter cannot read.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise ValueError(
+            "`keras_sq.export` needs Keras's TensorFlow backend. Received the backend "
+            f"'{backend}': save the model as a .keras file, and export that in a "
+            "process with the other backend: KERAS_BACKEND=tensorflow python -m "
+            "keras_sq.export model.keras model.tflite"
+        )
+
+
 def conversion_error(
     error: Exception, model: Model, nodes: Iterable[Any] = ()
 ) -> ExportError:

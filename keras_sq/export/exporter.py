@@ -12,7 +12,15 @@ import numpy as np
 
 from keras_sq import _checks, conversion, layers, masks
 from keras_sq import _keras_internals as internals
-from keras_sq.export import activations, files, inputs, precision, targets, verify
+from keras_sq.export import (
+    activations,
+    errors,
+    files,
+    inputs,
+    precision,
+    targets,
+    verify,
+)
 from keras_sq.export.report import METADATA_NAME, ExportReport
 from keras_sq.export.runtime import Runner
 from keras_sq.kernel_codes import get_codes
@@ -302,12 +310,7 @@ def _check_model(model: Model) -> None:
             "Argument `model` must be a Keras model. "
             f"Received an object of type {type(model).__name__}."
         )
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "`keras_sq.export` needs Keras's TensorFlow backend. Received the backend "
-            f"'{keras.backend.backend()}': save the model, and load and export it in "
-            "a process with KERAS_BACKEND=tensorflow."
-        )
+    errors.require_tensorflow()
     if not internals.is_built(model):
         raise ValueError(
             f"Model '{model.name}' is not built, so it has no weights to export. "

@@ -7,6 +7,7 @@ the quantizer's matter (`keras_sq.quantizers.LearnedQuantizer`).
 
 import math
 import threading
+import weakref
 from typing import Any, ClassVar
 
 from keras import ops
@@ -103,9 +104,10 @@ class LearnedCodebooks:
         """
         done = getattr(_held, "learned", None)
         call = internals.call_under_way()
-        if done is None or done[0] is not call:
+        if done is None or done[0]() is not call:
             names: set[tuple[int, str]] = set()
-            done = _held.learned = (call, names)
+            # Weakly: on JAX the call holds all that is being traced.
+            done = _held.learned = (weakref.ref(call), names)
         if (id(self), name) in done[1]:
             return  # A shared layer, called before.
         done[1].add((id(self), name))

@@ -117,6 +117,11 @@ class QuantizedContainer:
             self._raise_missing()
         return outputs
 
+    def stateless_call(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras's, and the layers inside know whether it is for training."""
+        with internals.called(self, kwargs.get("training")):
+            return super().stateless_call(*args, **kwargs)  # type: ignore[misc]
+
     def _raise_missing(self) -> None:
         held = ", ".join(key for key, _ in child_keys(self))
         raise ValueError(

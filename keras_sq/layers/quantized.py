@@ -38,6 +38,7 @@ import inspect
 import math
 import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
@@ -336,6 +337,11 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         for layer in internals.flatten_layers(internals.called_layer(), True):
             if isinstance(layer, StochasticallyQuantized):
                 layer.ratio_is_controlled = True
+        call = internals.call_under_way()
+        warned = getattr(_held, "warned", None)
+        if warned is not None and warned() is call:
+            return  # On JAX each layer of a model is the one that is called.
+        _held.warned = weakref.ref(call)
         warnings.warn(
             "Training stochastically quantized layers without the callback: the "
             "masks stay as they are, which in a new model means that everything is "
