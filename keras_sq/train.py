@@ -16,6 +16,7 @@ Settings and the output folder are in `training_config.py`, their flags in
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
