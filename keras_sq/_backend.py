@@ -51,6 +51,17 @@ def as_tensor(value: Any) -> Any:
     return value
 
 
+def unshared(value: Any) -> Any:
+    """Returns a value that two variables may be given.
+
+    On JAX a variable takes an array as it is, and a training step overwrites the
+    arrays of its model's variables: another variable would lose its value.
+    """
+    if keras.backend.backend() != "jax":
+        return value
+    return keras.ops.copy(keras.ops.convert_to_tensor(value))
+
+
 def compiled(function: F, variables: Sequence[Variable]) -> F:
     """Returns `function` as one compiled call (a graph on TensorFlow).
 
@@ -93,6 +104,22 @@ def compiled(function: F, variables: Sequence[Variable]) -> F:
     return call  # type: ignore[return-value]
 
 
+def workers_of_strategy() -> int:
+    """Returns how many workers the strategy in scope trains with, or 0.
+
+    Only those of a `MultiWorkerMirroredStrategy` count.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 0
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
+
+
 def float64() -> contextlib.AbstractContextManager[Any]:
     """Returns a context in which tensors can be float64.
 
@@ -113,13 +140,9 @@ def fused(function: F) -> F:
             its size. Gradients do not pass: call it from within a custom
             gradient.
     """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.jit(function)  # type: ignore[return-value]
-    if keras.backend.backend() != "tensorflow":
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax"):
         return function
-    import tensorflow as tf
 
     @functools.wraps(function)
     def blockwise(*args: Any) -> Any:
@@ -131,6 +154,13 @@ def fused(function: F) -> F:
             _state.depth -= 1
 
     # The sums by block are for CPUs; on a GPU, XLA fuses the plain ones.
+    if backend == "jax":
+        import jax
+
+        on_cpu = jax.default_backend() == "cpu"
+        return jax.jit(blockwise if on_cpu else function)  # type: ignore[return-value]
+    import tensorflow as tf
+
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     by_xla = tf.function(
         function if on_gpu else blockwise, autograph=False, jit_compile=True

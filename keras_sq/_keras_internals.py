@@ -216,3 +216,24 @@ def optimizer_slots(optimizer: Any) -> list[Variable]:
     ]
     kept = {id(variable) for variable in others}
     return [v for v in optimizer.variables if id(v) not in kept]
+
+
+def follow_layout(
+    variable: Variable, leader: Variable, axes: Sequence[int | None]
+) -> None:
+    """Lays a variable out over the devices of a mesh as another one is.
+
+    Keras looks layouts up by the variable's path, which a `LayoutMap` made for the
+    float model does not know. Does nothing if the leader is not laid out.
+
+    Args:
+        variable: The variable, built.
+        leader: Such as a kernel.
+        axes: For each axis of the variable the leader's axis that it goes along, or
+            `None`: every device has all of it.
+    """
+    layout = getattr(leader, "_layout", None)
+    if isinstance(layout, keras.distribution.TensorLayout):
+        along = [None if axis is None else layout.axes[axis] for axis in axes]
+        variable._layout = keras.distribution.TensorLayout(along, layout.device_mesh)
+        variable.assign(variable.value)

@@ -27,6 +27,8 @@ from keras import ops
 
 from keras_sq import _backend, _checks, masks, schedules
 from keras_sq import _keras_internals as internals
+from keras_sq.backups import AtomicBackup as AtomicBackup
+from keras_sq.masks import NotFiniteError as NotFiniteError
 from keras_sq.types import Tensor
 
 ZERO_SLOT_OPTIMIZERS = (
@@ -71,8 +73,13 @@ class StochasticQuantization(keras.callbacks.Callback):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the schedule's name is unknown or `resample_every` < 1.
-            When training begins: if the model has no quantized layer, a
-            kernel is not finite, or the run's length is needed and unknown.
+            When training begins: if the model has no quantized layer, or the run's
+            length is needed and unknown.
+        NotFiniteError: If a kernel is not finite: when training begins, at most two
+            batches after a draw from it, and at the end of an epoch, before any
+            other callback saves it (if Keras knows the length of an epoch). If
+            something else stopped the training (`keras.callbacks.TerminateOnNaN`),
+            a warning names the layer instead.
 
     Example:
         >>> callback = keras_sq.callbacks.StochasticQuantization(
@@ -161,13 +168,14 @@ class StochasticQuantization(keras.callbacks.Callback):
                 "it: give its `call` an argument `training=None`; in a `train_step` "
                 "of your own, call the model with `training=True`."
             )
+        if batch + 1 == self.params.get("steps"):
+            # Here, and not only when the epoch ends: a callback that saves may come
+            # before this one.
+            self._check_kernels()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs the ratio, and checks the kernels, drawn from or not."""
-        # At ratio 1 nothing looks at the errors. If something else has stopped
-        # the training already (`TerminateOnNaN`), it has said why.
-        if not self.model.stop_training:
-            masks.require_finite(self._paths, masks.finite_kernels(self._layers))
+        self._check_kernels(warn=True)
         if logs is not None:
             ratios = [float(internals.read(x.ratio)) for x in self._layers]
             logs["quantized_ratio"] = float(np.average(ratios, weights=self._sizes))
@@ -177,6 +185,21 @@ class StochasticQuantization(keras.callbacks.Callback):
         step = int(internals.read(self.model.optimizer.iterations))
         if float(ops.min(self.bound_schedule(step))) >= 1.0:
             self._update(np.zeros((), "int32"))
+
+    def _check_kernels(self, warn: bool = False) -> None:
+        """Raises if a kernel is not finite, drawn from or not (as at ratio 1).
+
+        Unless something else has stopped the training already, `TerminateOnNaN`:
+        then the run shall end as that has it, and a warning says which layer it was.
+        """
+        if self.model.stop_training and not warn:
+            return
+        try:
+            masks.require_finite(self._paths, masks.finite_kernels(self._layers))
+        except NotFiniteError as error:
+            if not self.model.stop_training:
+                raise
+            warnings.warn(f"Training was stopped. {error}", UserWarning, stacklevel=2)
 
     def _batches_since_last(self, batch: int) -> Tensor:
         """Returns how many batches were trained on since the last update.

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _checks
+from keras_sq import _backend, _checks
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
 from keras_sq.copying import copy_model, copy_variables, require_built, same_copy
@@ -96,7 +96,9 @@ def quantize_model(
         TypeError: If `model` or an argument has the wrong type.
         ValueError: If the model is not built, is quantized already, holds a
             kernel that is not finite, has nothing to quantize or cannot be
-            copied, or if a key of `skip` or `overrides` matches no layer.
+            copied; under a `tf.distribute.MultiWorkerMirroredStrategy` of several
+            workers, which Keras 3 cannot train with; or if a key of `skip` or
+            `overrides` matches no layer.
 
     Example:
         >>> model = keras.Sequential(
@@ -120,6 +122,7 @@ def quantize_model(
     )
     if seed is not None:
         _checks.integer("seed", seed, 0)
+    _require_a_strategy_that_trains()
     require_built(model)
     if sq_layers.quantized_layers(model):
         raise ValueError(
@@ -144,6 +147,19 @@ def quantize_model(
         entry.outcome for entry in plan if entry.outcome is not None
     ]
     return copy
+
+
+def _require_a_strategy_that_trains() -> None:
+    workers = _backend.workers_of_strategy()
+    if workers > 1:
+        raise ValueError(
+            "Keras 3 cannot `fit` a model under a `tf.distribute."
+            "MultiWorkerMirroredStrategy`: it fails with `Attempt to convert a value "
+            "(PerReplica...)`. In one machine use a `tf.distribute.MirroredStrategy`; "
+            "across machines Keras's JAX backend (KERAS_BACKEND=jax) with `keras."
+            "distribution.DataParallel`. Received: a strategy of "
+            f"{workers} workers in scope."
+        )
 
 
 def strip_quantization(model: Model) -> Model:
@@ -277,7 +293,8 @@ def _copy_quantized_kernels(old: Layer, new: Layer) -> None:
     sources = [v for v in internals.own_variables(old) if id(v) not in extra]
     for source, target in zip(sources, internals.own_variables(new), strict=True):
         name = quantized.get(id(source))
-        target.assign(source if name is None else old.quantized_kernel(name))
+        value = source if name is None else old.quantized_kernel(name)
+        target.assign(_backend.unshared(value))
     seeds = zip(internals.seed_states(old), internals.seed_states(new), strict=True)
     for source, target in seeds:
-        target.assign(source)
+        target.assign(_backend.unshared(source))

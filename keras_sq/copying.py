@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from keras_sq import _backend
 from keras_sq import _keras_internals as internals
 from keras_sq.types import Layer, Model
 
@@ -117,7 +118,7 @@ def copy_variables(old: Layer, new: Layer) -> None:
                 "`get_config()` must describe all of the constructor's arguments."
             )
         for source, target in zip(sources, targets, strict=True):
-            target.assign(source)
+            target.assign(_backend.unshared(source))
 
 
 def _safely(make: Callable[[Layer], Layer]) -> Callable[[Layer], Layer]:

@@ -31,6 +31,10 @@ BLOCK_WIDTH = 4096
 """Columns of a block at most, where a kernel has fewer filters than that."""
 
 
+LARGEST_ERROR = 1e37
+"""Its inverse is a float32 that processors do not take for 0, too."""
+
+
 def filter_sums(
     terms: Callable[..., tuple[Tensor, ...]], kernel: Tensor, *per_filter: Tensor
 ) -> tuple[Tensor, ...]:
@@ -153,5 +157,10 @@ def uniform_codes(kernel: Tensor, scale: Tensor, max_code: int) -> Tensor:
 
 
 def relative_error(difference: Tensor, norm: Tensor) -> Tensor:
-    """Returns `difference / norm`, and 0 where the norm is 0."""
-    return ops.divide_no_nan(difference, norm)
+    """Returns `difference / norm`, and 0 where the norm is 0; NaN stays.
+
+    At most `LARGEST_ERROR`: a weight of 1e-38 whose level is 10 is finite, and so
+    must be the error that it is selected by, and the logarithm of its inverse.
+    """
+    error = ops.divide_no_nan(difference, norm)
+    return ops.where(error > LARGEST_ERROR, LARGEST_ERROR, error)

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_sq import _checks
+from keras_sq import _backend, _checks
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.selection import Selection
 from keras_sq.types import Model, Tensor, Variable
+
+
+class NotFiniteError(ValueError):
+    """Training diverged: a weight is NaN or infinite."""
 
 
 def update_masks(
@@ -80,7 +84,7 @@ def _update_alike(
     per_layer = []
     start = 0
     for layer in layers:
-        layer.ratio.assign(ratio)
+        layer.ratio.assign(_backend.unshared(ratio))
         end = start + len(layer.mask_names)
         per_layer.append(ops.all(ops.stack(flags[start:end])))
         start = end
@@ -213,14 +217,14 @@ def require_finite(paths: Sequence[str], flags: Tensor) -> None:
     """Raises if a flag is False.
 
     Raises:
-        ValueError: Naming the layers.
+        NotFiniteError: Naming the layers.
     """
     finite = ops.convert_to_numpy(flags)
     bad = [path for path, good in zip(paths, finite, strict=True) if not good]
     if bad:
-        raise ValueError(
+        raise NotFiniteError(
             f"The kernel of layer {', '.join(map(repr, bad))} holds NaN or infinite "
-            "values; no mask was drawn. Lower the learning rate, clip the "
-            "gradients (`clipnorm=1.0` in the optimizer), and start again from the "
-            "last good checkpoint."
+            "values, or such that their sum is; no mask was drawn. Lower the "
+            "learning rate, clip the gradients (`clipnorm=1.0` in the optimizer), "
+            "and start again from the last good checkpoint."
         )

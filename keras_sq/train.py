@@ -17,6 +17,7 @@ Settings and the output folder are in `training_config.py`, their flags in
 
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,8 +33,10 @@ from keras_sq import (
     training_callbacks,
     training_report,
 )
+from keras_sq.callbacks import NotFiniteError
 from keras_sq.comparisons import FLOAT, Method
 from keras_sq.export import export
+from keras_sq.export.errors import ExportError
 from keras_sq.training_config import RunFolder, TrainConfig, claim_folder
 from keras_sq.training_files import (
     DamagedRunError,
@@ -65,6 +68,8 @@ def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
         OSError: If the folder cannot be written to.
         DamagedRunError: If what is to be gone on with was damaged.
         ValueError: If a setting does not suit the data or the network.
+        NotFiniteError: If a network diverges; a `ValueError`, too.
+        ExportError: If a network cannot be exported.
     """
     return _finish(config, _prepare(config))
 
@@ -150,6 +155,8 @@ def _train(
     """Trains one network, or nothing if it is in the folder already."""
     name = method.name
     if folder.model(name).exists():
+        # A kill after the network was saved leaves its backup behind.
+        shutil.rmtree(folder.snapshots(name), ignore_errors=True)
         return
     # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
@@ -165,11 +172,10 @@ def _train(
     epochs = config.float_epochs if name == FLOAT else config.epochs
     _compile(model, config, epochs * data.steps_per_epoch)
     backup = training_callbacks.Backup(folder.snapshots(name), name)
-    restore, keep = backup.callbacks()
-    around = [restore]
+    around: list[Any] = []
     if method.preset is not None:
         around += method.preset.callbacks()
-    around.append(keep)
+    around.append(backup)
     if config.verbose:
         around.append(training_callbacks.Progress(name))
     model.fit(
@@ -281,8 +287,10 @@ def main(values: flags.FlagValues) -> int:
         values: Parsed flags.
 
     Returns:
-        Exit status: 0; 1 if what an earlier process left in the folder is damaged;
-        2 if the request was wrong and nothing was done.
+        Exit status: 0; 2 if the request was wrong and nothing was done; 1 if a
+        network diverged, could not be exported, the disk was full, or what an
+        earlier process left in the folder is damaged. What was trained until then is
+        kept.
     """
     try:
         config = config_from_flags(values)
@@ -294,6 +302,20 @@ def main(values: flags.FlagValues) -> int:
         _finish(config, prepared)
     except DamagedRunError as error:
         print(f"keras_sq.train: error: {error}", file=sys.stderr)
+        return 1
+    except NotFiniteError as error:
+        print(
+            f"keras_sq.train: error: {error} With the same flags the run would end "
+            "here again: choose others and another `--output_dir`, or `--overwrite`.",
+            file=sys.stderr,
+        )
+        return 1
+    except (ExportError, OSError) as error:
+        print(
+            f"keras_sq.train: error: {error} What was trained is kept: go on with the "
+            "same flags and --resume.",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -1,16 +1,6 @@
-"""Callbacks of `keras_sq.train`: history, restorable state, progress.
-
-Design note: `keras.callbacks.BackupAndRestore` saves and restores the state
-of training, but it writes weights and epoch one after the other in place. A
-kill between the two (or half way through one) leaves a backup that is broken
-or, worse, one whose weights are an epoch ahead. So each of its backups is
-moved, together with the history up to there, into a folder of its own; a
-folder is there as a whole or not at all, and holds check sums of its files, which
-Keras does not write.
-"""
+"""Callbacks of `keras_sq.train`: history, restorable state, progress."""
 
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -20,17 +10,18 @@ from typing import Any, TextIO
 import keras
 
 from keras_sq import training_files
+from keras_sq.backups import AtomicBackup
 
 _HISTORY = "history.json"
-_PREFIX = "epoch-"
 
 
-class Backup:
-    """The restorable state of one phase, as a list of callbacks.
+class Backup(AtomicBackup):
+    """The restorable state of one phase, and its history.
+
+    To be put behind the callbacks that add to the logs.
 
     Attributes:
         rows: The history so far, of earlier processes too.
-        initial_epoch: The epoch to go on with.
 
     Args:
         folder: Where the state lives; made if there is something to keep.
@@ -41,66 +32,22 @@ class Backup:
     """
 
     def __init__(self, folder: pathlib.Path, run: str) -> None:
+        super().__init__(folder)
         self.run = run
-        self._folder = folder
-        self._live = folder / "live"
         self.rows: list[dict[str, Any]] = []
-        self._start_from_newest()
-        self.initial_epoch = len(self.rows)
-
-    def callbacks(self) -> list[Any]:
-        """Returns what goes around the other callbacks: first and last."""
-        return [
-            keras.callbacks.BackupAndRestore(str(self._live), delete_checkpoint=False),
-            _KeepEpoch(self),
-        ]
-
-    def keep(self) -> None:
-        """Moves the backup just written to where it counts."""
-        training_files.write_json(self._live / _HISTORY, self.rows)
-        training_files.seal(self._live)
-        target = self._folder / f"{_PREFIX}{len(self.rows):06d}"
-        os.replace(self._live, target)
-        for older in self._kept():
-            if older != target:
-                shutil.rmtree(older)
-
-    def discard(self) -> None:
-        """Removes everything: the phase is finished."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _kept(self) -> list[pathlib.Path]:
-        return sorted(self._folder.glob(f"{_PREFIX}*"))
-
-    def _start_from_newest(self) -> None:
-        shutil.rmtree(self._live, ignore_errors=True)
-        kept = self._kept()
-        if not kept:
-            return
         try:
-            training_files.check_seal(kept[-1])
-            self.rows = training_files.read_history(kept[-1] / _HISTORY)
+            newest = self.checked_newest()
+            if newest is not None:
+                self.rows = training_files.read_history(newest / _HISTORY)
         except (OSError, ValueError) as error:
-            raise training_files.DamagedRunError(
-                f"{error} Remove the folder '{kept[-1]}' to train this network again "
-                "from its start, with --resume."
-            ) from error
-        shutil.copytree(kept[-1], self._live)
-
-
-class _KeepEpoch(keras.callbacks.Callback):
-    """Adds the epoch to the history, then keeps the backup."""
-
-    def __init__(self, backup: Backup) -> None:
-        super().__init__()
-        self._backup = backup
+            raise training_files.DamagedRunError(str(error)) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Runs after `BackupAndRestore` has written."""
+        """Adds the epoch to the history, then writes the backup."""
         logs = logs or {}
-        ratio = None if self._backup.run == "float" else 1.0
+        ratio = None if self.run == "float" else 1.0
         row = {
-            "run": self._backup.run,
+            "run": self.run,
             "epoch": epoch,
             "ratio": logs.get("quantized_ratio", ratio),
             "learning_rate": float(
@@ -109,8 +56,12 @@ class _KeepEpoch(keras.callbacks.Callback):
         }
         for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
             row[name] = float(logs[name])
-        self._backup.rows.append(row)
-        self._backup.keep()
+        self.rows.append(row)
+        super().on_epoch_end(epoch, logs)
+
+    def write_more(self, folder: pathlib.Path) -> None:
+        """Writes the history."""
+        training_files.write_json(folder / _HISTORY, self.rows)
 
 
 class Progress(keras.callbacks.Callback):

@@ -8,6 +8,7 @@ or go on in, an output folder.
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -254,6 +255,8 @@ def claim_folder(config: TrainConfig) -> "RunFolder":
                 "Resume it with those, or choose another `--output_dir`."
             )
         if config.resume:
+            folder.tidy({_DESCRIPTION, *outputs})
+            folder.state.mkdir(exist_ok=True)
             return folder
         if changes and not config.overwrite:
             raise FileExistsError(
@@ -330,9 +333,10 @@ class RunFolder:
         path = self.path / _DESCRIPTION
         try:
             found: dict[str, Any] = file_checks.read_json(path, dict)
-            methods = found.get("methods")
+            methods: Any = found.get("methods")
             known = "version" in found and isinstance(methods, list)
-            if not known or not all(isinstance(name, str) for name in methods or ()):
+            # They become names of files.
+            if not known or not all(re.fullmatch(r"[\w-]+", str(x)) for x in methods):
                 raise ValueError("it names no methods")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -349,10 +353,25 @@ class RunFolder:
         return {*_OUTPUTS, *(file(name).name for name in methods for file in files)}
 
     def clear(self, outputs: Iterable[str]) -> None:
-        """Removes these files and the state of a run, and nothing else."""
-        for name in (_DESCRIPTION, *outputs):
+        """Removes these files and the state of a run, and nothing else.
+
+        In an order that leaves, wherever it is killed, an unfinished run of the old
+        settings: results say that a run is finished, and a network that it was
+        trained, which the state is needed for.
+        """
+        for name in (_RESULTS, *outputs):
             (self.path / name).unlink(missing_ok=True)
+        self.tidy(outputs)
         shutil.rmtree(self.state, ignore_errors=True)
+        (self.path / _DESCRIPTION).unlink(missing_ok=True)
+
+    def tidy(self, outputs: Iterable[str]) -> None:
+        """Removes what a kill left half written beside these files."""
+        for name in outputs:
+            # As `write_text` and `keras_sq.export` name them; names have no wildcards.
+            for pattern in (f".{name}.unfinished", f".{name}.*.tmp"):
+                for path in self.path.glob(pattern):
+                    path.unlink(missing_ok=True)
 
 
 def _differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:

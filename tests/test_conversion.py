@@ -868,3 +868,23 @@ def test_container_whose_class_has_changed_says_so():
     inside["7:Conv2D"] = next(iter(inside.values()))
     with pytest.raises(ValueError, match="holds no layer '7:Conv2D'.*changed"):
         keras.Sequential.from_config(config)
+
+
+def test_training_one_of_several_models_leaves_the_others_alone():
+    # On JAX a training step overwrites the arrays of its model's variables.
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]
+    )
+    quantized = keras_sq.quantize_model(model, "binary", skip=(), seed=0)
+    keras_sq.set_ratio(quantized, 1.0)
+    plain = keras_sq.strip_quantization(quantized)
+    models = [model, quantized, plain]
+    kept = [one.get_weights() for one in models]
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")
+    for index, one in enumerate(models):
+        one.compile(keras.optimizers.SGD(0.1), "mse")
+        one.fit(x, y, epochs=2, batch_size=4, verbose=0)
+        for other, weights in zip(models[index + 1 :], kept[index + 1 :], strict=True):
+            for now, before in zip(other.get_weights(), weights, strict=True):
+                np.testing.assert_array_equal(now, before)
+        assert not np.array_equal(one.get_weights()[0], kept[index][0])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from absl import flags
 
 import keras_sq
 from keras_sq import (
+    file_checks,
     train,
     training_callbacks,
     training_config,
@@ -381,21 +383,122 @@ def test_resume_without_an_earlier_run_starts_one(tmp_path):
     assert folder.state.is_dir()
 
 
-def test_broken_backup_does_not_count(tmp_path):
-    """What a kill left half written beside a whole backup is dropped."""
+def test_backup_keeps_the_history(tmp_path):
     whole = tmp_path / "epoch-000001"
     whole.mkdir()
     row = dict.fromkeys(training_report.COLUMNS, 0.5) | {"run": "sq"}
     training_files.write_json(whole / "history.json", [row])
-    training_files.seal(whole)
-    live = tmp_path / "live"
-    live.mkdir()
-    (live / "latest.weights.h5").write_text("half")
+    file_checks.seal(whole)
     backup = training_callbacks.Backup(tmp_path, "sq")
-    assert backup.initial_epoch == 1
-    assert not (live / "latest.weights.h5").exists()
-    backup.discard()
-    assert not tmp_path.exists()
+    assert backup.initial_epoch == 1 and backup.rows == [row]
+
+
+def test_clearing_that_is_killed_leaves_an_unfinished_run(own, monkeypatch):
+    """After each file that goes, the folder can be resumed or overwritten."""
+    source = pathlib.Path(own.output_dir)
+    (source / ".sq.tflite.0a1b2c3d.tmp").write_text("half")
+    (source / ".history.csv.unfinished").write_text("half")
+    other = dataclasses.replace(own, resume=False, overwrite=True, seed=9)
+    removals = 0
+    unlink = pathlib.Path.unlink
+    while True:
+        folder = source.with_name(f"killed-{removals}")
+        shutil.copytree(source, folder)
+        left = removals
+
+        def dies(path, missing_ok=False):
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            unlink(path, missing_ok=missing_ok)
+
+        config = dataclasses.replace(other, output_dir=str(folder))
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, "unlink", dies)
+            try:
+                claim_folder(config)
+                break
+            except KeyboardInterrupt:
+                pass
+        if removals:
+            assert not (folder / "results.json").exists()
+        for method in METHODS:
+            trained = (folder / f"{method}.keras").exists()
+            assert not trained or (folder / "state" / f"{method}.json").exists()
+        again = dataclasses.replace(own, output_dir=str(folder))
+        assert claim_folder(again).earlier_description()["seed"] == own.seed
+        assert not list(folder.glob(".*"))
+        assert claim_folder(config).earlier_description()["seed"] == 9
+        removals += 1
+    assert removals >= len(FILES)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "state"}
+
+
+def test_diverging_run_stops_and_keeps_what_was_trained(own, capsys, monkeypatch):
+    folder = pathlib.Path(own.output_dir)
+    (folder / "sq.keras").unlink()
+    flag_values = [
+        *("--model=mlp", "--epochs=3", "--float_epochs=2", "--batch_size=32"),
+        *("--limit=160", f"--data_dir={own.data_dir}", f"--output_dir={folder}"),
+        *("--resume", "--verbose=0"),
+    ]
+
+    class Bad(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                bias = self.model.get_layer("logits").bias
+                bias.assign(bias * np.nan)
+
+    callbacks = training_callbacks.Backup.__mro__[1].on_train_begin
+
+    def spoiled(self, logs=None):
+        callbacks(self, logs)
+        bad = Bad()
+        bad.set_model(self.model)
+        self.on_epoch_begin = bad.on_epoch_begin
+
+    monkeypatch.setattr(training_callbacks.Backup, "on_train_begin", spoiled)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    assert train.main(parsed(*flag_values)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("keras_sq.train: error: ") and error.count("\n") == 1
+    assert "holds NaN" in error and "--overwrite" in error
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+    kept = training_callbacks.Backup(folder / "state" / "sq", "sq")
+    assert kept.initial_epoch == 1 and len(kept.rows) == 1
+
+
+def test_float_network_that_diverges_is_not_saved(tmp_path, data_dir, capsys):
+    out = tmp_path / "out"
+    flag_values = [
+        *("--model=mlp", "--epochs=1", "--float_epochs=1", "--batch_size=32"),
+        *("--limit=160", f"--data_dir={data_dir}", f"--output_dir={out}"),
+        *("--learning_rate=1e30", "--verbose=0"),
+    ]
+    assert train.main(parsed(*flag_values)) == 1
+    assert "Weight 'dense1/kernel' holds NaN" in capsys.readouterr().err
+    assert not (out / "float.keras").exists()
+
+
+def test_full_disk_is_told_and_keeps_what_was_trained(own, capsys, monkeypatch):
+    folder = pathlib.Path(own.output_dir)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    flag_values = [
+        *("--model=mlp", "--epochs=3", "--float_epochs=2", "--batch_size=32"),
+        *("--limit=160", f"--data_dir={own.data_dir}", f"--output_dir={folder}"),
+        *("--resume", "--verbose=0"),
+    ]
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert train.main(parsed(*flag_values)) == 1
+    error = capsys.readouterr().err
+    assert "Cannot write the exported file: No space left" in error
+    assert "--resume" in error and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
 
 
 def test_stop_between_last_epoch_and_saving_loses_nothing(own, monkeypatch):

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import warnings
 
 import custom_layers
 import keras
@@ -13,7 +12,7 @@ from keras import layers, ops
 
 import keras_sq
 from keras_sq import schedules
-from keras_sq.callbacks import StochasticQuantization
+from keras_sq.callbacks import NotFiniteError, StochasticQuantization
 from keras_sq.layers import quantized_layers
 
 # 2 epochs of 4 batches.
@@ -498,8 +497,12 @@ def test_kernel_not_finite_before_training(value):
 class Poison(keras.callbacks.Callback):
     """Spoils a kernel during training."""
 
+    def __init__(self, batch=1):
+        super().__init__()
+        self.batch = batch
+
     def on_train_batch_end(self, batch, logs=None):
-        if batch == 1:
+        if batch == self.batch:
             latent = self.model.get_layer("hidden").latent()
             latent.assign(np.full(latent.shape, np.nan))
 
@@ -513,10 +516,28 @@ def test_kernel_that_turns_nan_during_training(probability):
     assert int(numpy(model.optimizer.iterations)) == 3
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_diverged_kernel_is_not_saved_by_a_callback_before_ours(batch):
+    """At ratio 1, where nothing is drawn, in mid-epoch and in its last batch."""
+    model = make()
+    saved = []
+
+    class Save(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            saved.append(epoch)
+
+    x, y = data()
+    spoil = Poison(batch)
+    with pytest.raises(NotFiniteError, match="layer 'hidden' holds NaN"):
+        schedule = schedules.constant(1.0)
+        callbacks = [Save(), spoil, StochasticQuantization(schedule)]
+        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=callbacks)
+    assert saved == []
+
+
 def test_terminate_on_nan_comes_first():
     model = make(keras.optimizers.SGD(1e30))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(UserWarning, match="was stopped. The kernel of layer 'hidden'"):
         recorder = fit(model, None, [keras.callbacks.TerminateOnNaN()])
     assert len(recorder.steps) < 8
 

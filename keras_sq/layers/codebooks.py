@@ -66,12 +66,16 @@ class LearnedCodebooks:
             "autocast": False,
             "aggregation": "only_first_replica",
         }
-        self.__dict__[f"_{name}_codebook"] = self.add_weight(  # type: ignore[attr-defined]
+        basis = self.add_weight(  # type: ignore[attr-defined]
             name=f"{name}_codebook",
             shape=(quantizer.state_size, filters),
             initializer=lambda shape, dtype: ops.cast(start, dtype),
             **options,
         )
+        # Filters of several axes: where they are laid out is not one axis' matter.
+        along = axes[0] if len(axes) == 1 else None
+        internals.follow_layout(basis, self.latent(name), (None, along))  # type: ignore[attr-defined]
+        self.__dict__[f"_{name}_codebook"] = basis
         self.__dict__[f"_{name}_updates"] = self.add_weight(  # type: ignore[attr-defined]
             name=f"{name}_updates", shape=(), initializer="zeros", **options
         )

@@ -211,19 +211,20 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
                     f"no weight `{name}` once it is built. `quantized_weights` must "
                     "name attributes that `build` assigns."
                 )
-            shape = tuple(self.latent(name).shape)
+            latent = self.latent(name)
+            axes: tuple[int, ...] = tuple(range(len(latent.shape)))
             if selection.granularity == "filter":
                 axes = self.filter_axes(name)
-                shape = tuple(
-                    size if axis in axes else 1 for axis, size in enumerate(shape)
-                )
-            self.__dict__[f"_{name}_mask"] = self.add_weight(  # type: ignore[attr-defined]
+            along = [x if x in axes else None for x in range(len(latent.shape))]
+            mask = self.add_weight(  # type: ignore[attr-defined]
                 name=f"{name}_mask",
-                shape=shape,
+                shape=tuple(1 if x is None else latent.shape[x] for x in along),
                 dtype="bool",
                 initializer="ones",
                 trainable=False,
             )
+            internals.follow_layout(mask, latent, along)
+            self.__dict__[f"_{name}_mask"] = mask
             if self.quantization_settings.kernel_quantizer.state_size:
                 self.add_codebook(name)
         self.__dict__["_quantized_ratio"] = self.add_weight(  # type: ignore[attr-defined]

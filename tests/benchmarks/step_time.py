@@ -4,6 +4,7 @@ r"""Times a training step of SQ against the same float model's.
     python tests/benchmarks/step_time.py --networks=mlp --batch_sizes=64 --xla=both
     python tests/benchmarks/step_time.py --networks=vgg_small --batch_sizes=128 \
         --quantizers=lq-2 --inputs=lq-2 --xla=no --nodirect --pairs=20
+    KERAS_BACKEND=jax python tests/benchmarks/step_time.py --xla=yes
 
 Both models live in one process and take turns, step by step, so that a
 machine whose speed drifts slows both alike. Printed is the median, with
@@ -16,6 +17,7 @@ nothing can be left out (at ratio 1 no mask is drawn).
 itself costs.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -29,6 +31,10 @@ from absl import app, flags, logging
 
 import keras_sq
 from keras_sq import models
+
+JAX = keras.backend.backend() == "jax"
+KINDS = ("trainable", "non_trainable", "optimizer", "metrics")
+"""What the trainer holds on JAX, in its order."""
 
 NETWORKS = flags.DEFINE_list(
     "networks", ["vgg", "mlp", "resnet8"], "vgg, vgg_small, mlp, resnet8"
@@ -86,8 +92,14 @@ class Stepper:
 
     def __init__(self, model: keras.Model, x, y, redraw: bool) -> None:
         self.model = model
-        data = tf.data.Dataset.from_tensors((x, y)).repeat()
-        self.iterator = iter(data)
+        if JAX:
+            self.iterator = itertools.repeat((x, y))
+            model.optimizer.build(model.trainable_variables)
+            model._symbolic_build(data_batch=(x, y))
+            model._jax_state_synced = True
+        else:
+            data = tf.data.Dataset.from_tensors((x, y)).repeat()
+            self.iterator = iter(data)
         self.callback = None
         if redraw:
             half = keras_sq.schedules.constant(0.5, allow_partial=True)
@@ -102,9 +114,24 @@ class Stepper:
         cpu, wall = time.process_time(), time.perf_counter()
         if self.callback is not None:
             self.callback.on_train_batch_begin(0)
-        logs = self.model.train_function(self.iterator)
+        if JAX:
+            logs = self.step_on_jax()
+        else:
+            logs = self.model.train_function(self.iterator)
         float(logs["loss"])
         return time.process_time() - cpu, time.perf_counter() - wall
+
+    def step_on_jax(self) -> dict:
+        """As in Keras's `fit`: what a callback looked at is fetched again."""
+        model = self.model
+        if model._jax_state_synced:
+            everything = {f"{kind}_variables": True for kind in KINDS}
+            self.state = model._get_jax_state(**everything, purge_model_variables=True)
+            model._jax_state_synced = False
+        logs, self.state = model.train_function(self.state, self.iterator)
+        names = (f"{kind}_variables" for kind in KINDS)
+        model._jax_state = dict(zip(names, self.state, strict=True))
+        return logs
 
 
 def quartiles(values: list[float]) -> str:
@@ -119,8 +146,11 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Retracing is what this does.
     tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS.value)
+    if JAX and hasattr(os, "sched_setaffinity"):  # It has no such setting.
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: THREADS.value]))
+    version = __import__(keras.backend.backend()).__version__
     print(
-        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
+        f"{keras.backend.backend()} {version}, Keras {keras.__version__}, "
         f"{THREADS.value} thread(s) of {os.cpu_count()}, {OPTIMIZER.value}, "
         f"{PAIRS.value} pairs; median (quartiles) of quantized / float"
     )
@@ -131,7 +161,8 @@ def main(argv: list[str]) -> None:
     rng = np.random.default_rng(0)
     for name in NETWORKS.value:
         for batch in map(int, BATCH_SIZES.value):
-            for xla in {"no": [False], "yes": [True], "both": [False, True]}[XLA.value]:
+            choice = "yes" if JAX else XLA.value  # JAX knows nothing else.
+            for xla in {"no": [False], "yes": [True], "both": [False, True]}[choice]:
                 run(rng, name, batch, xla)
 
 

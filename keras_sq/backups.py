@@ -1,0 +1,213 @@
+"""Backups of training that are there as a whole or not at all.
+
+What a `.keras` file of a finished network is, and what is trained, is not the
+matter of this module.
+
+Design note: `keras.callbacks.BackupAndRestore` saves and restores the state
+of training, but it writes weights and epoch one after the other in place. A
+kill between the two (or half way through one) leaves a backup that cannot be
+read or, worse, one whose weights are an epoch ahead; and it saves NaN over the
+last good state. So each of its backups is written in a folder beside, which gets
+its name when it is whole, and holds check sums, which Keras does not write. A copy of
+its own format was rejected: what belongs to the state of training is Keras's to say.
+
+Design note: **a full disk.** HDF5, which Keras writes weights with, brings the
+process down (a segmentation fault) when the last of a file does not fit. So the
+space is reserved first, by a file that Python writes and that can fail in peace.
+"""
+
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_sq import _keras_internals as internals
+from keras_sq import file_checks, masks
+from keras_sq.types import Model
+
+_PREFIX = "epoch-"
+_UNFINISHED = "unfinished"
+
+_FILE_BYTES = 2**16
+_VARIABLE_BYTES = 2**12
+"""What HDF5 adds, at most: to a file, and to each variable in it."""
+
+
+class AtomicBackup(keras.callbacks.Callback):
+    """Saves the state of training after every epoch, and restores it.
+
+    As `keras.callbacks.BackupAndRestore`, with three differences: a process that is
+    killed at any moment, or that runs out of disk space, leaves the last whole
+    backup; weights that are not finite are never saved; and the backup stays when
+    `fit` is done, until `discard()`, so that nothing is lost before the model is
+    saved. A `fit` of all epochs that finds the backup of the last one trains nothing.
+
+    One folder is for one run: the same model, compiled alike, with the same data.
+    The place among the callbacks does not matter.
+
+    Args:
+        folder: Where the backups live, one at a time; made when there is one. It is
+            for nothing else.
+
+    Raises:
+        TypeError: If `folder` is no path.
+        ValueError: When training begins, if the backup was damaged since it was
+            written.
+        keras_sq.callbacks.NotFiniteError: After an epoch that leaves a weight not
+            finite, unless something else stopped the training already
+            (`keras.callbacks.TerminateOnNaN`); the last good backup stays.
+        OSError: After an epoch, if the backup cannot be written; the one before
+            stays.
+
+    Example:
+        >>> import tempfile
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((4, 3)), np.ones((4, 1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     backup = keras_sq.callbacks.AtomicBackup(folder)
+        ...     _ = model.fit(x, y, epochs=2, verbose=0, callbacks=[backup])
+        ...     backup.initial_epoch
+        2
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__()
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(
+                "Argument `folder` must be a string or a path. "
+                f"Received: folder={folder!r} (of type {type(folder).__name__})"
+            )
+        self.folder = pathlib.Path(folder)
+
+    @property
+    def initial_epoch(self) -> int:
+        """The epoch that `fit` would go on with now, from 0."""
+        newest = self.newest
+        return 0 if newest is None else int(newest.name.removeprefix(_PREFIX))
+
+    @property
+    def newest(self) -> pathlib.Path | None:
+        """The folder of the backup to go on with; `None` without one."""
+        return max(self.folder.glob(f"{_PREFIX}*"), default=None)
+
+    def checked_newest(self) -> pathlib.Path | None:
+        """Returns the folder of the backup to go on with, if it is undamaged.
+
+        Raises:
+            ValueError: If a file of it is not as it was written.
+        """
+        newest = self.newest
+        if newest is not None:
+            try:
+                file_checks.check_seal(newest)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{error} Remove the folder '{newest}' to train from the start."
+                ) from error
+        return newest
+
+    def discard(self) -> None:
+        """Removes everything: the run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Restores the newest backup, if there is one."""
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        newest = self.checked_newest()
+        if newest is not None:
+            keras_backup = self._keras_backup(newest)
+            keras_backup.on_train_begin()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes a backup, and removes the one before."""
+        weight = not_finite_weight(self.model)
+        if weight is not None:
+            if self.model.stop_training:
+                return  # Whoever stopped it has said why.
+            raise masks.NotFiniteError(
+                f"Weight '{weight}' holds NaN or infinite values after epoch {epoch} "
+                "(from 0); no backup of it was made. Lower the learning rate, or clip "
+                "the gradients (`clipnorm=1.0` in the optimizer)."
+            )
+        try:
+            self._unfinished.mkdir(parents=True, exist_ok=True)
+            _require_space(self._unfinished, _num_bytes(self.model))
+            self._keras_backup(self._unfinished).on_epoch_end(epoch)
+            self.write_more(self._unfinished)
+            file_checks.seal(self._unfinished)
+        # HDF5 raises a RuntimeError where closing a file fails.
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(self._unfinished, ignore_errors=True)
+            raise OSError(
+                f"Cannot write the backup of epoch {epoch} (from 0) in "
+                f"'{self.folder}': {error}"
+            ) from error
+        target = self.folder / f"{_PREFIX}{epoch + 1:06d}"
+        os.replace(self._unfinished, target)
+        for older in self.folder.glob(f"{_PREFIX}*"):
+            if older != target:
+                # Not removed under its name: a part of it would count as a backup.
+                os.replace(older, self._unfinished)
+                shutil.rmtree(self._unfinished)
+
+    def write_more(self, folder: pathlib.Path) -> None:
+        """Writes what else belongs to a backup; for subclasses.
+
+        Args:
+            folder: Of the backup that is being written.
+        """
+
+    @property
+    def _unfinished(self) -> pathlib.Path:
+        return self.folder / _UNFINISHED
+
+    def _keras_backup(self, folder: pathlib.Path) -> keras.callbacks.BackupAndRestore:
+        backup = keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False)
+        backup.set_model(self.model)
+        return backup
+
+
+def _num_bytes(model: Model) -> int:
+    """Returns how large a file of the state of training is at most."""
+    variables = [*model.variables, *model.optimizer.variables]
+    sizes = [8 if "64" in str(v.dtype) else 4 for v in variables]
+    total = _FILE_BYTES
+    for variable, size in zip(variables, sizes, strict=True):
+        total += _VARIABLE_BYTES + size * math.prod(variable.shape)
+    return total
+
+
+def _require_space(folder: pathlib.Path, num_bytes: int) -> None:
+    """Raises if a file of this size does not fit, and leaves none.
+
+    Raises:
+        OSError: If it does not fit.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return  # Not on Windows.
+    path = folder / "space"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    path.unlink()
+
+
+def not_finite_weight(model: Model) -> str | None:
+    """Returns the path of the first weight that is not finite, if there is one.
+
+    Args:
+        model: A built model.
+    """
+    for variable in model.weights:
+        value = keras.ops.convert_to_numpy(internals.read(variable))
+        if value.dtype.kind in "iub":
+            continue
+        if value.dtype.kind != "f":  # bfloat16, of which NumPy knows nothing.
+            value = value.astype("float32")
+        if not np.all(np.isfinite(value)):
+            return str(variable.path)
+    return None
