@@ -35,6 +35,7 @@ MAX_JSON_BYTES = 2**25
 CONFIG = "config.json"
 """What is in a `.keras` file: the layers."""
 
+_SUMS = "checksums.json"
 _WEIGHTS = "model.weights.h5"
 _H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HEAP = b"GCOL\x01"
@@ -277,6 +278,32 @@ def check_sums(folder: str | os.PathLike[str]) -> dict[str, str]:
             key = os.path.relpath(path, folder).replace(os.sep, "/")
             found[key] = f"{size} bytes, {crc:08x}"
     return found
+
+
+def seal(folder: str | os.PathLike[str]) -> None:
+    """Writes down the check sums of all files in a folder."""
+    text = json.dumps(check_sums(folder), indent=2)
+    with open(os.path.join(folder, _SUMS), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def check_seal(folder: str | os.PathLike[str]) -> None:
+    """Compares the files in a folder with what `seal` wrote down.
+
+    Raises:
+        ValueError: If a file was changed, added or lost.
+        OSError: If a file cannot be read.
+    """
+    expected = read_json(os.path.join(folder, _SUMS), dict)
+    found = check_sums(folder)
+    del found[_SUMS]
+    names = found.keys() | expected.keys()
+    changed = {name for name in names if found.get(name) != expected.get(name)}
+    if changed:
+        path = os.path.join(folder, min(changed))
+        raise ValueError(
+            f"File '{path}' is damaged: its size or check sum is not what was written."
+        )
 
 
 def _damaged(error: Exception) -> ValueError:

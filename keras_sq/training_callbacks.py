@@ -1,8 +1,4 @@
-"""Callbacks of `keras_sq.train`: history, restorable state, progress.
-
-A backup of a run holds check sums of its files, which Keras does not write, so that a
-file that was damaged since is noticed.
-"""
+"""Callbacks of `keras_sq.train`: history, restorable state, progress."""
 
 import math
 import pathlib
@@ -39,17 +35,12 @@ class Backup(AtomicBackup):
         super().__init__(folder)
         self.run = run
         self.rows: list[dict[str, Any]] = []
-        newest = self.newest
-        if newest is None:
-            return
         try:
-            training_files.check_seal(newest)
-            self.rows = training_files.read_history(newest / _HISTORY)
+            newest = self.checked_newest()
+            if newest is not None:
+                self.rows = training_files.read_history(newest / _HISTORY)
         except (OSError, ValueError) as error:
-            raise training_files.DamagedRunError(
-                f"{error} Remove the folder '{newest}' to train this network again "
-                "from its start, with --resume."
-            ) from error
+            raise training_files.DamagedRunError(str(error)) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the epoch to the history, then writes the backup."""
@@ -69,9 +60,8 @@ class Backup(AtomicBackup):
         super().on_epoch_end(epoch, logs)
 
     def write_more(self, folder: pathlib.Path) -> None:
-        """Writes the history, and the check sums of everything."""
+        """Writes the history."""
         training_files.write_json(folder / _HISTORY, self.rows)
-        training_files.seal(folder)
 
 
 class Progress(keras.callbacks.Callback):

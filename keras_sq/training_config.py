@@ -8,6 +8,7 @@ or go on in, an output folder.
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -332,9 +333,10 @@ class RunFolder:
         path = self.path / _DESCRIPTION
         try:
             found: dict[str, Any] = file_checks.read_json(path, dict)
-            methods = found.get("methods")
+            methods: Any = found.get("methods")
             known = "version" in found and isinstance(methods, list)
-            if not known or not all(isinstance(name, str) for name in methods or ()):
+            # They become names of files.
+            if not known or not all(re.fullmatch(r"[\w-]+", str(x)) for x in methods):
                 raise ValueError("it names no methods")
         except (FileNotFoundError, NotADirectoryError):
             return None

@@ -15,8 +15,6 @@ from keras_sq.loading import load_model
 from keras_sq.training_report import COLUMNS
 from keras_sq.types import Model
 
-_SUMS = "checksums.json"
-
 
 class DamagedRunError(ValueError):
     """A run that cannot be gone on with as it is: a file of it is damaged."""
@@ -58,30 +56,6 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
                     f"{str(value)[:60]!r}."
                 )
     return rows
-
-
-def seal(folder: pathlib.Path) -> None:
-    """Writes down the check sums of all files in a folder."""
-    write_json(folder / _SUMS, file_checks.check_sums(folder))
-
-
-def check_seal(folder: pathlib.Path) -> None:
-    """Compares the files in a folder with what `seal` wrote down.
-
-    Raises:
-        ValueError: If a file was changed, added or lost.
-        OSError: If a file cannot be read.
-    """
-    expected: dict[str, Any] = file_checks.read_json(folder / _SUMS, dict)
-    found = file_checks.check_sums(folder)
-    del found[_SUMS]
-    names = found.keys() | expected.keys()
-    changed = {name for name in names if found.get(name) != expected.get(name)}
-    if changed:
-        raise ValueError(
-            f"File '{folder / min(changed)}' is damaged: size or check sum is not what "
-            "was written."
-        )
 
 
 def load_network(path: pathlib.Path) -> Model:

@@ -141,7 +141,7 @@ class Files:
         from keras import layers as kl
 
         import keras_sq
-        from keras_sq import training_files, training_report
+        from keras_sq import file_checks, training_files, training_report
         from keras_sq.loading import load_model
 
         self.folder = folder
@@ -194,7 +194,7 @@ class Files:
         training_files.write_json(self.backup / "history.json", self.rows)
         models[0].save_weights(self.backup / "latest.weights.h5")
         (self.backup / "training_metadata.json").write_text('{"epoch": 3}')
-        training_files.seal(self.backup)
+        file_checks.seal(self.backup)
         self.arrays = {"x": np.arange(40.0).reshape(8, 5), "y": np.ones((2, 2), "i1")}
         self.examples = []
         for save in (np.savez, np.savez_compressed):

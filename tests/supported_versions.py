@@ -34,6 +34,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHOWN = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
 NAMES = ("lowest", "newest")
 
+SUMMARY = re.compile(r"^[= ]*\d+ (passed|failed|error|skipped).* in [\d.]+s")
+"""The last line of pytest."""
+
 VERSIONS = """
 import importlib.metadata, json, platform, sys
 found = {name: importlib.metadata.version(name) for name in sys.argv[1:]}
@@ -127,7 +130,9 @@ def run_suite(python, arguments):
     last = ""
     for line in process.stdout:
         sys.stderr.write(line)
-        last = line.strip(" =\n") or last
+        # Libraries may log behind it, when the workers end.
+        if SUMMARY.search(line):
+            last = line.strip(" =\n")
     return process.wait(), last, time.monotonic() - start
 
 

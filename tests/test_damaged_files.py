@@ -525,7 +525,8 @@ def test_damaged_table_of_epochs_is_named(change, message, tmp_path):
     "content",
     [
         *(b"", b"{}", b"[]", b"\xff", b"[" * 10**5, b'{"version": 1, "methods": 3}'),
-        *(b'{"version": 1, "methods": [3]}', b'{"methods": ["sq"]}'),
+        *(b'{"version": 1, "methods": [[3]]}', b'{"methods": ["sq"]}'),
+        *(b'{"version": 1, "methods": ["*"]}', b'{"version": 1, "methods": ["../x"]}'),
     ],
 )
 def test_damaged_settings_of_a_run_are_named(content, tmp_path):
@@ -541,7 +542,7 @@ def backup_folder(tmp_path, model):
     kept.mkdir(parents=True)
     training_files.write_json(kept / "history.json", [ROW])
     model.save_weights(kept / "latest.weights.h5")
-    training_files.seal(kept)
+    file_checks.seal(kept)
     return folder, kept
 
 
@@ -562,6 +563,8 @@ def test_damaged_backup_is_not_gone_on_with(damage, name, model, tmp_path):
     with pytest.raises(training_files.DamagedRunError, match=name) as error:
         training_callbacks.Backup(folder, "sq")
     assert f"Remove the folder '{kept}'" in str(error.value)
+    with pytest.raises(ValueError, match="to train from the start"):
+        keras_sq.callbacks.AtomicBackup(folder).on_train_begin()
 
 
 @pytest.mark.parametrize("broken", ["model", "history"])

@@ -20,6 +20,7 @@ from absl import flags
 
 import keras_sq
 from keras_sq import (
+    file_checks,
     train,
     training_callbacks,
     training_config,
@@ -387,7 +388,7 @@ def test_backup_keeps_the_history(tmp_path):
     whole.mkdir()
     row = dict.fromkeys(training_report.COLUMNS, 0.5) | {"run": "sq"}
     training_files.write_json(whole / "history.json", [row])
-    training_files.seal(whole)
+    file_checks.seal(whole)
     backup = training_callbacks.Backup(tmp_path, "sq")
     assert backup.initial_epoch == 1 and backup.rows == [row]
 
