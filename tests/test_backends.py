@@ -268,6 +268,7 @@ def test_train_command_on_jax_trains_there_and_exports(tmp_path):
 def test_another_backend_is_refused_by_name(backend, monkeypatch):
     layer = layers.SQDense(3)
     layer.build((None, 2))
+    layer.ratio_is_controlled = True
     x = ops.ones((1, 2))
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     message = (
