@@ -141,8 +141,4 @@ def pytest_configure(config: pytest.Config) -> None:
     }.items():
         jax.config.update(name, value)
         os.environ.setdefault(name.upper(), str(value))
-    # As in a test of a full disk.
-    config.addinivalue_line(
-        "filterwarnings", "ignore:Error writing persistent compilation:UserWarning"
-    )
     config.pluginmanager.register(WithoutTensorFlow(), "keras_sq_without_tensorflow")

@@ -391,7 +391,7 @@ def test_not_finite_kernel_is_still_named():
     layer = layers.SQDense(3, name="bad", mask_seed=0, **STOMPP)
     layer.build((None, 4))
     layer.latent().assign(np.full((4, 3), np.nan))
-    assert not masks.update_masks([layer], ops.array(0.5), ops.array(True)).numpy()
+    assert not numpy(masks.update_masks([layer], ops.array(0.5), ops.array(True)))
     with pytest.raises(ValueError, match="kernel of layer 'bad' holds NaN"):
         keras_sq.set_ratio(layer, 0.5)
 

@@ -12,6 +12,7 @@ import os
 
 import keras
 import numpy as np
+from backends import BACKEND
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -23,11 +24,14 @@ from keras_sq.selection import Selection
 
 FACTOR = int(os.environ.get("PROPERTY_CASES", "1"))
 
+SHARE = {"tensorflow": 1, "jax": 20}[BACKEND]
+"""On JAX each operation is compiled for each shape: a part of the cases."""
+
 
 def cases(count):
     """Returns the decorator for a property that is tried `count` times."""
     return settings(
-        max_examples=count * FACTOR,
+        max_examples=max(count * FACTOR // SHARE, 1),
         derandomize=FACTOR == 1,
         database=None,
         deadline=None,

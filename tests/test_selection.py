@@ -18,7 +18,7 @@ import pytest
 from backends import COMPILERS, array, compiled
 from keras import ops
 
-from keras_sq import _backend, layers, masks, ranking, selection
+from keras_sq import layers, masks, ranking, selection
 from keras_sq.selection import Selection, SoftRefresh
 
 EPSILON = 1e-7
@@ -779,7 +779,7 @@ def test_compiled_once_for_all_ratios():
             [ops.ones((4,))], ratio, [ops.full((4,), 0.5)], [ops.ones((4,), "bool")]
         )
 
-    call = _backend.compiled(function)
+    call = compiled(function)
     for ratio in (0.0, 0.25, 0.5, 1.0):
         (mask,) = call(keras.ops.convert_to_tensor(ratio, "float32"))
         assert int(array(mask).sum()) == 4 * ratio
