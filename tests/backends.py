@@ -7,14 +7,21 @@ A test says what it computes, in functions of tensors; how a gradient is taken
 """
 
 import contextlib
+import importlib.util
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from keras_sq import _backend
 
 BACKEND = keras.backend.backend()
+
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="JAX 0.8 needs Python 3.11"
+)
+"""For tests that start a process on JAX."""
 
 COMPILERS = {"tensorflow": ("graph", "xla"), "jax": ("xla",)}[BACKEND]
 """What `compiled` can do: JAX knows XLA only."""

@@ -15,7 +15,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from backends import array, compiled, gradients
+from backends import array, compiled, gradients, needs_jax
 from keras import ops
 
 import keras_sq
@@ -186,6 +186,7 @@ def from_jax(request, tmp_path_factory):
     return folder, dict(np.load(folder / "found.npz")), words
 
 
+@needs_jax
 @pytest.mark.tensorflow
 def test_model_trained_on_jax_loads_here_as_it_was(from_jax):
     folder, found, words = from_jax
@@ -205,6 +206,7 @@ def test_model_trained_on_jax_loads_here_as_it_was(from_jax):
     assert not np.allclose(hybrid, found["deployed"], atol=1e-2)
 
 
+@needs_jax
 @pytest.mark.tensorflow
 def test_model_trained_on_jax_exports_here(from_jax, tmp_path):
     folder, found, _ = from_jax
@@ -220,6 +222,7 @@ def test_model_trained_on_jax_exports_here(from_jax, tmp_path):
     assert close.mean() > 0.9 if quantized else close.all()
 
 
+@needs_jax
 @pytest.mark.tensorflow
 def test_export_on_jax_says_what_to_do(from_jax):
     folder, _, words = from_jax
@@ -232,6 +235,7 @@ def test_export_on_jax_says_what_to_do(from_jax):
     assert not (folder / "direct.tflite").exists()
 
 
+@needs_jax
 @pytest.mark.tensorflow
 def test_export_command_on_jax_says_what_to_do(tmp_path):
     done = child("-m", "keras_sq.export", "absent.keras", tmp_path / "m.tflite")
@@ -242,6 +246,7 @@ def test_export_command_on_jax_says_what_to_do(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@needs_jax
 @pytest.mark.tensorflow
 def test_train_command_on_jax_trains_there_and_exports(tmp_path):
     folder = tmp_path / "run"

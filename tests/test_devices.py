@@ -15,6 +15,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from backends import needs_jax
 
 # Arguments: how, folder, process, address.
 SCRIPT = textwrap.dedent(
@@ -216,6 +217,7 @@ def assert_same(weights, expected):
             )
 
 
+@needs_jax
 def test_data_parallel_equals_one_device(alone, tmp_path):
     ((weights, told),) = run("data", str(tmp_path))
     assert_same(weights, alone[0])
@@ -224,6 +226,7 @@ def test_data_parallel_equals_one_device(alone, tmp_path):
     assert [name for name, _ in told["seen"]] == [name for name, _ in alone[1]["seen"]]
 
 
+@needs_jax
 def test_two_processes_equal_one_device(alone, tmp_path):
     (first, told), (second, told_by_second) = run("processes", str(tmp_path), 2)
     assert told["seen"] == told_by_second["seen"]
@@ -232,6 +235,7 @@ def test_two_processes_equal_one_device(alone, tmp_path):
     assert_same(first, alone[0])
 
 
+@needs_jax
 def test_masks_and_bases_follow_the_layout_of_their_kernel(alone, tmp_path):
     ((weights, told),) = run("model", str(tmp_path))
     assert_same(weights, alone[0])
