@@ -5,7 +5,8 @@ that a new Keras release is checked in one place (`tests/test_internals.py`).
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -126,6 +127,40 @@ def unlocked(layer: Layer) -> Iterator[None]:
     finally:
         if locked:
             layer._lock_state()
+
+
+_watching = threading.RLock()
+
+
+@contextlib.contextmanager
+def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterator[None]:
+    """Within, a function sees each weight that a layer is about to add.
+
+    There is no public way to see them before they take memory. Layers that other
+    threads make meanwhile are none of its business.
+
+    Args:
+        watch: Called with the name of the layer, the shape and the dtype; raises if
+            the weight must not be made.
+    """
+    thread = threading.get_ident()
+    original = keras.layers.Layer.add_weight
+
+    def add_weight(self: Layer, *args: Any, **kwargs: Any) -> Variable:
+        if threading.get_ident() == thread:
+            # Keras 3.15 takes it by keyword; before, it was the first argument.
+            shape = kwargs.get("shape", args[0] if args else ())
+            sizes = [shape] if isinstance(shape, int) else list(shape or ())
+            dtype = kwargs.get("dtype") or self.variable_dtype
+            watch(self.name, sizes, keras.backend.standardize_dtype(dtype))
+        return original(self, *args, **kwargs)
+
+    with _watching:
+        keras.layers.Layer.add_weight = add_weight
+        try:
+            yield
+        finally:
+            keras.layers.Layer.add_weight = original
 
 
 def is_graph_model(model: Model) -> bool:

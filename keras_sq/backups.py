@@ -8,8 +8,8 @@ of training, but it writes weights and epoch one after the other in place. A
 kill between the two (or half way through one) leaves a backup that cannot be
 read or, worse, one whose weights are an epoch ahead; and it saves NaN over the
 last good state. So each of its backups is written in a folder beside, which gets
-its name when it is whole. A copy of its own format was rejected: what belongs to
-the state of training is Keras's to say.
+its name when it is whole, and holds check sums, which Keras does not write. A copy of
+its own format was rejected: what belongs to the state of training is Keras's to say.
 
 Design note: **a full disk.** HDF5, which Keras writes weights with, brings the
 process down (a segmentation fault) when the last of a file does not fit. So the
@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 from keras_sq import _keras_internals as internals
-from keras_sq import masks
+from keras_sq import file_checks, masks
 from keras_sq.types import Model
 
 _PREFIX = "epoch-"
@@ -55,6 +55,8 @@ class AtomicBackup(keras.callbacks.Callback):
 
     Raises:
         TypeError: If `folder` is no path.
+        ValueError: When training begins, if the backup was damaged since it was
+            written.
         keras_sq.callbacks.NotFiniteError: After an epoch that leaves a weight not
             finite, unless something else stopped the training already
             (`keras.callbacks.TerminateOnNaN`); the last good backup stays.
@@ -93,6 +95,22 @@ class AtomicBackup(keras.callbacks.Callback):
         """The folder of the backup to go on with; `None` without one."""
         return max(self.folder.glob(f"{_PREFIX}*"), default=None)
 
+    def checked_newest(self) -> pathlib.Path | None:
+        """Returns the folder of the backup to go on with, if it is undamaged.
+
+        Raises:
+            ValueError: If a file of it is not as it was written.
+        """
+        newest = self.newest
+        if newest is not None:
+            try:
+                file_checks.check_seal(newest)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{error} Remove the folder '{newest}' to train from the start."
+                ) from error
+        return newest
+
     def discard(self) -> None:
         """Removes everything: the run is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -100,7 +118,7 @@ class AtomicBackup(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restores the newest backup, if there is one."""
         shutil.rmtree(self._unfinished, ignore_errors=True)
-        newest = self.newest
+        newest = self.checked_newest()
         if newest is not None:
             keras_backup = self._keras_backup(newest)
             keras_backup.on_train_begin()
@@ -121,6 +139,7 @@ class AtomicBackup(keras.callbacks.Callback):
             _require_space(self._unfinished, _num_bytes(self.model))
             self._keras_backup(self._unfinished).on_epoch_end(epoch)
             self.write_more(self._unfinished)
+            file_checks.seal(self._unfinished)
         # HDF5 raises a RuntimeError where closing a file fails.
         except (OSError, RuntimeError) as error:
             shutil.rmtree(self._unfinished, ignore_errors=True)

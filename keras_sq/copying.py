@@ -36,7 +36,7 @@ def copy_model(
     make = _safely(copy_layer or same_copy)
     with _strategy_scope(model):
         if internals.is_graph_model(model):
-            copy = keras.models.clone_model(model, clone_function=make, recursive=True)
+            copy = _clone_graph(model, make, {})
         else:
             copy = make(model)
         if not internals.is_built(copy):
@@ -59,6 +59,29 @@ def copy_model(
         # Keras leaves it at False for a subclassed model built from its config.
         copy.built = True
     return copy
+
+
+def _clone_graph(
+    model: Model, make: Callable[[Layer], Layer], made: dict[int, Layer]
+) -> Model:
+    """Returns a copy of a graph model; layers of models inside are made by `make` too.
+
+    As `recursive=True`, which Keras 3.12 forgets below the first model inside.
+
+    Args:
+        model: A functional or Sequential model.
+        make: Makes a new layer.
+        made: `id` of a layer -> what was made of it: shared layers stay shared.
+    """
+
+    def make_once(layer: Layer) -> Layer:
+        if id(layer) not in made:
+            inside = isinstance(layer, keras.Sequential | internals.Functional)
+            new = _clone_graph(layer, make, made) if inside else make(layer)
+            made[id(layer)] = new
+        return made[id(layer)]
+
+    return keras.models.clone_model(model, clone_function=make_once)
 
 
 def same_copy(layer: Layer) -> Layer:

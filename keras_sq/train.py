@@ -11,8 +11,8 @@ The last epoch's weights are the result, for all of them: nothing is chosen by
 validation accuracy, and the test split is looked at once, at the end.
 
 Settings and the output folder are in `training_config.py`, their flags in
-`training_flags.py`, the table in
-`training_report.py`, restoring in `training_callbacks.py`.
+`training_flags.py`, the table in `training_report.py`, reading and writing in
+`training_files.py`, restoring in `training_callbacks.py`.
 """
 
 import dataclasses
@@ -38,10 +38,11 @@ from keras_sq import (
 from keras_sq.callbacks import NotFiniteError
 from keras_sq.comparisons import FLOAT, Method
 from keras_sq.export import ExportError, export
-from keras_sq.training_config import (
-    RunFolder,
-    TrainConfig,
-    claim_folder,
+from keras_sq.training_config import RunFolder, TrainConfig, claim_folder
+from keras_sq.training_files import (
+    DamagedRunError,
+    load_network,
+    read_history,
     write_json,
     write_text,
 )
@@ -66,6 +67,7 @@ def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
         FileNotFoundError: If the data set is not there.
         FileExistsError: If the folder holds another run.
         OSError: If the folder cannot be written to.
+        DamagedRunError: If what is to be gone on with was damaged.
         ValueError: If a setting does not suit the data or the network.
         NotFiniteError: If a network diverges; a `ValueError`, too.
         ExportError: If a network cannot be exported.
@@ -128,9 +130,7 @@ def _report(run: _Run) -> dict[str, training_report.NetworkReport]:
     """Exports the trained networks of a run, and writes what is known of them."""
     config, folder = run.config, run.folder
     history = [
-        row
-        for method in config.methods
-        for row in json.loads(folder.history(method.name).read_text("utf-8"))
+        row for method in config.methods for row in _history(folder, method.name)
     ]
     write_text(folder.path / "history.csv", training_report.history_csv(history))
     reports = _export_and_test(config, run.data, folder)
@@ -138,6 +138,16 @@ def _report(run: _Run) -> dict[str, training_report.NetworkReport]:
     # Last: this file says that the run is finished.
     write_json(folder.results, _results(config, run.data, reports))
     return reports
+
+
+def _history(folder: RunFolder, name: str) -> list[dict[str, Any]]:
+    try:
+        return read_history(folder.history(name))
+    except (OSError, ValueError) as error:
+        raise DamagedRunError(
+            f"{error} Remove '{folder.model(name)}' to train this network again, with "
+            "--resume."
+        ) from error
 
 
 def _train(
@@ -153,7 +163,7 @@ def _train(
     # file, so that it does not matter which process trained what before.
     names = [method.name for method in config.comparison]
     if method.from_float and name != FLOAT:
-        start = keras.models.load_model(folder.model(FLOAT), compile=False)
+        start = load_network(folder.model(FLOAT))
     else:
         # The same first weights for all methods that start anew.
         keras.utils.set_random_seed(config.seed + 1)
@@ -228,7 +238,7 @@ def _export_and_test(
         name = method.name
         if config.verbose:
             print(f"{name}: exporting", file=sys.stderr)
-        model = keras.models.load_model(folder.model(name), compile=False)
+        model = load_network(folder.model(name))
         if name == FLOAT:
             parameters = model.count_params()
         target = "float" if method.preset is None else config.target
@@ -299,8 +309,9 @@ def main(values: flags.FlagValues) -> int:
 
     Returns:
         Exit status: 0; 2 if the request was wrong and nothing was done; 1 if a
-        network diverged, could not be exported, or the disk was full. What was
-        trained until then is kept.
+        network diverged, could not be exported, the disk was full, or what an
+        earlier process left in the folder is damaged. What was trained until then
+        is kept.
     """
     try:
         config = config_from_flags(values)
@@ -310,6 +321,9 @@ def main(values: flags.FlagValues) -> int:
         return 2
     try:
         _finish(config, prepared)
+    except DamagedRunError as error:
+        print(f"keras_sq.train: error: {error}", file=sys.stderr)
+        return 1
     except NotFiniteError as error:
         print(
             f"keras_sq.train: error: {error} With the same flags the run would end "

@@ -1,6 +1,5 @@
 """Callbacks of `keras_sq.train`: history, restorable state, progress."""
 
-import json
 import math
 import pathlib
 import shutil
@@ -10,7 +9,7 @@ from typing import Any, TextIO
 
 import keras
 
-from keras_sq import training_config
+from keras_sq import training_files
 from keras_sq.backups import AtomicBackup
 
 _HISTORY = "history.json"
@@ -27,14 +26,21 @@ class Backup(AtomicBackup):
     Args:
         folder: Where the state lives; made if there is something to keep.
         run: Name of the phase, for the history.
+
+    Raises:
+        DamagedRunError: If the state is damaged.
     """
 
     def __init__(self, folder: pathlib.Path, run: str) -> None:
         super().__init__(folder)
         self.run = run
         self.rows: list[dict[str, Any]] = []
-        if self.newest is not None:
-            self.rows = json.loads((self.newest / _HISTORY).read_text("utf-8"))
+        try:
+            newest = self.checked_newest()
+            if newest is not None:
+                self.rows = training_files.read_history(newest / _HISTORY)
+        except (OSError, ValueError) as error:
+            raise training_files.DamagedRunError(str(error)) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the epoch to the history, then writes the backup."""
@@ -55,7 +61,7 @@ class Backup(AtomicBackup):
 
     def write_more(self, folder: pathlib.Path) -> None:
         """Writes the history."""
-        training_config.write_json(folder / _HISTORY, self.rows)
+        training_files.write_json(folder / _HISTORY, self.rows)
 
 
 class Progress(keras.callbacks.Callback):

@@ -6,15 +6,24 @@ or go on in, an output folder.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from keras_sq import _checks, comparisons, datasets, models, quantizers, schedules
+from keras_sq import (
+    _checks,
+    comparisons,
+    datasets,
+    file_checks,
+    models,
+    quantizers,
+    schedules,
+)
 from keras_sq._version import __version__
+from keras_sq.training_files import write_json
 
 SHORT_RAMP = 0.3
 """Part of the run in which the schedule `"short"` is below ratio 1."""
@@ -321,19 +330,21 @@ class RunFolder:
 
     def earlier_description(self) -> dict[str, Any] | None:
         """Returns what was asked of the run in the folder, if there is one."""
+        path = self.path / _DESCRIPTION
         try:
-            text = (self.path / _DESCRIPTION).read_text("utf-8")
+            found: dict[str, Any] = file_checks.read_json(path, dict)
+            methods: Any = found.get("methods")
+            known = "version" in found and isinstance(methods, list)
+            # They become names of files.
+            if not known or not all(re.fullmatch(r"[\w-]+", str(x)) for x in methods):
+                raise ValueError("it names no methods")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError:
-            found = None
-        if not isinstance(found, dict) or not {"version", "methods"} <= found.keys():
+        except ValueError as error:
             raise FileExistsError(
-                f"File {str(self.path / _DESCRIPTION)!r} is not of a training run. "
-                "Choose another `--output_dir`."
-            )
+                f"File {str(path)!r} is not of a training run, or damaged. Choose "
+                "another `--output_dir`, or remove the file."
+            ) from error
         return found
 
     def outputs(self, methods: Sequence[str]) -> set[str]:
@@ -363,21 +374,9 @@ class RunFolder:
                     path.unlink(missing_ok=True)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file that is there as a whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file that is there as a whole or not at all."""
-    beside = path.with_name(f".{path.name}.unfinished")
-    beside.write_text(text, "utf-8")
-    os.replace(beside, path)
-
-
 def _differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(
-        f"{key}={earlier.get(key)!r} there, {now.get(key)!r} asked for"
+        f"{key}={repr(earlier.get(key))[:200]} there, {now.get(key)!r} asked for"
         for key in sorted(earlier.keys() | now.keys())
         if earlier.get(key) != now.get(key)
     )

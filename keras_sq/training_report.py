@@ -168,26 +168,32 @@ def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
         `None` for the ratio of the float network.
 
     Raises:
-        ValueError: If it is not a history file.
+        ValueError: If it is not a history file, or a damaged one.
+        OSError: If it cannot be read.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f"File {str(path)!r} is not a training history: its columns must be "
-                f"{', '.join(COLUMNS)}. Received: {reader.fieldnames}"
-            )
-        return [
-            {
-                "run": row["run"],
-                "epoch": int(row["epoch"]),
-                **{
-                    name: float(row[name]) if row[name] else None
-                    for name in COLUMNS[2:]
-                },
-            }
-            for row in reader
-        ]
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(
+                    f"its columns must be {', '.join(COLUMNS)}. Received: "
+                    f"{str(reader.fieldnames)[:200]}"
+                )
+            return [_row_of_text(row) for row in reader]
+    except (csv.Error, ValueError) as error:
+        raise ValueError(
+            f"File {str(path)!r} is not a training history, or damaged: {error}"
+        ) from error
+
+
+def _row_of_text(row: dict[str, Any]) -> dict[str, Any]:
+    if row.keys() != set(COLUMNS) or None in row.values():
+        raise ValueError(f"a row has not {len(COLUMNS)} values")
+    found: dict[str, Any] = {"run": row["run"], "epoch": int(row["epoch"])}
+    for name in COLUMNS[2:]:
+        empty = name == "ratio" and not row[name]
+        found[name] = None if empty else float(row[name])
+    return found
 
 
 def _mean(values: Iterable[float]) -> float:

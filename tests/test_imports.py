@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "keras_sq"
 
 # From the bottom up; a part imports parts of its own row and of those above it.
 ROWS = [
-    {"_version", "types", "_checks"},
+    {"_version", "types", "_checks", "file_checks"},
     {"_backend", "functional"},
     {"_keras_internals"},
     {"split_update", "ranking"},
@@ -28,9 +28,12 @@ ROWS = [
     {"callbacks"},
     {"presets"},
     {"comparisons"},
+    {"loading"},
     {"model_summary", "export"},
     {"models", "datasets"},
-    {"training_config", "training_callbacks", "training_report"},
+    {"training_report"},
+    {"training_files"},
+    {"training_config", "training_callbacks"},
     {"training_flags"},
     {"plots"},  # Of what `training_report` reads.
     {"train", "inspect"},

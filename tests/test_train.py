@@ -19,7 +19,14 @@ import pytest
 from absl import flags
 
 import keras_sq
-from keras_sq import train, training_callbacks, training_config, training_report
+from keras_sq import (
+    file_checks,
+    train,
+    training_callbacks,
+    training_config,
+    training_files,
+    training_report,
+)
 from keras_sq.training_config import TrainConfig, claim_folder
 from keras_sq.training_flags import config_from_flags, define_flags
 
@@ -379,9 +386,11 @@ def test_resume_without_an_earlier_run_starts_one(tmp_path):
 def test_backup_keeps_the_history(tmp_path):
     whole = tmp_path / "epoch-000001"
     whole.mkdir()
-    (whole / "history.json").write_text('[{"epoch": 0}]')
+    row = dict.fromkeys(training_report.COLUMNS, 0.5) | {"run": "sq"}
+    training_files.write_json(whole / "history.json", [row])
+    file_checks.seal(whole)
     backup = training_callbacks.Backup(tmp_path, "sq")
-    assert backup.initial_epoch == 1 and backup.rows == [{"epoch": 0}]
+    assert backup.initial_epoch == 1 and backup.rows == [row]
 
 
 def test_clearing_that_is_killed_leaves_an_unfinished_run(own, monkeypatch):

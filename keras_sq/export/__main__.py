@@ -16,20 +16,18 @@ Lambda layers that you trust.
 
 import importlib
 import json
-import os
 import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from absl import flags
 
+from keras_sq import file_checks
 from keras_sq.export import command_line, files, targets
 from keras_sq.export.errors import ExportError, require_tensorflow
 from keras_sq.export.exporter import export
-from keras_sq.types import Model
+from keras_sq.loading import load_model
 
 PROGRAM = "keras_sq.export"
 
@@ -124,44 +122,23 @@ def load_examples(path: str) -> Any:
         OSError: If it cannot be read.
         ValueError: If it is no such file, is empty, or holds Python objects.
     """
-    try:
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
+            if zipfile.is_zipfile(file):
+                file_checks.check_zip(path)
+            file.seek(0)
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 return content
             arrays = {name: content[name] for name in content.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"'{path}' is no .npz or .npy file of numbers: {error}"
-        ) from error
+        # Whatever is wrong with a file comes out of NumPy as any of many types.
+        except Exception as error:
+            raise ValueError(
+                f"'{path}' is no .npz or .npy file of numbers: {error}"
+            ) from error
     if not arrays:
         raise ValueError(f"'{path}' holds no array.")
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-
-
-def load_model(path: str) -> Model:
-    """Returns a saved model.
-
-    Args:
-        path: Of a .keras file, or of an older .h5 one.
-
-    Raises:
-        OSError: If the file is not there.
-        ValueError: If Keras cannot load it.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no model '{path}'.")
-    try:
-        return keras.models.load_model(path, compile=False)
-    # Whatever is wrong with a file comes out of Keras as any of many types.
-    except Exception as error:
-        # Around the reason, Keras prints the settings of all layers.
-        inner = str(error).split("Exception encountered: ")[-1]
-        inner = inner.split("Full object config:")[0].strip()
-        reason = inner.split("\n\n")[0][:600] or type(error).__name__
-        if "Could not locate" in reason:
-            reason += " Name the module that defines it: --import=my_layers."
-        raise ValueError(f"Model '{path}' cannot be loaded: {reason}") from error
 
 
 def _import(name: str) -> None:

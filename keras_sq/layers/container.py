@@ -168,6 +168,11 @@ class QuantizedContainer:
             layer = super().from_config(config)  # type: ignore[misc]
         else:
             base = find_class(reference)
+            if not issubclass(base, keras.layers.Layer):
+                raise ValueError(
+                    "The configuration of a quantized container must name a class of "
+                    f"layers. Received: {base.__name__!r}"
+                )
             container = registry.container_class(base)
             layer = super(QuantizedContainer, container).from_config(  # type: ignore[misc]
                 reference["config"]
