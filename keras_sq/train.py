@@ -10,9 +10,10 @@ flag it uses the digits inside the package and needs no network.
 The last epoch's weights are the result, for all of them: nothing is chosen by
 validation accuracy, and the test split is looked at once, at the end.
 
-Settings and the output folder are in `training_config.py`, their flags in
-`training_flags.py`, the table in `training_report.py`, reading and writing in
-`training_files.py`, restoring in `training_callbacks.py`.
+Settings are in `training_config.py`, named ones in `experiments/`, their flags in
+`training_flags.py`, the output folder in `run_folder.py`, the table in
+`training_report.py`, reading and writing in `training_files.py`, restoring in
+`training_callbacks.py`. Many runs at once: `python -m keras_sq.sweep`.
 """
 
 import dataclasses
@@ -30,15 +31,21 @@ from absl import app, flags, logging
 
 from keras_sq import (
     datasets,
+    experiments,
     models,
     plots,
     training_callbacks,
     training_report,
 )
+from keras_sq.batch_statistics import reestimate_batch_norm
 from keras_sq.callbacks import NotFiniteError
 from keras_sq.comparisons import FLOAT, Method
+from keras_sq.distillation import Distilled, distill
 from keras_sq.export import ExportError, export
-from keras_sq.training_config import RunFolder, TrainConfig, claim_folder
+from keras_sq.learning_rates import StagewiseLearningRate
+from keras_sq.loading import load_model
+from keras_sq.run_folder import RunFolder
+from keras_sq.training_config import TrainConfig, decay_fractions
 from keras_sq.training_files import (
     DamagedRunError,
     load_network,
@@ -100,7 +107,7 @@ def _prepare(config: TrainConfig) -> list[_Run]:
     for method in config.methods:
         _quantized(config, method, model)
     return [
-        _Run(single, data.with_seed(single.seed), claim_folder(single))
+        _Run(single, data.with_seed(single.seed), single.claim_folder())
         for single in singles
     ]
 
@@ -116,6 +123,8 @@ def _finish(
     caption = f"Quantizer: {config.quantizer_name}"
     if config.preset is not None:
         caption = f"Preset: {config.preset}"
+    if config.experiment is not None:
+        caption = f"{experiments.get(config.experiment).caption}\n{caption}"
     test_size = runs[0].data.sizes["test"]
     print(training_report.table(reports, titles, caption, test_size))
     if config.verbose:
@@ -159,6 +168,10 @@ def _train(
         # A kill after the network was saved leaves its backup behind.
         shutil.rmtree(folder.snapshots(name), ignore_errors=True)
         return
+    if name == FLOAT and config.starts_from_file:
+        write_json(folder.history(name), [])
+        _save(_new_model(config, data), folder, name)
+        return
     # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
     names = [method.name for method in config.comparison]
@@ -169,9 +182,17 @@ def _train(
         keras.utils.set_random_seed(config.seed + 1)
         start = _new_model(config, data)
     keras.utils.set_random_seed(config.seed + 1 + names.index(name))
-    model = _quantized(config, method, start)
-    epochs = config.float_epochs if name == FLOAT else config.epochs
-    _compile(model, config, epochs * data.steps_per_epoch)
+    model = trained = _quantized(config, method, start)
+    if config.distill and name != FLOAT:
+        trained = distill(
+            model,
+            load_network(folder.model(FLOAT)),
+            weight=config.distill,
+            temperature=config.temperature,
+        )
+    epochs = config.epochs_of(method, data.steps_per_epoch)
+    steps = epochs * data.steps_per_epoch
+    _compile(trained, config, _rate(config, method.stages, steps))
     backup = training_callbacks.Backup(folder.snapshots(name), name)
     around: list[Any] = []
     if method.preset is not None:
@@ -179,7 +200,7 @@ def _train(
     around.append(backup)
     if config.verbose:
         around.append(training_callbacks.Progress(name))
-    model.fit(
+    trained.fit(
         data.train(backup.initial_epoch, epochs),
         steps_per_epoch=data.steps_per_epoch,
         epochs=epochs,
@@ -188,15 +209,35 @@ def _train(
         shuffle=False,  # The data comes shuffled; Keras warns if asked to.
         verbose=0,
     )
+    if config.reestimate and method.preset is not None:
+        # Of an epoch that no training sees, and that a resumed run sees again.
+        batches = data.train(epochs, epochs + 1)
+        reestimate_batch_norm(model, batches, steps=config.reestimate)
     write_json(folder.history(name), backup.rows)
     _save(model, folder, name)
     backup.discard()
 
 
 def _new_model(config: TrainConfig, data: datasets.Dataset) -> Model:
-    return models.get(
-        config.model_name, data.input_shape, data.num_classes, config.weight_decay
-    )
+    """Returns the network to begin with.
+
+    Raises:
+        ValueError: If it is a file's, and not of this data set.
+    """
+    if config.model_name is not None:
+        return models.get(
+            config.model_name, data.input_shape, data.num_classes, config.weight_decay
+        )
+    model = load_model(config.start)
+    wanted = (None, *data.input_shape), (None, data.num_classes)
+    found = (model.input_shape, model.output_shape)
+    if found != wanted:
+        raise ValueError(
+            f"Argument `start` must be a network of the data set {data.name!r}, with "
+            f"inputs {wanted[0]} and outputs {wanted[1]}. Received: "
+            f"start={config.start!r}, with inputs {found[0]} and outputs {found[1]}"
+        )
+    return model
 
 
 def _quantized(config: TrainConfig, method: Method, model: Model) -> Model:
@@ -207,17 +248,46 @@ def _quantized(config: TrainConfig, method: Method, model: Model) -> Model:
     return method.preset.quantize_model(model, seed=config.seed, **changes)
 
 
-def _compile(model: Model, config: TrainConfig, steps: int) -> None:
+def _rate(config: TrainConfig, stages: int, steps: int) -> Any:
+    """Returns the learning rate of a training of so many steps."""
     rate: Any = config.learning_rate
+    length = steps // stages
     if config.decay == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+        rate = keras.optimizers.schedules.CosineDecay(rate, length)
+    elif fractions := decay_fractions(config.decay):
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [round(fraction * length) for fraction in fractions],
+            [rate * 0.1**i for i in range(len(fractions) + 1)],
+        )
+    if stages == 1:
+        return rate
+    return StagewiseLearningRate(rate, range(0, steps, length))
+
+
+def _compile(model: Model, config: TrainConfig, rate: Any) -> None:
+    if config.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(rate)
+    else:
+        optimizer = keras.optimizers.SGD(rate, momentum=MOMENTUM)
     model.compile(
-        optimizer=keras.optimizers.SGD(rate, momentum=MOMENTUM),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=not _returns_probabilities(model)
+        ),
         metrics=["accuracy"],
         # On TensorFlow, Keras would choose XLA, but not where operations are
         # deterministic. On JAX there is nothing else to compile by.
         jit_compile=keras.backend.backend() == "jax",
+    )
+
+
+def _returns_probabilities(model: Model) -> bool:
+    """Whether a network ends with a softmax; those of this package do not."""
+    network: Any = model.student if isinstance(model, Distilled) else model
+    last = network.layers[-1]
+    function = getattr(last, "activation", None)
+    return (
+        isinstance(last, keras.layers.Softmax) or function is keras.activations.softmax
     )
 
 
@@ -246,7 +316,7 @@ def _export_and_test(
             exported = export(model, folder.tflite(name), target=target).to_dict()
         else:
             exported = _export_elsewhere(folder, name, target)
-        _compile(model, config, steps=1)
+        _compile(model, config, rate=config.learning_rate)
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
         reports[name] = training_report.network_report(exported, parameters, logs)
     return reports
@@ -295,6 +365,10 @@ def _results(
             "std": data.std,
             "meaning": "(pixel - mean) / std, per channel",
         },
+        "epochs": {
+            method.name: config.epochs_of(method, data.steps_per_epoch)
+            for method in config.methods
+        },
         "networks": {
             name: dataclasses.asdict(report) for name, report in reports.items()
         },
@@ -313,6 +387,10 @@ def main(values: flags.FlagValues) -> int:
         earlier process left in the folder is damaged. What was trained until then
         is kept.
     """
+    if values["list"].value:
+        for name in experiments.names():
+            print(f"{name:<48}  {experiments.get(name).caption}".rstrip())
+        return 0
     try:
         config = config_from_flags(values)
         prepared = _prepare(config)

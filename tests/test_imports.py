@@ -27,16 +27,18 @@ ROWS = [
     {"conversion", "backups"},
     {"callbacks"},
     {"presets"},
-    {"comparisons"},
+    {"comparisons", "distillation", "batch_statistics"},
     {"loading"},
     {"model_summary", "export"},
     {"models", "datasets"},
     {"training_report"},
     {"training_files"},
+    {"run_folder"},
     {"training_config", "training_callbacks"},
-    {"training_flags"},
+    {"experiments"},
+    {"training_flags", "sweep_report"},
     {"plots"},  # Of what `training_report` reads.
-    {"train", "inspect"},
+    {"train", "sweep", "inspect"},
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 
