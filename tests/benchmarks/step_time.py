@@ -57,9 +57,9 @@ def network(name: str) -> keras.Model:
     if name == "mlp":
         hidden = [layers.Dense(2048, activation="relu") for _ in range(3)]
         return keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10)])
-    if name in ("vgg", "vgg_small"):  # The small one is LQ-Nets', and the larger.
+    if name == "vgg":
         stack = [keras.Input((32, 32, 3))]
-        for filters in (64, 128, 256) if name == "vgg" else (128, 256, 512):
+        for filters in (64, 128, 256):
             for _ in range(2):
                 stack += [
                     layers.Conv2D(filters, 3, padding="same", use_bias=False),
@@ -67,12 +67,10 @@ def network(name: str) -> keras.Model:
                     layers.ReLU(),
                 ]
             stack.append(layers.MaxPooling2D())
-        stack.append(layers.Flatten())
-        if name == "vgg":
-            stack.append(layers.Dense(512, activation="relu"))
+        stack += [layers.Flatten(), layers.Dense(512, activation="relu")]
         return keras.Sequential([*stack, layers.Dense(10)])
-    if name == "resnet8":
-        return models.get("resnet8", (32, 32, 3), 10)
+    if name in ("vgg_small", "resnet8"):  # The small one is LQ-Nets', and the larger.
+        return models.get(name, (32, 32, 3), 10)
     raise app.UsageError(f"Unknown network {name!r}.")
 
 
