@@ -18,6 +18,7 @@ ROWS = [
     {"quantizers", "selection", "learning_rates"}
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
+    {"kernel_sizes"},
     {"layers"},
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
@@ -29,6 +30,7 @@ ROWS = [
     {"presets"},
     {"comparisons", "distillation", "batch_statistics"},
     {"loading"},
+    {"operation_counts", "summary_text"},
     {"model_summary", "export"},
     {"models", "datasets"},
     {"training_report"},
