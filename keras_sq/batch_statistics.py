@@ -79,9 +79,14 @@ def reestimate_batch_norm(
     state = model.non_trainable_variables
     before = [np.array(internals.read(variable)) for variable in state]
     momenta = [layer.momentum for layer in layers]
+    quantized = [layer for _, layer in quantized_layers(model)]
+    controlled = [layer.ratio_is_controlled for layer in quantized]
     try:
         for layer in layers:
             layer.momentum = 0.0
+        for quantized_layer in quantized:
+            # It need not warn of no callback.
+            quantized_layer.ratio_is_controlled = True
         found = _measured(model, batches, moving, steps)
     finally:
         # Random states, learned activations: nothing but the statistics changes.
@@ -89,6 +94,8 @@ def reestimate_batch_norm(
             variable.assign(value)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+        for quantized_layer, was in zip(quantized, controlled, strict=True):
+            quantized_layer.ratio_is_controlled = was
     for variable, value in zip(moving, found, strict=True):
         variable.assign(value)
     return len(layers)

@@ -93,6 +93,7 @@ def distill(
     """
     for name, model in (("student", student), ("teacher", teacher)):
         _check_model(name, model)
+    _check_outputs(student, teacher)
     weight = _checks.fraction("weight", weight)
     temperature = _checks.positive("temperature", temperature)
     feature_weight = _checks.positive("feature_weight", feature_weight)
@@ -323,6 +324,24 @@ def _check_model(name: str, model: Any) -> None:
         )
 
 
+def _check_outputs(student: Model, teacher: Model) -> None:
+    """Raises if the outputs cannot be compared; a subclassed model may not tell."""
+    shapes = []
+    for name, model in (("student", student), ("teacher", teacher)):
+        outputs = model.outputs if internals.is_graph_model(model) else None
+        if outputs is not None and len(outputs) != 1:
+            raise ValueError(
+                f"Argument `{name}` must be a model of one output. Received: "
+                f"{name}={model.name!r}, with {len(outputs)}"
+            )
+        shapes.append(None if outputs is None else tuple(outputs[0].shape[1:]))
+    if None not in shapes and shapes[0] != shapes[1]:
+        raise ValueError(
+            "Arguments `student` and `teacher` must have outputs of the same shape. "
+            f"Received: {shapes[0]} of the student, {shapes[1]} of the teacher"
+        )
+
+
 def _with_features(
     model: Model, pairs: Sequence[Sequence[str]], side: int
 ) -> keras.Model:
@@ -342,7 +361,8 @@ def _with_features(
                 f"{', '.join(names)}. Received: {pair[side]!r}"
             )
         outputs.append(model.get_layer(pair[side]).output)
-    return keras.Model(model.inputs, [*model.outputs, *outputs])
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, [*model.outputs, *outputs])
 
 
 def _check_features(models: _Untracked, pairs: Sequence[Sequence[str]]) -> None:

@@ -148,10 +148,10 @@ class Run:
 
     def command(self) -> list[str]:
         """Returns the command line of the process."""
-        given = {k: v for k, v in self.settings.items() if v not in (None, False)}
         arguments = [
             f"--{key}" if value is True else f"--{key}={value}"
-            for key, value in given.items()
+            for key, value in self.settings.items()
+            if value is not None and value is not False
         ]
         name = f"--experiment={self.experiment.name}"
         return [sys.executable, "-m", "keras_sq.train", name, "--resume", *arguments]
