@@ -250,6 +250,85 @@ def test_method_alone_gives_what_it_gives_among_others(finished, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_run_from_a_given_network_with_distillation_and_new_statistics(
+    finished, tmp_path, monkeypatch
+):
+    config = finished[0]
+    given = pathlib.Path(config.output_dir) / "float.keras"
+    calls = []
+
+    def distilled(student, teacher, **settings):
+        calls.append(settings)
+        return keras_sq.distill(student, teacher, **settings)
+
+    def measured(model, data, **settings):
+        calls.append(settings)
+        return keras_sq.reestimate_batch_norm(model, data, **settings)
+
+    monkeypatch.setattr(train, "distill", distilled)
+    monkeypatch.setattr(train, "reestimate_batch_norm", measured)
+    own = dataclasses.replace(
+        config,
+        model=None,
+        start=str(given),
+        only=("sq",),
+        distill=0.7,
+        temperature=2.0,
+        reestimate=3,
+        epochs=2,
+        output_dir=str(tmp_path / "run"),
+    )
+    (reports,) = train.run(own)
+    assert calls == [{"weight": 0.7, "temperature": 2.0}, {"steps": 3}]
+    assert list(reports) == ["float", "sq"]
+    folder = tmp_path / "run"
+    for left, right in zip(
+        weights(given), weights(folder / "float.keras"), strict=True
+    ):
+        np.testing.assert_array_equal(left, right)
+    rows = training_report.read_history(folder / "history.csv")
+    assert [(row["run"], row["epoch"]) for row in rows] == [("sq", 0), ("sq", 1)]
+    # The student alone is what is saved.
+    loaded = keras.models.load_model(folder / "sq.keras")
+    assert keras_sq.get_ratio(loaded) == 1.0
+
+
+def test_networks_that_start_anew_need_no_float_one(finished):
+    config = dataclasses.replace(finished[0], start="new", only=("direct",))
+    assert [method.name for method in config.methods] == ["direct"]
+    config = dataclasses.replace(config, distill=0.5)
+    assert [method.name for method in config.methods] == ["float", "direct"]
+
+
+def test_start_with_a_network_of_other_data_is_refused(finished, tmp_path, data_dir):
+    path = tmp_path / "other.keras"
+    keras_sq.models.get("mlp", (8, 8, 1), 7).save(path)
+    config = dataclasses.replace(
+        finished[0], model=None, start=str(path), output_dir=str(tmp_path / "run")
+    )
+    with pytest.raises(ValueError, match=r"network of the data set 'digits'.*None, 7"):
+        train.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_start_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be 'float', 'new' or the path"):
+        TrainConfig(start=str(tmp_path / "missing.keras"))
+
+
+def test_network_with_a_softmax_is_trained_on_its_probabilities():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+    for network in (model, keras_sq.quantize_model(model)):
+        train._compile(network, TrainConfig(), 0.1)
+        assert not network.loss._fn_kwargs["from_logits"]
+
+
+def test_adam_is_an_optimizer():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    train._compile(model, TrainConfig(optimizer="adam"), 0.1)
+    assert type(model.optimizer) is keras.optimizers.Adam
+
+
 def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     folder = run_folder.RunFolder(pathlib.Path(own.output_dir))
@@ -285,6 +364,18 @@ def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
         ("--preset=lq-nets --quantizer=binary", "`preset` and `quantizer` exclude"),
         ("--preset=lq-nets --skip=@frist", "'@frist'"),
         ("--only=sqq", "Did you mean 'sq'?"),
+        ("--start=missing.keras", "start='missing.keras', and there is no such file"),
+        ("--start=missing.keras --model=mlp", "`start` and `model` exclude each"),
+        ("--decay=cosinus", "or increasing fractions of the run such as '0.5,0.75'"),
+        ("--decay=0.75,0.5", "or increasing fractions of the run such as '0.5,0.75'"),
+        ("--decay=0.5,1", "or increasing fractions of the run such as '0.5,0.75'"),
+        ("--distill=2", "`distill` must be"),
+        ("--temperature=0", "`temperature` must be"),
+        ("--reestimate=-1", "`reestimate` must be at least 0"),
+        ("--iterations=0", "`iterations` must be at least 1"),
+        ("--scale=0", "`scale` must be"),
+        ("--input_quantizer=lq-9", "lq-9"),
+        ("--preset=lq-nets --probability=softmax", "`preset` and `probability` exc"),
     ],
 )
 def test_bad_flag_is_refused_and_nothing_made(
