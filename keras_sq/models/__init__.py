@@ -11,6 +11,7 @@ One family of networks a file; `describing.py` has what a network says of itself
 `saved.py` makes one from a saved model of the same layers.
 """
 
+import os
 from functools import partial
 
 from keras_sq import _checks
@@ -24,6 +25,7 @@ from keras_sq.models.mlperf_tiny import mobilenet_v1 as mobilenet_v1
 from keras_sq.models.mlperf_tiny import resnet8 as resnet8
 from keras_sq.models.resnet import resnet as resnet
 from keras_sq.models.resnet_imagenet import resnet_imagenet as resnet_imagenet
+from keras_sq.models.saved import load_source, take_over
 from keras_sq.models.vgg import vgg9 as vgg9
 from keras_sq.models.vgg import vgg_small as vgg_small
 from keras_sq.types import Model
@@ -106,3 +108,44 @@ def get(
             f"returns {network.returns}. Received: num_classes={num_classes}"
         )
     return network.build(input_shape, weight_decay=weight_decay)
+
+
+def from_saved(
+    name: str, path: str | os.PathLike[str], *, weight_decay: float = 0.0
+) -> Model:
+    """Builds a network with the weights of a saved model that has the same layers.
+
+    For networks that were trained elsewhere, such as the benchmark's own of MLPerf
+    Tiny: names of layers do not matter, nor a softmax at the end. Layers are matched
+    by the shapes of their weights, in order, and both models must compute the same.
+
+    Args:
+        name: A key of `NETWORKS`.
+        path: Of a `.keras` or `.h5` file, of Keras 2 as well. No code in it is run.
+        weight_decay: As in `get`.
+
+    Returns:
+        A `keras.Model` as of `get`: fixed names, logits, not compiled. Its input is
+        that of the saved model (of the autoencoder flattened).
+
+    Raises:
+        OSError: If the file is not there.
+        ValueError: If the name is unknown, the file cannot be loaded, or holds
+            another network.
+
+    Example:
+        >>> import tempfile
+        >>> trained = keras_sq.models.get("mlp", (4, 4, 1), 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trained.save(f"{folder}/trained.keras")
+        ...     model = keras_sq.models.from_saved("mlp", f"{folder}/trained.keras")
+        >>> x = np.ones((1, 4, 4, 1), "float32")
+        >>> bool(np.allclose(model(x), trained(x)))
+        True
+    """
+    network = NETWORKS[_checks.one_of("name", name, NETWORKS)]
+    source, input_shape = load_source(name, network, path)
+    classes = source.output_shape[-1] if network.classifies else None
+    model = get(name, input_shape, classes, weight_decay)
+    take_over(source, model, name, path)
+    return model
