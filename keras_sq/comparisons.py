@@ -29,6 +29,11 @@ class Method:
         from_float: Whether it starts from the trained float network, and not anew.
         stages: Number of parts of the training, each as long as that of the others,
             with a learning rate that begins again.
+        distill: Weight of the float network's outputs, see `keras_sq.distill`; 0 is
+            none.
+        temperature: Of these outputs.
+        reestimate: Batches to measure the statistics of batch normalization on when
+            the training is done, see `keras_sq.reestimate_batch_norm`.
     """
 
     name: str
@@ -36,6 +41,9 @@ class Method:
     preset: Preset | None = None
     from_float: bool = True
     stages: int = 1
+    distill: float = 0.0
+    temperature: float = 4.0
+    reestimate: int = 0
 
     def as_in_the_paper(self) -> "Method":
         """Returns the method with a whole training for each stage of its schedule.

@@ -183,12 +183,12 @@ def _train(
         start = _new_model(config, data)
     keras.utils.set_random_seed(config.seed + 1 + names.index(name))
     model = trained = _quantized(config, method, start)
-    if config.distill and name != FLOAT:
+    if method.distill:
         trained = distill(
             model,
             load_network(folder.model(FLOAT)),
-            weight=config.distill,
-            temperature=config.temperature,
+            weight=method.distill,
+            temperature=method.temperature,
         )
     epochs = config.epochs_of(method, data.steps_per_epoch)
     steps = epochs * data.steps_per_epoch
@@ -209,10 +209,10 @@ def _train(
         shuffle=False,  # The data comes shuffled; Keras warns if asked to.
         verbose=0,
     )
-    if config.reestimate and method.preset is not None:
+    if method.reestimate:
         # Of an epoch that no training sees, and that a resumed run sees again.
         batches = data.train(epochs, epochs + 1)
-        reestimate_batch_norm(model, batches, steps=config.reestimate)
+        reestimate_batch_norm(model, batches, steps=method.reestimate)
     write_json(folder.history(name), backup.rows)
     _save(model, folder, name)
     backup.discard()

@@ -224,9 +224,9 @@ class TrainConfig:
 
     def _check_method(self) -> None:
         """Checks what the networks are, and that the settings go together."""
-        own = [*_SELECTION, "quantizer", "input_quantizer"]
+        own = (*_SELECTION, "quantizer", "input_quantizer", "distill", "reestimate")
         given = {name: getattr(self, name) for name in own}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {k: value for k, value in given.items() if value not in (None, 0)}
         if self.preset is not None and given:
             name, value = next(reversed(given.items()))
             raise ValueError(
@@ -277,7 +277,7 @@ class TrainConfig:
         if self.only is None:
             return everything
         chosen = [method for method in everything if method.name in self.only]
-        if any(method.from_float for method in chosen) or self.distill:
+        if any(method.from_float or method.distill for method in chosen):
             chosen = [x for x in everything if x in chosen or x.name == FLOAT]
         return tuple(chosen)
 
@@ -290,6 +290,10 @@ class TrainConfig:
             settings = {name: getattr(self, name) for name in names}
             settings = {k: value for k, value in settings.items() if value is not None}
             found = comparisons.plain(self.quantizer_name, schedule, **settings)
+            found = tuple(
+                x if x.preset is None else dataclasses.replace(x, **self._training())
+                for x in found
+            )
         else:
             found = comparisons.get(self.preset, schedule)
         if self.start == START_NEW:
@@ -297,6 +301,11 @@ class TrainConfig:
         if self.protocol == "paper":
             found = tuple(method.as_in_the_paper() for method in found)
         return found
+
+    def _training(self) -> dict[str, Any]:
+        """Returns how quantized networks are trained, for those without a preset."""
+        names = ("distill", "temperature", "reestimate")
+        return {name: getattr(self, name) for name in names}
 
     def epochs_of(self, method: Method, steps_per_epoch: int) -> int:
         """Returns how long a method is trained, in epochs of this many steps."""
