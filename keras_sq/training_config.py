@@ -28,9 +28,6 @@ from keras_sq.training_files import write_json
 SHORT_RAMP = 0.3
 """Part of the run in which the schedule `"short"` is below ratio 1."""
 
-AUGMENTED = ("cifar10", "cifar100")
-"""Data sets whose images may be mirrored and shifted without a flag."""
-
 TARGETS = ("float", "fast", "int4", "int2", "small")
 """Targets of `keras_sq.export` whose files compute what Keras does, to rounding:
 the accuracy in the table is the file's too. Int8 activations change it."""
@@ -82,7 +79,7 @@ class TrainConfig:
         decay: `"cosine"`: the learning rate falls to 0; or `"constant"`.
         weight_decay: Of all kernels.
         augment: Whether training images are mirrored and shifted; `None`
-            means for CIFAR only.
+            means for CIFAR and ImageNet only.
         seed: Of weights, order, augmentation and masks.
         seeds: How many runs, with `seed`, `seed + 1` and so on.
         limit: Number of training examples, or `None` for all.
@@ -168,7 +165,7 @@ class TrainConfig:
         """Whether training images are augmented, with `None` resolved."""
         if self.augment is not None:
             return self.augment
-        return self.dataset.split("/")[0].split(":")[0] in AUGMENTED
+        return datasets.is_augmented(self.dataset)
 
     @property
     def quantizer_name(self) -> str:

@@ -101,7 +101,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "augment",
         default["augment"],
-        "Mirror and shift training images. [for CIFAR only]",
+        "Mirror, shift or crop training images. [for CIFAR and ImageNet only]",
         **own,
     )
     flags.DEFINE_integer(
