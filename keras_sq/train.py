@@ -10,7 +10,8 @@ flag it uses the digits inside the package and needs no network.
 The last epoch's weights are the result, for all of them: nothing is chosen by
 validation accuracy, and the test split is looked at once, at the end.
 
-Settings are in `training_config.py`, named ones in `experiments/`, their flags in
+Settings are in `training_config.py`, what they make of networks in
+`network_recipes.py`, named ones in `experiments/`, their flags in
 `training_flags.py`, the output folder in `run_folder.py`, the table in
 `training_report.py`, reading and writing in `training_files.py`, restoring in
 `training_callbacks.py`. Many runs at once: `python -m keras_sq.sweep`.
@@ -32,7 +33,7 @@ from absl import app, flags, logging
 from keras_sq import (
     datasets,
     experiments,
-    models,
+    network_recipes,
     plots,
     training_callbacks,
     training_report,
@@ -40,12 +41,10 @@ from keras_sq import (
 from keras_sq.batch_statistics import reestimate_batch_norm
 from keras_sq.callbacks import NotFiniteError
 from keras_sq.comparisons import FLOAT, Method
-from keras_sq.distillation import Distilled, distill
+from keras_sq.distillation import distill
 from keras_sq.export import ExportError, export
-from keras_sq.learning_rates import StagewiseLearningRate
-from keras_sq.loading import load_model
 from keras_sq.run_folder import RunFolder
-from keras_sq.training_config import TrainConfig, decay_fractions
+from keras_sq.training_config import TrainConfig
 from keras_sq.training_files import (
     DamagedRunError,
     load_network,
@@ -55,9 +54,6 @@ from keras_sq.training_files import (
 )
 from keras_sq.training_flags import config_from_flags, define_flags
 from keras_sq.types import Model
-
-MOMENTUM = 0.9
-"""Of the optimizer, as in the paper."""
 
 
 def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
@@ -103,9 +99,9 @@ def _prepare(config: TrainConfig) -> list[_Run]:
         limit=config.limit,
         download=config.download,
     )
-    model = _new_model(config, data)
+    model = network_recipes.new_model(config, data)
     for method in config.methods:
-        _quantized(config, method, model)
+        network_recipes.quantized(config, method, model)
     return [
         _Run(single, data.with_seed(single.seed), single.claim_folder())
         for single in singles
@@ -170,7 +166,7 @@ def _train(
         return
     if name == FLOAT and config.starts_from_file:
         write_json(folder.history(name), [])
-        _save(_new_model(config, data), folder, name)
+        _save(network_recipes.new_model(config, data), folder, name)
         return
     # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
@@ -180,9 +176,9 @@ def _train(
     else:
         # The same first weights for all methods that start anew.
         keras.utils.set_random_seed(config.seed + 1)
-        start = _new_model(config, data)
+        start = network_recipes.new_model(config, data)
     keras.utils.set_random_seed(config.seed + 1 + names.index(name))
-    model = trained = _quantized(config, method, start)
+    model = trained = network_recipes.quantized(config, method, start)
     if method.distill:
         trained = distill(
             model,
@@ -192,7 +188,9 @@ def _train(
         )
     epochs = config.epochs_of(method, data.steps_per_epoch)
     steps = epochs * data.steps_per_epoch
-    _compile(trained, config, _rate(config, method.stages, steps))
+    network_recipes.compile_model(
+        trained, config, network_recipes.learning_rate(config, method.stages, steps)
+    )
     backup = training_callbacks.Backup(folder.snapshots(name), name)
     around: list[Any] = []
     if method.preset is not None:
@@ -216,79 +214,6 @@ def _train(
     write_json(folder.history(name), backup.rows)
     _save(model, folder, name)
     backup.discard()
-
-
-def _new_model(config: TrainConfig, data: datasets.Dataset) -> Model:
-    """Returns the network to begin with.
-
-    Raises:
-        ValueError: If it is a file's, and not of this data set.
-    """
-    if config.model_name is not None:
-        return models.get(
-            config.model_name, data.input_shape, data.num_classes, config.weight_decay
-        )
-    model = load_model(config.start)
-    wanted = (None, *data.input_shape), (None, data.num_classes)
-    found = (model.input_shape, model.output_shape)
-    if found != wanted:
-        raise ValueError(
-            f"Argument `start` must be a network of the data set {data.name!r}, with "
-            f"inputs {wanted[0]} and outputs {wanted[1]}. Received: "
-            f"start={config.start!r}, with inputs {found[0]} and outputs {found[1]}"
-        )
-    return model
-
-
-def _quantized(config: TrainConfig, method: Method, model: Model) -> Model:
-    """Returns the model as the method has it; without a preset the model itself."""
-    if method.preset is None:
-        return model
-    changes = {} if config.skip is None else {"skip": config.skip}
-    return method.preset.quantize_model(model, seed=config.seed, **changes)
-
-
-def _rate(config: TrainConfig, stages: int, steps: int) -> Any:
-    """Returns the learning rate of a training of so many steps."""
-    rate: Any = config.learning_rate
-    length = steps // stages
-    if config.decay == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, length)
-    elif fractions := decay_fractions(config.decay):
-        rate = keras.optimizers.schedules.PiecewiseConstantDecay(
-            [round(fraction * length) for fraction in fractions],
-            [rate * 0.1**i for i in range(len(fractions) + 1)],
-        )
-    if stages == 1:
-        return rate
-    return StagewiseLearningRate(rate, range(0, steps, length))
-
-
-def _compile(model: Model, config: TrainConfig, rate: Any) -> None:
-    if config.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(rate)
-    else:
-        optimizer = keras.optimizers.SGD(rate, momentum=MOMENTUM)
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=not _returns_probabilities(model)
-        ),
-        metrics=["accuracy"],
-        # On TensorFlow, Keras would choose XLA, but not where operations are
-        # deterministic. On JAX there is nothing else to compile by.
-        jit_compile=keras.backend.backend() == "jax",
-    )
-
-
-def _returns_probabilities(model: Model) -> bool:
-    """Whether a network ends with a softmax; those of this package do not."""
-    network: Any = model.student if isinstance(model, Distilled) else model
-    last = network.layers[-1]
-    function = getattr(last, "activation", None)
-    return (
-        isinstance(last, keras.layers.Softmax) or function is keras.activations.softmax
-    )
 
 
 def _save(model: Model, folder: RunFolder, name: str) -> None:
@@ -316,7 +241,7 @@ def _export_and_test(
             exported = export(model, folder.tflite(name), target=target).to_dict()
         else:
             exported = _export_elsewhere(folder, name, target)
-        _compile(model, config, rate=config.learning_rate)
+        network_recipes.compile_model(model, config, rate=config.learning_rate)
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
         reports[name] = training_report.network_report(exported, parameters, logs)
     return reports

@@ -26,9 +26,6 @@ from keras_sq.comparisons import FLOAT, Method
 SHORT_RAMP = 0.3
 """Part of the run in which the schedule `"short"` is below ratio 1."""
 
-AUGMENTED = ("cifar10", "cifar100")
-"""Data sets whose images may be mirrored and shifted without a flag."""
-
 TARGETS = ("float", "fast", "int4", "int2", "small")
 """Targets of `keras_sq.export` whose files compute what Keras does, to rounding:
 the accuracy in the table is the file's too. Int8 activations change it."""
@@ -117,7 +114,7 @@ class TrainConfig:
             of the run, such as `"0.5,0.75"`, at which it falls to a tenth.
         weight_decay: Of all kernels.
         augment: Whether training images are mirrored and shifted; `None`
-            means for CIFAR only.
+            means for CIFAR and ImageNet only.
         seed: Of weights, order, augmentation and masks.
         seeds: How many runs, with `seed`, `seed + 1` and so on.
         limit: Number of training examples, or `None` for all.
@@ -263,7 +260,7 @@ class TrainConfig:
         """Whether training images are augmented, with `None` resolved."""
         if self.augment is not None:
             return self.augment
-        return self.dataset.split("/")[0].split(":")[0] in AUGMENTED
+        return datasets.is_augmented(self.dataset)
 
     @property
     def quantizer_name(self) -> str:

@@ -47,7 +47,7 @@ HELP: dict[str, str] = {
     "decay": "Of the learning rate: cosine, constant, or the fractions of the run at "
     "which it falls to a tenth, such as 0.5,0.75.",
     "weight_decay": "Of all kernels.",
-    "augment": "Mirror and shift training images. [for CIFAR only]",
+    "augment": "Mirror, shift or crop training images. [for CIFAR and ImageNet only]",
     "seed": "Same seed, same machine: same table.",
     "seeds": "Runs, with --seed, --seed + 1, …",
     "limit": "Use so many training examples. [all]",

@@ -39,7 +39,7 @@ ROWS = [
     {"run_folder"},
     {"training_config", "training_callbacks"},
     {"experiments"},
-    {"training_flags", "sweep_report"},
+    {"training_flags", "sweep_report", "network_recipes"},
     {"plots"},  # Of what `training_report` reads.
     {"train", "sweep", "inspect"},
 ]

@@ -21,6 +21,7 @@ from absl import flags
 import keras_sq
 from keras_sq import (
     file_checks,
+    network_recipes,
     run_folder,
     train,
     training_callbacks,
@@ -169,7 +170,7 @@ def test_finished_run_is_resumed_without_training(finished, own, capsys, monkeyp
 def test_skipped_layer_stays_float(own):
     config = dataclasses.replace(own, skip=("logits", "dense1"))
     network = keras_sq.models.get("mlp", (8, 8, 1), 10)
-    model = train._quantized(config, config.methods[1], network)
+    model = network_recipes.quantized(config, config.methods[1], network)
     assert [path for path, _ in keras_sq.layers.quantized_layers(model)] == ["dense2"]
 
 
@@ -179,13 +180,15 @@ def test_decay_of_the_learning_rate():
         ("constant", [0.1, 0.1]),
         ("0.5,0.75", [0.1, 0.001]),
     ):
-        rate = train._rate(TrainConfig(decay=decay), stages=1, steps=10)
+        rate = network_recipes.learning_rate(
+            TrainConfig(decay=decay), stages=1, steps=10
+        )
         found = [rate if isinstance(rate, float) else float(rate(x)) for x in (0, 9)]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_learning_rate_of_the_papers_protocol_begins_again_at_each_stage():
-    rate = train._rate(TrainConfig(decay="0.5"), stages=4, steps=40)
+    rate = network_recipes.learning_rate(TrainConfig(decay="0.5"), stages=4, steps=40)
     found = [float(rate(step)) for step in (0, 9, 10, 19, 30, 39)]
     np.testing.assert_allclose(found, [0.1, 0.01] * 3, rtol=1e-5)
 
@@ -319,13 +322,13 @@ def test_start_that_is_not_there_is_refused(tmp_path):
 def test_network_with_a_softmax_is_trained_on_its_probabilities():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
     for network in (model, keras_sq.quantize_model(model)):
-        train._compile(network, TrainConfig(), 0.1)
+        network_recipes.compile_model(network, TrainConfig(), 0.1)
         assert not network.loss._fn_kwargs["from_logits"]
 
 
 def test_adam_is_an_optimizer():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    train._compile(model, TrainConfig(optimizer="adam"), 0.1)
+    network_recipes.compile_model(model, TrainConfig(optimizer="adam"), 0.1)
     assert type(model.optimizer) is keras.optimizers.Adam
 
 
