@@ -273,6 +273,36 @@ def is_layer(operation: Any) -> bool:
     return isinstance(operation, keras.layers.Layer)
 
 
+@contextlib.contextmanager
+def own_test_step(model: Model) -> Iterator[None]:
+    """Within, the model's `test_step` is another function object.
+
+    JAX keeps what it has traced by the function, and bound methods of one model are
+    equal: a new `test_function` of the model would be the old one.
+    """
+    step = model.test_step
+    # Past Keras's tracking of attributes.
+    model.__dict__["test_step"] = lambda *args, **kwargs: step(*args, **kwargs)
+    try:
+        yield
+    finally:
+        del model.__dict__["test_step"]
+
+
+def evaluate_validation_data(model: Model) -> dict[str, float] | None:
+    """Returns loss and metrics on the validation data of the `fit` under way.
+
+    Keras keeps it from epoch to epoch, and tells callbacks nothing of it.
+
+    Returns:
+        By name, or `None` where there is no such data.
+    """
+    if getattr(model, "_eval_epoch_iterator", None) is None:
+        return None
+    logs = model.evaluate(verbose=0, return_dict=True, _use_cached_eval_dataset=True)
+    return {name: float(value) for name, value in logs.items()}
+
+
 def batches_applied(optimizer: Any) -> Variable:
     """Returns the variable that counts the batches an optimizer has seen.
 

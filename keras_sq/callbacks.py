@@ -31,6 +31,9 @@ from keras_sq.backups import AtomicBackup as AtomicBackup
 from keras_sq.masks import NotFiniteError as NotFiniteError
 from keras_sq.recorders import SCHEDULE
 from keras_sq.recorders import QuantizationHistory as QuantizationHistory
+from keras_sq.tensorboard_logs import (
+    QuantizationTensorBoard as QuantizationTensorBoard,
+)
 from keras_sq.types import Tensor
 
 ZERO_SLOT_OPTIMIZERS = (

@@ -93,6 +93,10 @@ class KernelMeter:
             found = found._replace(changed=np.zeros_like(found.changed))
         return found
 
+    def measure_ratios(self) -> list[float]:
+        """Returns the ratio of each kernel's layer, and measures nothing else."""
+        return [float(internals.read(layer.ratio)) for layer, _ in self._kernels]
+
     def mean_ratio(self, measurement: Measurement) -> float:
         """Returns the part of all weights that is quantized, as the logs have it."""
         return float(np.average(measurement.ratios, weights=self.sizes))

@@ -27,6 +27,7 @@ ROWS = [
     {"quantization_plan"},
     {"conversion", "backups"},
     {"recorders"},
+    {"tensorboard_logs"},
     {"callbacks"},
     {"presets"},
     {"comparisons", "distillation", "batch_statistics"},
@@ -47,6 +48,7 @@ RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 
 # The training path is written in `keras.ops`.
 NAMES_TENSORFLOW = {"split_update", "_backend", "export", "datasets", "train"}
+NAMES_TENSORFLOW |= {"tensorboard_logs"}  # Writes by it, on any backend.
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
 REACHES_BELOW_KERAS = {"_keras_internals"}
 
