@@ -163,6 +163,62 @@ def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterato
             keras.layers.Layer.add_weight = original
 
 
+@contextlib.contextmanager
+def calls_watched(
+    called: Callable[[Layer, tuple[Any, ...]], None],
+    returned: Callable[[Layer, tuple[Any, ...], Any], None],
+) -> Iterator[None]:
+    """Within, functions see each call of a layer, those inside of others too.
+
+    Keras offers no hook for it. Calls in other threads are none of their business.
+
+    Args:
+        called: Gets the layer and its positional and named arguments, in order.
+        returned: Gets the result besides.
+    """
+    thread = threading.get_ident()
+    original = keras.layers.Layer.__call__
+
+    def call(self: Layer, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return original(self, *args, **kwargs)
+        given = (*args, *kwargs.values())
+        called(self, given)
+        result = original(self, *args, **kwargs)
+        returned(self, given, result)
+        return result
+
+    with _watching:
+        keras.layers.Layer.__call__ = call
+        try:
+            yield
+        finally:
+            keras.layers.Layer.__call__ = original
+
+
+def input_specs(model: Model) -> Any:
+    """Returns shapes and dtypes of a model's inputs, batch first, or `None`.
+
+    As `keras.KerasTensor`s, in the structure that the model takes. Of a subclassed
+    model those that it was built with, as floats.
+    """
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    if isinstance(graph, Functional):
+        return graph._inputs_struct
+    built = (model.get_build_config() or {}).get("input_shape")
+    if built is None:
+        return None
+
+    def spec(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {key: spec(value) for key, value in shape.items()}
+        if all(size is None or isinstance(size, int) for size in shape):
+            return keras.KerasTensor(tuple(shape))
+        return [spec(value) for value in shape]
+
+    return spec(built)
+
+
 def is_graph_model(model: Model) -> bool:
     """Whether a model's configuration describes its layers one by one."""
     return type(model) in (Functional, keras.Sequential)
@@ -215,6 +271,36 @@ def graph_calls(model: Model) -> GraphCalls | None:
 def is_layer(operation: Any) -> bool:
     """Whether an operation of a graph is a layer, not a function such as `ops.pad`."""
     return isinstance(operation, keras.layers.Layer)
+
+
+@contextlib.contextmanager
+def own_test_step(model: Model) -> Iterator[None]:
+    """Within, the model's `test_step` is another function object.
+
+    JAX keeps what it has traced by the function, and bound methods of one model are
+    equal: a new `test_function` of the model would be the old one.
+    """
+    step = model.test_step
+    # Past Keras's tracking of attributes.
+    model.__dict__["test_step"] = lambda *args, **kwargs: step(*args, **kwargs)
+    try:
+        yield
+    finally:
+        del model.__dict__["test_step"]
+
+
+def evaluate_validation_data(model: Model) -> dict[str, float] | None:
+    """Returns loss and metrics on the validation data of the `fit` under way.
+
+    Keras keeps it from epoch to epoch, and tells callbacks nothing of it.
+
+    Returns:
+        By name, or `None` where there is no such data.
+    """
+    if getattr(model, "_eval_epoch_iterator", None) is None:
+        return None
+    logs = model.evaluate(verbose=0, return_dict=True, _use_cached_eval_dataset=True)
+    return {name: float(value) for name, value in logs.items()}
 
 
 def batches_applied(optimizer: Any) -> Variable:

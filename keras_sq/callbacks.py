@@ -29,6 +29,11 @@ from keras_sq import _backend, _checks, masks, schedules
 from keras_sq import _keras_internals as internals
 from keras_sq.backups import AtomicBackup as AtomicBackup
 from keras_sq.masks import NotFiniteError as NotFiniteError
+from keras_sq.recorders import SCHEDULE
+from keras_sq.recorders import QuantizationHistory as QuantizationHistory
+from keras_sq.tensorboard_logs import (
+    QuantizationTensorBoard as QuantizationTensorBoard,
+)
 from keras_sq.types import Tensor
 
 ZERO_SLOT_OPTIMIZERS = (
@@ -123,6 +128,8 @@ class StochasticQuantization(keras.callbacks.Callback):
             for x in self._layers
         ]
         self.bound_schedule = self._bind()
+        # For callbacks that record; past Keras's tracking of attributes.
+        self.model.__dict__[SCHEDULE] = self.bound_schedule
         masks.require_finite(self._paths, masks.finite_kernels(self._layers))
         optimizer = self.model.optimizer
         if not optimizer.built:
@@ -185,6 +192,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         step = int(internals.read(self.model.optimizer.iterations))
         if float(ops.min(self.bound_schedule(step))) >= 1.0:
             self._update(np.zeros((), "int32"))
+        self.model.__dict__.pop(SCHEDULE, None)
 
     def _check_kernels(self, warn: bool = False) -> None:
         """Raises if a kernel is not finite, drawn from or not (as at ratio 1).

@@ -1,9 +1,8 @@
-"""A table of what is quantized in a model, how, and what stays float.
+"""What is quantized in a model, how, what stays float, and what it all costs.
 
-The size of a packed kernel is that of its codes in whole bits (1 for two
-levels, 2 for three or four), and the float32 numbers of each filter: a scale, a
-learned basis or, for signs, nothing. How small the files get is the exporter's
-matter.
+The rows and their numbers; how they are laid out as a table is in `summary_text.py`,
+how operations are counted in `operation_counts.py`, and sizes in `kernel_sizes.py`.
+How small the files get is the exporter's matter.
 """
 
 import dataclasses
@@ -14,11 +13,14 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_sq import _checks, kernel_sizes, operation_counts, summary_text
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import QuantizedActivation, layer_paths
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.masks import require_quantized
+from keras_sq.operation_counts import PRODUCTS, Count, Counts, macs_of
 from keras_sq.schedules import Layerwise, RatioSchedule
+from keras_sq.summary_text import Column, short
 from keras_sq.types import Config, Layer, Model
 
 
@@ -30,7 +32,8 @@ class LayerSummary(NamedTuple):
         layer_type: Class name of the float layer.
         weights: Number of weights.
         quantizer: The quantizer, `"float"`, or an empty string for a layer that
-            quantizes activations only. What that learns is no weight.
+            quantizes activations only, or multiplies nothing but activations. What
+            that learns is no weight.
         ratio: Ratio of the last draw, `None` for float weights.
         error: `‖W − Q‖₁ / ‖W‖₁` over the whole kernel, `None` for float.
         bits: Bits a weight, scales included.
@@ -41,6 +44,15 @@ class LayerSummary(NamedTuple):
         input_bits: Bits of an activation, `None` for float.
         turn: Of a quantized layer: its place in the order of a layerwise schedule,
             from 1; `None` if no such schedule was given.
+        shape: Of the kernel; of float weights taken together, that of the largest.
+        granularity: `"filter"` or `"element"`: what a mask chooses; `None` for float.
+        sparsity: Fraction of the quantized kernel's weights that are 0, `None` for
+            float.
+        float_bytes: Bytes as float32.
+        packed_bytes: Bytes with a quantized kernel packed, scales included.
+        macs: Multiply-accumulates for one example, `None` if unknown.
+        bit_operations: `macs` times the bits of a weight's code times those of an
+            activation, 32 for float; `None` if unknown.
     """
 
     path: str
@@ -54,6 +66,13 @@ class LayerSummary(NamedTuple):
     inputs: str | None = None
     input_bits: int | None = None
     turn: int | None = None
+    shape: tuple[int, ...] = ()
+    granularity: str | None = None
+    sparsity: float | None = None
+    float_bytes: int = 0
+    packed_bytes: int = 0
+    macs: int | None = None
+    bit_operations: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +81,15 @@ class ModelSummary:
 
     Attributes:
         rows: A `LayerSummary` per quantized kernel and per float layer.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> sq_model = keras_sq.quantize_model(model, "ternary")
+        >>> table = keras_sq.summary(sq_model, print_fn=lambda text: None)
+        >>> table.float_bytes, table.packed_bytes, table.macs, table.bit_operations
+        (144, 40, 32, 2048)
+        >>> table.to_records()[0]["shape"]  # pandas.DataFrame(table.to_records())
+        '8 x 4'
     """
 
     rows: tuple[LayerSummary, ...]
@@ -69,12 +97,12 @@ class ModelSummary:
     @property
     def float_bytes(self) -> int:
         """Bytes of all weights as float32."""
-        return 4 * sum(row.weights for row in self.rows)
+        return sum(row.float_bytes for row in self.rows)
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of all weights with the quantized ones packed."""
-        return math.ceil(sum(row.weights * row.bits for row in self.rows) / 8)
+        return math.ceil(sum(round(row.weights * row.bits) for row in self.rows) / 8)
 
     @property
     def quantized_bits(self) -> float:
@@ -82,78 +110,134 @@ class ModelSummary:
         rows = [row for row in self.rows if row.error is not None]
         return sum(r.weights * r.bits for r in rows) / sum(r.weights for r in rows)
 
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates for one example, `None` if a layer's are unknown."""
+        return _sum_of_known([row.macs for row in self.rows])
+
+    @property
+    def bit_operations(self) -> int | None:
+        """Bit operations for one example, `None` if a layer's are unknown."""
+        return _sum_of_known([row.bit_operations for row in self.rows])
+
     def to_dict(self) -> Config:
         """Returns rows and totals, JSON-serializable."""
         return {
-            "layers": [row._asdict() for row in self.rows],
+            "layers": [{**row._asdict(), "shape": [*row.shape]} for row in self.rows],
             "float_bytes": self.float_bytes,
             "packed_bytes": self.packed_bytes,
             "quantized_bits": self.quantized_bits,
+            "macs": self.macs,
+            "bit_operations": self.bit_operations,
         }
 
-    def __str__(self) -> str:
-        header: tuple[str, ...]
-        header = ("layer", "type", "weights", "quantizer", "ratio", "error", "bits")
-        body: list[tuple[str, ...]] = [
-            (
-                row.path,
-                row.layer_type,
-                f"{row.weights:,}",
-                row.quantizer,
-                "" if row.ratio is None else f"{row.ratio:.3g}",
-                "" if row.error is None else f"{row.error:.3f}",
-                f"{row.bits:.2f}",
-            )
+    def to_records(self) -> list[Config]:
+        """Returns a flat dict a row, as `pandas.DataFrame` takes them.
+
+        Every value is a number, a string or `None`; shapes are text.
+        """
+        return [
+            {**row._asdict(), "shape": " x ".join(map(str, row.shape))}
             for row in self.rows
         ]
-        right = {2, 4, 5, 6}
-        if any(row.inputs for row in self.rows):
-            header = (*header[:4], "inputs", *header[4:])
-            body = [
-                (*cells[:4], row.inputs or ("float" if row.error else ""), *cells[4:])
-                for cells, row in zip(body, self.rows, strict=True)
-            ]
-            right = {2, 5, 6, 7}
-        if any(row.turn for row in self.rows):
-            header = ("turn", *header)
-            body = [
-                (f"{row.turn or ''}", *cells)
-                for cells, row in zip(body, self.rows, strict=True)
-            ]
-            right = {0, *(column + 1 for column in right)}
-        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
 
-        def line(cells: tuple[str, ...]) -> str:
-            parts = [
-                cell.rjust(width) if index in right else cell.ljust(width)
-                for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ]
-            return "  ".join(parts).rstrip()
+    def text(self, line_length: int | None = None) -> str:
+        """Returns the table.
 
-        lines = [line(header), "-" * len(line(tuple("-" * w for w in widths)))]
-        for cells, row in zip(body, self.rows, strict=True):
-            lines.append(line(cells) + (f"  [{row.reason}]" if row.reason else ""))
-        ratio = self.float_bytes / max(self.packed_bytes, 1)
-        lines.append(
+        Args:
+            line_length: Characters a line, 40 or more; by default those of the
+                terminal. Where not all columns fit, a line says which are left out.
+
+        Raises:
+            TypeError: If it is no integer.
+            ValueError: If it is less than 40.
+        """
+        if line_length is None:
+            line_length = summary_text.terminal_width()
+        _checks.integer("line_length", line_length, summary_text.MIN_WIDTH)
+        smaller = self.float_bytes / max(self.packed_bytes, 1)
+        known = [row for row in self.rows if row.macs is not None]
+        footer = [
+            ("" if self.macs is not None else "at least ")
+            + f"{short(sum(row.macs or 0 for row in known))} multiply-accumulates and "
+            f"{short(sum(row.bit_operations or 0 for row in known))} bit operations "
+            "for one example" + ("" if self.macs is not None else " (?: unknown)"),
             f"{self.float_bytes:,} bytes as float32, {self.packed_bytes:,} packed "
-            f"({ratio:.1f} x smaller); {self.quantized_bits:.2f} bits a quantized "
-            "weight"
-        )
-        return "\n".join(lines)
+            f"({smaller:.1f} x smaller); {self.quantized_bits:.2f} bits a quantized "
+            "weight",
+        ]
+        notes = [row.reason for row in self.rows]
+        return summary_text.layout(self._columns(), notes, footer, line_length)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _columns(self) -> list[Column]:
+        rows = self.rows
+        with_inputs = any(row.inputs for row in rows)
+
+        def column(
+            title: str, importance: int, cell: Callable[[LayerSummary], str]
+        ) -> Column:
+            return Column(title, [cell(row) for row in rows], importance)
+
+        def number(
+            title: str, importance: int, cell: Callable[[LayerSummary], str]
+        ) -> Column:
+            return Column(title, [cell(row) for row in rows], importance, right=True)
+
+        def if_known(value: float | None, form: str) -> str:
+            return "" if value is None else format(value, form)
+
+        def inputs(row: LayerSummary) -> str:
+            if not with_inputs:
+                return ""
+            return row.inputs or ("float" if row.error is not None else "")
+
+        return [
+            column("layer", 99, lambda r: r.path),
+            number("turn", 85, lambda r: f"{r.turn or ''}"),
+            column("type", 20, lambda r: r.layer_type),
+            column("shape", 25, lambda r: " x ".join(map(str, r.shape))),
+            number("weights", 60, lambda r: f"{r.weights:,}"),
+            column("quantizer", 90, lambda r: r.quantizer),
+            column("mask", 30, lambda r: r.granularity or ""),
+            column("inputs", 80, inputs),
+            number("ratio", 75, lambda r: if_known(r.ratio, ".3g")),
+            number("error", 70, lambda r: if_known(r.error, ".3f")),
+            number("zeros", 35, lambda r: if_known(r.sparsity, ".0%")),
+            number("bits", 65, lambda r: f"{r.bits:.2f}" if r.weights else ""),
+            number("float32", 15, lambda r: short(r.float_bytes, "B")),
+            number("packed", 55, lambda r: short(r.packed_bytes, "B")),
+            number("MACs", 50, lambda r: short(r.macs)),
+            number("bit ops", 40, lambda r: short(r.bit_operations)),
+        ]
 
 
 def summary(
     model: Model,
     print_fn: Callable[[str], Any] | None = None,
     *,
+    line_length: int | None = None,
     schedule: RatioSchedule | None = None,
 ) -> ModelSummary:
     """Prints what is quantized in a model, layer by layer, and returns it.
+
+    Packed bytes are those of codes in whole bits and the float32 numbers of each
+    filter: what `choose_bits` counts, too. Operations are those of one example;
+    multiply-accumulates (MACs) of kernels and of attention count, nothing else. A
+    MAC takes as many bit operations as the bits of the weight's code times those of
+    the activation, each 32 for float. To count them, the model is called once on an
+    example of zeros. A question mark (`None` in the rows) means unknown: the layer's
+    class is none of Keras, or a size is open.
 
     Args:
         model: A model with quantized layers.
         print_fn: Receives the table as one string; by default it goes to
             standard output.
+        line_length: Characters a line of the table, 40 or more; by default those of
+            the terminal. What does not fit is left out, the least important columns
+            first; the returned object has everything.
         schedule: A `keras_sq.schedules.Layerwise`, to show the turn of each layer
             in it. Other schedules have none to show.
 
@@ -161,19 +245,23 @@ def summary(
         A `ModelSummary`.
 
     Raises:
-        ValueError: If nothing in the model is quantized, or the order of the
-            schedule does not fit the model.
+        TypeError: If `line_length` is no integer.
+        ValueError: If nothing in the model is quantized, the order of the
+            schedule does not fit the model, or `line_length` is less than 40.
 
     Example:
         >>> model = keras.Sequential(
         ...     [keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)])
         >>> sq_model = keras_sq.quantize_model(model, "binary")
         >>> table = keras_sq.summary(sq_model, print_fn=lambda text: None)
-        >>> [row.weights for row in table.rows]
-        [32, 4, 8, 2]
+        >>> [(row.weights, row.macs, row.bit_operations) for row in table.rows]
+        [(32, 32, 1024), (4, 0, 0), (8, 8, 256), (2, 0, 0)]
     """
     require_quantized(model)
+    if line_length is not None:
+        _checks.integer("line_length", line_length, summary_text.MIN_WIDTH)
     turns = _turns(model, schedule)
+    counts = operation_counts.count_operations(model)
     reasons = {
         outcome.path: outcome.reason
         for outcome in model.__dict__.get("quantization_report", [])
@@ -182,21 +270,16 @@ def summary(
     for path, layer in layer_paths(model):
         if isinstance(layer, StochasticallyQuantized):
             turn = turns.get(id(layer))
-            rows.extend(r._replace(turn=turn) for r in _quantized_rows(path, layer))
+            found = _quantized_rows(path, layer, counts)
+            rows.extend(row._replace(turn=turn) for row in found)
         if isinstance(layer, QuantizedActivation):
             rows.append(_activation_row(path, layer))
             continue
-        rest = _float_weights(layer)
-        if rest:
-            base = getattr(type(layer), "float_class", None) or type(layer)
-            reason = reasons.get(path, "")
-            rows.append(
-                LayerSummary(
-                    path, base.__name__, rest, "float", None, None, 32.0, reason
-                )
-            )
+        rest = _float_row(path, layer, counts)
+        if rest.weights or rest.macs:
+            rows.append(rest._replace(reason=reasons.get(path, "")))
     result = ModelSummary(tuple(rows))
-    (print_fn or _print)(str(result))
+    (print_fn or _print)(result.text(line_length))
     return result
 
 
@@ -209,15 +292,22 @@ def _turns(model: Model, schedule: RatioSchedule | None) -> dict[int, int]:
     return {id(layer): 1 if together else turn for turn, (_, layer) in visits}
 
 
-def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSummary]:
-    quantizer = layer.quantization_settings.kernel_quantizer
+def _quantized_rows(
+    path: str, layer: StochasticallyQuantized, counts: Counts | None
+) -> list[LayerSummary]:
+    settings = layer.quantization_settings
+    quantizer = settings.kernel_quantizer
     rows = []
     for name in layer.quantized_weights:
         latent = internals.read(layer.latent(name))
         weights = math.prod(latent.shape)
         filters = math.prod(latent.shape[axis] for axis in layer.filter_axes(name))
+        quantized = layer.quantized_kernel(name)
         norm = float(ops.sum(ops.abs(latent)))
-        difference = float(ops.sum(ops.abs(latent - layer.quantized_kernel(name))))
+        difference = float(ops.sum(ops.abs(latent - quantized)))
+        zeros = float(ops.sum(ops.cast(quantized == 0, "float32")))
+        bits = kernel_sizes.packed_bits(quantizer, weights, filters)
+        count = macs_of(counts, layer, (name, PRODUCTS))
         rows.append(
             LayerSummary(
                 f"{path}/{name}",
@@ -226,8 +316,16 @@ def _quantized_rows(path: str, layer: StochasticallyQuantized) -> list[LayerSumm
                 type(quantizer).__name__.removesuffix("Quantizer").lower(),
                 float(ops.convert_to_numpy(layer.ratio)),
                 difference / norm if norm else 0.0,
-                math.ceil(math.log2(quantizer.num_levels))
-                + 32 * quantizer.numbers_per_filter * filters / weights,
+                bits / weights,
+                shape=tuple(latent.shape),
+                granularity=settings.granularity,
+                sparsity=zeros / weights,
+                float_bytes=4 * weights,
+                packed_bytes=math.ceil(bits / 8),
+                macs=count.macs,
+                bit_operations=_bit_operations(
+                    count, kernel_sizes.code_bits(quantizer)
+                ),
             )
         )
     rule = layer.input_rule
@@ -242,16 +340,50 @@ def _activation_row(path: str, layer: QuantizedActivation) -> LayerSummary:
         *(path, type(layer).__name__, 0, "", None, None, 0.0),
         inputs=rule.name,
         input_bits=rule.num_bits,
+        macs=0,
+        bit_operations=0,
     )
 
 
-def _float_weights(layer: Layer) -> int:
+def _float_row(path: str, layer: Layer, counts: Counts | None) -> LayerSummary:
+    """Returns what a layer has besides quantized kernels, if anything."""
     variables = internals.own_variables(layer)
+    names = [name for key, name in counts or () if key == id(layer)]
     if isinstance(layer, StochasticallyQuantized):
         ours = {id(v) for v in layer.quantization_state()}
         ours |= {id(layer.latent(name)) for name in layer.quantized_weights}
         variables = [v for v in variables if id(v) not in ours]
-    return sum(math.prod(v.shape) for v in variables)
+        names = []
+    weights = sum(math.prod(v.shape) for v in variables)
+    count = macs_of(counts, layer, names)
+    if isinstance(layer, StochasticallyQuantized):
+        count = Count(0)  # The biases.
+    largest = max(variables, key=lambda v: math.prod(v.shape), default=None)
+    return LayerSummary(
+        path,
+        operation_counts.float_class(layer).__name__,
+        weights,
+        "float" if weights else "",
+        None,
+        None,
+        float(kernel_sizes.FLOAT_BITS) if weights else 0.0,
+        shape=() if largest is None else tuple(largest.shape),
+        float_bytes=4 * weights,
+        packed_bytes=4 * weights,
+        macs=count.macs,
+        bit_operations=_bit_operations(count, kernel_sizes.FLOAT_BITS),
+    )
+
+
+def _bit_operations(count: Count, weight_bits: int) -> int | None:
+    if count.macs is None:
+        return None
+    return count.macs * weight_bits * count.activation_bits
+
+
+def _sum_of_known(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _print(text: str) -> None:

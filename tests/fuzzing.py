@@ -266,9 +266,9 @@ class Files:
         return path, self.loads(path)
 
     def case_run(self, rng):
-        from keras_sq import training_config, training_files
+        from keras_sq import run_folder, training_config, training_files
 
-        folder = training_config.RunFolder(self.folder)
+        folder = run_folder.RunFolder(self.folder)
         settings = training_config.TrainConfig().description()
         if rng.randrange(2):
             content = damaged_text(json.dumps(settings), rng)

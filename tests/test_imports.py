@@ -18,30 +18,37 @@ ROWS = [
     {"quantizers", "selection", "learning_rates"}
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
+    {"kernel_sizes"},
     {"layers"},
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
-    {"turn_order"},
+    {"turn_order", "kernel_meter"},
     {"schedules", "layerwise_schedules"},
     {"quantization_plan"},
     {"conversion", "backups"},
+    {"recorders"},
+    {"tensorboard_logs"},
     {"callbacks"},
     {"presets"},
-    {"comparisons"},
+    {"comparisons", "distillation", "batch_statistics"},
     {"loading"},
+    {"operation_counts", "summary_text"},
     {"model_summary", "export"},
     {"models", "datasets"},
     {"training_report"},
     {"training_files"},
+    {"run_folder"},
     {"training_config", "training_callbacks"},
-    {"training_flags"},
+    {"experiments"},
+    {"training_flags", "sweep_report", "network_recipes"},
     {"plots"},  # Of what `training_report` reads.
-    {"train", "inspect"},
+    {"train", "sweep", "inspect"},
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 
 # The training path is written in `keras.ops`.
 NAMES_TENSORFLOW = {"split_update", "_backend", "export", "datasets", "train"}
+NAMES_TENSORFLOW |= {"tensorboard_logs"}  # Writes by it, on any backend.
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
 REACHES_BELOW_KERAS = {"_keras_internals"}
 

@@ -29,6 +29,7 @@ def trainable(model):
         # are those of akamaster/pytorch_resnet_cifar10, also option A.
         ("resnet20", 269722),
         ("resnet20_hard_tanh", 269722),
+        ("resnet56_hard_tanh", 853018),
         ("resnet32", 464154),
         ("resnet44", 658586),
         ("resnet56", 853018),

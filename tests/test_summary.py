@@ -1,6 +1,7 @@
 """The summary's numbers are the model's, and its table is readable."""
 
 import json
+import re
 
 import keras
 import pytest
@@ -63,15 +64,84 @@ def test_layers_inside_layers_appear_by_path():
     assert "attention/query/kernel" in [row.path for row in rows]
 
 
-def test_table_is_aligned_and_fits(capsys):
+def test_table_goes_to_standard_output_at_the_width_of_the_terminal(
+    capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "100")
     table = keras_sq.summary(keras_sq.quantize_model(small_model(), "ternary"))
-    text = capsys.readouterr().out
-    assert text == f"{table}\n"
-    lines = text.splitlines()
-    assert max(map(len, lines[:-1])) <= 80
-    column = lines[0].index("quantizer")
-    assert {line[column - 1] for line in lines[2:-1]} == {" "}
-    assert lines[-1].endswith("bits a quantized weight")
+    assert capsys.readouterr().out == f"{table}\n" == f"{table.text(100)}\n"
+
+
+def deep_model():
+    """Returns a model with long paths, inputs quantized, and a skipped layer."""
+    x = inputs = keras.Input((8, 6), name="a_sequence")
+    for number in range(2):
+        name = f"encoder_block_{number}_self_attention_over_time"
+        x = keras.layers.MultiHeadAttention(2, 3, name=name)(x, x)
+    x = keras.layers.Bidirectional(keras.layers.LSTM(4), name="both_directions")(x)
+    x = keras.layers.Dense(4, name="hidden")(x)
+    outputs = keras.layers.Dense(3, name="logits")(x)
+    return keras_sq.quantize_model(
+        keras.Model(inputs, outputs, name="deep"),
+        "ternary",
+        input_quantizer="lq-2",
+        skip="logits",
+    )
+
+
+@pytest.fixture(scope="module")
+def deep_table():
+    return keras_sq.summary(deep_model(), print_fn=lambda text: None)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 160, 200])
+def test_table_is_aligned_and_fits(deep_table, width):
+    lines = deep_table.text(width).splitlines()
+    assert max(map(len, lines)) <= width
+    head, rule = lines[0], lines[1]
+    body = lines[2 : lines.index(rule, 2)]
+    # Between two columns there are spaces in every line but those of reasons.
+    body = [line for line in body if not line.startswith("    ")]
+    for title in head.split()[1:]:
+        if title not in ("quantizer", "inputs", "type", "shape", "mask"):
+            continue
+        column = head.index(title)
+        assert {line[column - 1] for line in body if len(line) > column} == {" "}
+    # Every path is there, if in parts.
+    text = "".join(re.split(" {2,}", line.strip())[0] for line in body)
+    assert [row.path for row in deep_table.rows if row.path not in text] == []
+
+
+def test_narrow_table_says_what_it_leaves_out(deep_table):
+    wide, narrow = deep_table.text(220), deep_table.text(80)
+    assert "Not shown" not in wide
+    (note,) = [line for line in narrow.splitlines() if "Not shown" in line]
+    assert note.startswith("Not shown at 80 columns: type, shape,")
+    for title in ("layer", "quantizer", "ratio", "error", "bits"):
+        assert title in narrow.splitlines()[0]
+
+
+def test_reason_stands_beside_or_beneath_its_row():
+    model = keras_sq.quantize_model(small_model(), "binary", skip="logits")
+    table = keras_sq.summary(model, print_fn=lambda text: None)
+    (line,) = [x for x in table.text(200).splitlines() if "[" in x]
+    assert line.startswith("logits ") and line.endswith("[named by skip='logits']")
+    lines = table.text(80).splitlines()
+    at = lines.index("    [named by skip='logits']")
+    assert lines[at - 1].startswith("logits ")
+
+
+@pytest.mark.parametrize(
+    ("line_length", "error", "message"),
+    [(39, ValueError, "at least 40"), ("80", TypeError, "must be an integer")],
+)
+def test_impossible_line_length_raises_before_anything_is_printed(
+    line_length, error, message, capsys
+):
+    model = keras_sq.quantize_model(small_model(), "binary")
+    with pytest.raises(error, match=message):
+        keras_sq.summary(model, line_length=line_length)
+    assert capsys.readouterr().out == ""
 
 
 def test_to_dict_is_json():
@@ -80,6 +150,35 @@ def test_to_dict_is_json():
     again = json.loads(json.dumps(table.to_dict()))
     assert again["packed_bytes"] == table.packed_bytes
     assert len(again["layers"]) == len(table.rows)
+
+
+def test_to_dict_and_records_have_a_row_each_with_all_columns():
+    model = keras_sq.quantize_model(small_model(), "ternary", skip="logits")
+    table = keras_sq.summary(model, print_fn=lambda text: None)
+    records = table.to_records()
+    # What pandas.DataFrame takes: flat dicts, each with the same keys.
+    assert isinstance(records, list) and len(records) == len(table.rows)
+    assert {tuple(record) for record in records} == {tuple(records[0])}
+    kinds = {type(value) for record in records for value in record.values()}
+    assert kinds <= {str, int, float, type(None)}
+    assert records[0]["shape"] == "3 x 3 x 3 x 8"
+    assert table.to_dict()["layers"][0]["shape"] == [3, 3, 3, 8]
+    kernel = table.rows[0]
+    assert (kernel.granularity, kernel.layer_type) == ("filter", "Conv2D")
+    assert (kernel.float_bytes, kernel.packed_bytes) == (864, 86)
+    assert table.float_bytes == sum(record["float_bytes"] for record in records)
+
+
+def test_sparsity_is_the_part_of_zeros():
+    model = keras_sq.quantize_model(small_model(), "ternary")
+    table = keras_sq.summary(model, print_fn=lambda text: None)
+    codes = keras_sq.get_codes(model)
+    for row in table.rows:
+        if row.path in codes:
+            assert row.sparsity == pytest.approx((codes[row.path].codes == 0).mean())
+            assert 0.2 < row.sparsity < 0.8
+        else:
+            assert row.sparsity is None
 
 
 def test_float_model_is_an_error_that_names_the_remedy():

@@ -42,6 +42,7 @@ NETWORKS: dict[str, Network] = {
     # For binary activations. `resnet8` above is MLPerf Tiny's, another network.
     "resnet8_hard_tanh": Network(partial(resnet, depth=8, activation="hard_tanh")),
     "resnet20_hard_tanh": Network(partial(resnet, depth=20, activation="hard_tanh")),
+    "resnet56_hard_tanh": Network(partial(resnet, depth=56, activation="hard_tanh")),
     "vgg9": Network(vgg9, min_size=8),
     "vgg_small": Network(vgg_small, min_size=8),
     "alexnet_bn": Network(alexnet_bn, min_size=63),

@@ -1,15 +1,11 @@
-"""Pictures. Needs matplotlib: `pip install "keras-sq[plots]"`.
-
-Every function returns a figure and shows nothing: `figure.savefig(path)`, or
-let a notebook display it. matplotlib is imported when a figure is made, and
-without `pyplot`, so that no window system or global state is touched.
-"""
+"""Loss, ratio and accuracy over the epochs of runs of `keras_sq.train`."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from keras_sq import training_report
+from keras_sq.plots import _style
 
 STYLES = {
     "float": ("#000000", ":", "float"),
@@ -44,13 +40,9 @@ def training_plot(
         history = training_report.read_history(os.fspath(history))
     if not history:
         raise ValueError("Argument `history` must hold at least one epoch.")
-    try:
-        from matplotlib import figure, ticker
-    except ImportError as error:
-        raise ImportError(
-            'Plots need matplotlib: `pip install "keras-sq[plots]"`.'
-        ) from error
-    picture = figure.Figure(figsize=(7.0, 7.5), dpi=120, layout="constrained")
+    picture = _style.figure(height=7.5)
+    from matplotlib import ticker
+
     loss, ratio, accuracy = picture.subplots(
         3, 1, sharex=True, height_ratios=(3, 1.4, 3)
     )
@@ -58,7 +50,7 @@ def training_plot(
     others = [run for run in runs if run not in STYLES]
     for run in runs:
         rows = [row for row in history if row["run"] == run]
-        colour, line, label = STYLES.get(run) or _style(run, others.index(run))
+        colour, line, label = STYLES.get(run) or _style_of(run, others.index(run))
         epochs = [row["epoch"] + 1 for row in rows]
         common = {"color": colour, "linestyle": line, "linewidth": 1.8}
         loss.plot(epochs, [row["loss"] for row in rows], label=label, **common)
@@ -83,11 +75,9 @@ def training_plot(
     else:
         handles, labels = accuracy.get_legend_handles_labels()
         picture.legend(handles, labels, ncols=4, loc="outside lower center")
-    for axes in (loss, ratio, accuracy):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    _style.tidy(loss, ratio, accuracy)
     return picture
 
 
-def _style(run: str, index: int) -> tuple[str, str, str]:
+def _style_of(run: str, index: int) -> tuple[str, str, str]:
     return COLOURS[index % len(COLOURS)], LINES[index % len(LINES)], run
