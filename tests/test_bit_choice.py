@@ -310,7 +310,8 @@ def test_models_that_cannot_be_evaluated_raise():
         keras_sq.sensitivity(keras.Sequential([keras.layers.Dense(3)]), data)
     x, y = data
     with pytest.raises(ValueError, match=r"loss is nan on this data"):
-        keras_sq.sensitivity(small_model(), (x * np.nan, y), candidates=["binary"])
+        nothing = np.full(64, np.nan, "float32")
+        keras_sq.sensitivity(small_model(), (x, y, nothing), candidates=["binary"])
 
 
 @pytest.mark.tensorflow
