@@ -8,6 +8,9 @@ keras_sq.export(sq_model, "model.tflite")
 ```
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from keras_sq import activation_rules as activation_rules
 from keras_sq import callbacks as callbacks
 from keras_sq import layers as layers
@@ -17,36 +20,72 @@ from keras_sq import quantizers as quantizers
 from keras_sq import schedules as schedules
 from keras_sq._version import __version__ as __version__
 from keras_sq.batch_statistics import reestimate_batch_norm as reestimate_batch_norm
+from keras_sq.bit_choice import BitChoice as BitChoice
+from keras_sq.bit_choice import choose_bits as choose_bits
+from keras_sq.bit_choice import choose_within as choose_within
 from keras_sq.conversion import quantize_model as quantize_model
 from keras_sq.conversion import strip_quantization as strip_quantization
 from keras_sq.distillation import distill as distill
 from keras_sq.export import export as export
 from keras_sq.kernel_codes import KernelCodes as KernelCodes
 from keras_sq.kernel_codes import get_codes as get_codes
+from keras_sq.layer_sensitivity import Sensitivity as Sensitivity
+from keras_sq.layer_sensitivity import sensitivity as sensitivity
 from keras_sq.layers import register as register
 from keras_sq.masks import get_ratio as get_ratio
 from keras_sq.masks import set_ratio as set_ratio
+from keras_sq.model_summary import ModelSummary as ModelSummary
 from keras_sq.model_summary import summary as summary
 from keras_sq.selection import SoftRefresh as SoftRefresh
 
+if TYPE_CHECKING:
+    from keras_sq import datasets as datasets
+    from keras_sq import models as models
+    from keras_sq import plots as plots
+
+_LAZY = ("datasets", "models", "plots")
+"""Parts that are imported when they are asked for: not every user needs them."""
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a part of the package that is not needed by the others."""
+    if name in _LAZY:
+        return importlib.import_module(f"keras_sq.{name}")
+    raise AttributeError(f"module 'keras_sq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Returns the names of the package, those not imported yet too."""
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
+    "BitChoice",
     "KernelCodes",
+    "ModelSummary",
+    "Sensitivity",
     "SoftRefresh",
     "__version__",
     "activation_rules",
     "callbacks",
+    "choose_bits",
+    "choose_within",
+    "datasets",
     "distill",
     "export",
     "get_codes",
     "get_ratio",
     "layers",
     "learning_rates",
+    "models",
+    "plots",
     "presets",
     "quantize_model",
     "quantizers",
     "reestimate_batch_norm",
     "register",
     "schedules",
+    "sensitivity",
     "set_ratio",
     "strip_quantization",
     "summary",

@@ -7,7 +7,10 @@ is the exporter's matter: its forms are sometimes tighter, and a file has a fram
 
 import math
 
+from keras_sq import _keras_internals as internals
+from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.quantizers import Quantizer
+from keras_sq.types import Layer, Variable
 
 FLOAT_BITS = 32
 """Of a weight or an activation that is not quantized."""
@@ -32,3 +35,13 @@ def packed_bits(quantizer: Quantizer, weights: int, filters: int) -> int:
     """
     codes = weights * code_bits(quantizer)
     return codes + FLOAT_BITS * quantizer.numbers_per_filter * filters
+
+
+def float_variables(layer: Layer) -> list[Variable]:
+    """Returns what a layer has itself besides quantized kernels and their state."""
+    variables = internals.own_variables(layer)
+    if not isinstance(layer, StochasticallyQuantized):
+        return variables
+    ours = {id(v) for v in layer.quantization_state()}
+    ours |= {id(layer.latent(name)) for name in layer.quantized_weights}
+    return [v for v in variables if id(v) not in ours]

@@ -347,13 +347,8 @@ def _activation_row(path: str, layer: QuantizedActivation) -> LayerSummary:
 
 def _float_row(path: str, layer: Layer, counts: Counts | None) -> LayerSummary:
     """Returns what a layer has besides quantized kernels, if anything."""
-    variables = internals.own_variables(layer)
+    variables = kernel_sizes.float_variables(layer)
     names = [name for key, name in counts or () if key == id(layer)]
-    if isinstance(layer, StochasticallyQuantized):
-        ours = {id(v) for v in layer.quantization_state()}
-        ours |= {id(layer.latent(name)) for name in layer.quantized_weights}
-        variables = [v for v in variables if id(v) not in ours]
-        names = []
     weights = sum(math.prod(v.shape) for v in variables)
     count = macs_of(counts, layer, names)
     if isinstance(layer, StochasticallyQuantized):
