@@ -159,6 +159,12 @@ def test_ratio_plot_shows_ratio_loss_flips_and_stages(training, tmp_path):
     assert "%" in ratio.get_ylabel() and "per million" in flips.get_ylabel()
 
 
+def test_notebook_displays_a_picture_without_pyplot(training):
+    # What IPython asks an object for.
+    content = plots.ratio_plot(training[2])._repr_png_()
+    assert content.startswith(b"\x89PNG") and len(content) > 10_000
+
+
 def test_error_plot_has_a_line_for_each_of_few_kernels(training, tmp_path):
     _, _, history = training
     figure = plots.error_plot(history)

@@ -1,5 +1,6 @@
 """What all pictures share: a size, colours, lines, marks of stages."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,12 +34,14 @@ def figure(height: float) -> Any:
         ImportError: If matplotlib is not installed.
     """
     try:
-        from matplotlib import figure
+        importlib.import_module("matplotlib")
     except ImportError as error:
         raise ImportError(
             'Plots need matplotlib: `pip install "keras-sq[plots]"`.'
         ) from error
-    return figure.Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    from keras_sq.plots._picture import Picture
+
+    return Picture(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
 
 
 def tidy(*all_axes: Any) -> None:
