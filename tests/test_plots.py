@@ -229,6 +229,22 @@ def test_histograms_hold_all_weights_before_and_after(training, tmp_path):
     assert [axes.get_title() for axes in one.axes] == ["dense1"]
 
 
+def test_histogram_has_one_label_for_neighbouring_heaps():
+    rng = np.random.default_rng(0)
+    layer = keras.layers.Dense(64, name="dense")
+    model = keras.Sequential([keras.Input((1000,)), layer])
+    # Filters of two sizes, whose scales lie in bins side by side.
+    sizes = np.where(np.arange(64) % 2, 0.0965, 0.1065) / np.sqrt(2 / np.pi)
+    layer.kernel.assign(rng.normal(0, sizes, (1000, 64)))
+    after = keras_sq.quantize_model(model, "binary")
+    (axes,) = plots.histogram_plot(model, after).axes
+    labels = [text.get_text() for text in axes.texts]
+    assert len(labels) == 2
+    assert sum(float(label.removesuffix(" %")) for label in labels) == pytest.approx(
+        100, abs=2
+    )
+
+
 def test_histograms_of_models_that_do_not_fit_raise(training):
     before, after, _ = training
     other = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="dense0")])

@@ -101,11 +101,15 @@ def _histogram(axes: Any, old: Array, latent: Array, quantized: Array) -> None:
     axes.set_xlim(-limit, limit)
     cut = max(top, min(levels.max() * 1.1, 2.5 * top))
     axes.set_ylim(0, cut)
-    for index in np.flatnonzero(levels > cut):
+    over = np.flatnonzero(levels > cut)
+    # Neighbours have one label: each its own would be on top of the other.
+    for heap in np.split(over, np.flatnonzero(np.diff(over) > 1) + 1):
+        if not heap.size:
+            continue
         axes.annotate(
-            f"{levels[index]:.0f} %",
-            ((bins[index] + bins[index + 1]) / 2, cut),
-            xytext=(5, -2),
+            f"{levels[heap].sum():.0f} %",
+            (bins[heap[-1] + 1], cut),
+            xytext=(2, -2),
             textcoords="offset points",
             va="top",
             fontsize=8,
