@@ -44,6 +44,15 @@ def size_plot(
         FileNotFoundError: If a run has no results.
         ImportError: If matplotlib is not installed.
         ValueError: If there is no run, a file is damaged, or `names` are not as many.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> run = {"config": {"quantizer": "ternary", "model": "m", "dataset": "d"},
+        ...        "networks": {"sq": {"tflite_bytes": 9000, "test_accuracy": 0.9}}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "results.json")
+        ...     _ = path.write_text(json.dumps(run))  # As a run of `keras_sq.train`.
+        ...     figure = keras_sq.plots.size_plot(folder)
     """
     folders = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     if not folders:
