@@ -19,11 +19,13 @@ from keras_sq import presets as presets
 from keras_sq import quantizers as quantizers
 from keras_sq import schedules as schedules
 from keras_sq._version import __version__ as __version__
+from keras_sq.batch_statistics import reestimate_batch_norm as reestimate_batch_norm
 from keras_sq.bit_choice import BitChoice as BitChoice
 from keras_sq.bit_choice import choose_bits as choose_bits
 from keras_sq.bit_choice import choose_within as choose_within
 from keras_sq.conversion import quantize_model as quantize_model
 from keras_sq.conversion import strip_quantization as strip_quantization
+from keras_sq.distillation import distill as distill
 from keras_sq.export import export as export
 from keras_sq.kernel_codes import KernelCodes as KernelCodes
 from keras_sq.kernel_codes import get_codes as get_codes
@@ -69,6 +71,7 @@ __all__ = [
     "choose_bits",
     "choose_within",
     "datasets",
+    "distill",
     "export",
     "get_codes",
     "get_ratio",
@@ -79,6 +82,7 @@ __all__ = [
     "presets",
     "quantize_model",
     "quantizers",
+    "reestimate_batch_norm",
     "register",
     "schedules",
     "sensitivity",

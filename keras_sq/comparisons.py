@@ -27,23 +27,61 @@ class Method:
         title: In the table.
         preset: How it is quantized; `None` for a float network.
         from_float: Whether it starts from the trained float network, and not anew.
+        stages: Number of parts of the training, each as long as that of the others,
+            with a learning rate that begins again.
+        distill: Weight of the float network's outputs, see `keras_sq.distill`; 0 is
+            none.
+        temperature: Of these outputs.
+        reestimate: Batches to measure the statistics of batch normalization on when
+            the training is done, see `keras_sq.reestimate_batch_norm`.
     """
 
     name: str
     title: str
     preset: Preset | None = None
     from_float: bool = True
+    stages: int = 1
+    distill: float = 0.0
+    temperature: float = 4.0
+    reestimate: int = 0
+
+    def as_in_the_paper(self) -> "Method":
+        """Returns the method with a whole training for each stage of its schedule.
+
+        The learning rate begins again and the momentum is cleared, as in the paper of
+        stochastic quantization. Methods without stages stay what they are.
+        """
+        if self.preset is None:
+            return self
+        schedule = self.preset.schedule
+        if not isinstance(schedule, schedules.Stages) or len(schedule.ratios) == 1:
+            return self
+        preset = dataclasses.replace(
+            self.preset,
+            schedule=schedules.Stages(schedule.ratios),
+            clear_momentum=True,
+        )
+        return dataclasses.replace(self, preset=preset, stages=len(schedule.ratios))
 
 
-def plain(quantizer: Any, schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
-    """The float network, quantized directly, and by stochastic quantization."""
+def plain(
+    quantizer: Any, schedule: schedules.RatioSchedule, **settings: Any
+) -> tuple[Method, ...]:
+    """The float network, quantized directly, and by stochastic quantization.
+
+    Args:
+        quantizer: Of the kernels.
+        schedule: Of stochastic quantization.
+        **settings: Further arguments of `keras_sq.quantize_model`, of both.
+    """
+    settings = {"skip": (), **settings}
     return (
         Method(FLOAT, "float"),
-        Method("direct", "quantized directly", presets.direct(quantizer, skip=())),
+        Method("direct", "quantized directly", presets.direct(quantizer, **settings)),
         Method(
             "sq",
             "quantized with SQ",
-            presets.stochastic(quantizer, schedule, skip=()),
+            presets.stochastic(quantizer, schedule, **settings),
         ),
     )
 

@@ -10,9 +10,11 @@ flag it uses the digits inside the package and needs no network.
 The last epoch's weights are the result, for all of them: nothing is chosen by
 validation accuracy, and the test split is looked at once, at the end.
 
-Settings and the output folder are in `training_config.py`, their flags in
-`training_flags.py`, the table in `training_report.py`, reading and writing in
-`training_files.py`, restoring in `training_callbacks.py`.
+Settings are in `training_config.py`, what they make of networks in
+`network_recipes.py`, named ones in `experiments/`, their flags in
+`training_flags.py`, the output folder in `run_folder.py`, the table in
+`training_report.py`, reading and writing in `training_files.py`, restoring in
+`training_callbacks.py`. Many runs at once: `python -m keras_sq.sweep`.
 """
 
 import dataclasses
@@ -30,15 +32,19 @@ from absl import app, flags, logging
 
 from keras_sq import (
     datasets,
-    models,
+    experiments,
+    network_recipes,
     plots,
     training_callbacks,
     training_report,
 )
+from keras_sq.batch_statistics import reestimate_batch_norm
 from keras_sq.callbacks import NotFiniteError
 from keras_sq.comparisons import FLOAT, Method
+from keras_sq.distillation import distill
 from keras_sq.export import ExportError, export
-from keras_sq.training_config import RunFolder, TrainConfig, claim_folder
+from keras_sq.run_folder import RunFolder
+from keras_sq.training_config import TrainConfig
 from keras_sq.training_files import (
     DamagedRunError,
     load_network,
@@ -48,9 +54,6 @@ from keras_sq.training_files import (
 )
 from keras_sq.training_flags import config_from_flags, define_flags
 from keras_sq.types import Model
-
-MOMENTUM = 0.9
-"""Of the optimizer, as in the paper."""
 
 
 def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
@@ -96,11 +99,11 @@ def _prepare(config: TrainConfig) -> list[_Run]:
         limit=config.limit,
         download=config.download,
     )
-    model = _new_model(config, data)
+    model = network_recipes.new_model(config, data)
     for method in config.methods:
-        _quantized(config, method, model)
+        network_recipes.quantized(config, method, model)
     return [
-        _Run(single, data.with_seed(single.seed), claim_folder(single))
+        _Run(single, data.with_seed(single.seed), single.claim_folder())
         for single in singles
     ]
 
@@ -116,6 +119,8 @@ def _finish(
     caption = f"Quantizer: {config.quantizer_name}"
     if config.preset is not None:
         caption = f"Preset: {config.preset}"
+    if config.experiment is not None:
+        caption = f"{experiments.get(config.experiment).caption}\n{caption}"
     test_size = runs[0].data.sizes["test"]
     print(training_report.table(reports, titles, caption, test_size))
     if config.verbose:
@@ -159,6 +164,10 @@ def _train(
         # A kill after the network was saved leaves its backup behind.
         shutil.rmtree(folder.snapshots(name), ignore_errors=True)
         return
+    if name == FLOAT and config.starts_from_file:
+        write_json(folder.history(name), [])
+        _save(network_recipes.new_model(config, data), folder, name)
+        return
     # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
     names = [method.name for method in config.comparison]
@@ -167,11 +176,21 @@ def _train(
     else:
         # The same first weights for all methods that start anew.
         keras.utils.set_random_seed(config.seed + 1)
-        start = _new_model(config, data)
+        start = network_recipes.new_model(config, data)
     keras.utils.set_random_seed(config.seed + 1 + names.index(name))
-    model = _quantized(config, method, start)
-    epochs = config.float_epochs if name == FLOAT else config.epochs
-    _compile(model, config, epochs * data.steps_per_epoch)
+    model = trained = network_recipes.quantized(config, method, start)
+    if method.distill:
+        trained = distill(
+            model,
+            load_network(folder.model(FLOAT)),
+            weight=method.distill,
+            temperature=method.temperature,
+        )
+    epochs = config.epochs_of(method, data.steps_per_epoch)
+    steps = epochs * data.steps_per_epoch
+    network_recipes.compile_model(
+        trained, config, network_recipes.learning_rate(config, method.stages, steps)
+    )
     backup = training_callbacks.Backup(folder.snapshots(name), name)
     around: list[Any] = []
     if method.preset is not None:
@@ -179,7 +198,7 @@ def _train(
     around.append(backup)
     if config.verbose:
         around.append(training_callbacks.Progress(name))
-    model.fit(
+    trained.fit(
         data.train(backup.initial_epoch, epochs),
         steps_per_epoch=data.steps_per_epoch,
         epochs=epochs,
@@ -188,37 +207,13 @@ def _train(
         shuffle=False,  # The data comes shuffled; Keras warns if asked to.
         verbose=0,
     )
+    if method.reestimate:
+        # Of an epoch that no training sees, and that a resumed run sees again.
+        batches = data.train(epochs, epochs + 1)
+        reestimate_batch_norm(model, batches, steps=method.reestimate)
     write_json(folder.history(name), backup.rows)
     _save(model, folder, name)
     backup.discard()
-
-
-def _new_model(config: TrainConfig, data: datasets.Dataset) -> Model:
-    return models.get(
-        config.model_name, data.input_shape, data.num_classes, config.weight_decay
-    )
-
-
-def _quantized(config: TrainConfig, method: Method, model: Model) -> Model:
-    """Returns the model as the method has it; without a preset the model itself."""
-    if method.preset is None:
-        return model
-    changes = {} if config.skip is None else {"skip": config.skip}
-    return method.preset.quantize_model(model, seed=config.seed, **changes)
-
-
-def _compile(model: Model, config: TrainConfig, steps: int) -> None:
-    rate: Any = config.learning_rate
-    if config.decay == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
-    model.compile(
-        optimizer=keras.optimizers.SGD(rate, momentum=MOMENTUM),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        # On TensorFlow, Keras would choose XLA, but not where operations are
-        # deterministic. On JAX there is nothing else to compile by.
-        jit_compile=keras.backend.backend() == "jax",
-    )
 
 
 def _save(model: Model, folder: RunFolder, name: str) -> None:
@@ -246,7 +241,7 @@ def _export_and_test(
             exported = export(model, folder.tflite(name), target=target).to_dict()
         else:
             exported = _export_elsewhere(folder, name, target)
-        _compile(model, config, steps=1)
+        network_recipes.compile_model(model, config, rate=config.learning_rate)
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
         reports[name] = training_report.network_report(exported, parameters, logs)
     return reports
@@ -295,6 +290,10 @@ def _results(
             "std": data.std,
             "meaning": "(pixel - mean) / std, per channel",
         },
+        "epochs": {
+            method.name: config.epochs_of(method, data.steps_per_epoch)
+            for method in config.methods
+        },
         "networks": {
             name: dataclasses.asdict(report) for name, report in reports.items()
         },
@@ -313,6 +312,10 @@ def main(values: flags.FlagValues) -> int:
         earlier process left in the folder is damaged. What was trained until then
         is kept.
     """
+    if values["list"].value:
+        for name in experiments.names():
+            print(f"{name:<48}  {experiments.get(name).caption}".rstrip())
+        return 0
     try:
         config = config_from_flags(values)
         prepared = _prepare(config)

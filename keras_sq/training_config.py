@@ -1,47 +1,47 @@
-"""The settings of `keras_sq.train`, checked, and the folder they write to.
+"""The settings of `keras_sq.train`, checked.
 
-Nothing here trains. A `TrainConfig` that exists is valid as far as can be
-said without reading data; `claim_folder` decides whether a run may start in,
-or go on in, an output folder.
+Nothing here trains. A `TrainConfig` that exists is valid as far as can be said
+without reading data. The folder it writes to is in `run_folder.py`.
 """
 
 import dataclasses
-import os
+import math
 import pathlib
-import re
-import shutil
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from keras_sq import (
     _checks,
+    activation_rules,
     comparisons,
     datasets,
-    file_checks,
     models,
     quantizers,
+    run_folder,
     schedules,
+    selection,
 )
 from keras_sq._version import __version__
-from keras_sq.training_files import write_json
+from keras_sq.comparisons import FLOAT, Method
 
 SHORT_RAMP = 0.3
 """Part of the run in which the schedule `"short"` is below ratio 1."""
-
-AUGMENTED = ("cifar10", "cifar100")
-"""Data sets whose images may be mirrored and shifted without a flag."""
 
 TARGETS = ("float", "fast", "int4", "int2", "small")
 """Targets of `keras_sq.export` whose files compute what Keras does, to rounding:
 the accuracy in the table is the file's too. Int8 activations change it."""
 
-_DESCRIPTION = "config.json"
-_STATE = "state"
-_RESULTS = "results.json"
-_OUTPUTS = ("history.csv", _RESULTS, "training.png")
-
 DECAYS = ("cosine", "constant")
-"""What the learning rate does."""
+"""What the learning rate does; or fractions of the run, see `TrainConfig.decay`."""
+
+OPTIMIZERS = ("sgd", "adam")
+"""SGD has a momentum of 0.9, as in the papers."""
+
+PROTOCOLS = ("equal", "paper")
+"""How long a network with a ratio schedule in stages is trained: as long as the
+others, or a whole run for each stage."""
+
+START_FLOAT, START_NEW = "float", "new"
+"""What networks start from, if not from a file."""
 
 MAX_SEEDS = 100
 _NOT_COMPARED = (
@@ -54,35 +54,67 @@ _NOT_COMPARED = (
     "verbose",
 )
 
+_SELECTION = ("granularity", "probability", "selection", "draw")
+_CHOICES = {
+    "granularity": selection.GRANULARITIES,
+    "probability": selection.PROBABILITIES,
+    "selection": selection.SELECTIONS,
+    "draw": selection.DRAWS,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """What `python -m keras_sq.train` was asked to do.
 
     Attributes:
+        experiment: Name of the experiment that the settings are of, or `None`.
         dataset: `"digits"` or a TFDS name.
         data_dir: Folder of prepared TFDS data, or `None` for TFDS's own.
         download: Whether TFDS may download.
         model: One of `keras_sq.models.NAMES`; `None` is `"digits_cnn"` for
             the digits and `"resnet20"` otherwise.
+        start: What the networks start from: `"float"`, a float network that is trained
+            first; `"new"`, new weights, the same for all; or the path of a trained
+            network of this data set.
         preset: A comparison that `keras_sq.comparisons.get` knows, or `None`:
             float, quantized directly and with SQ.
-        only: Names of the methods to train besides the float network; `None` is
-            all of the comparison. A method's result does not depend on the others.
+        only: Names of the methods to train; `None` is all of the comparison. The float
+            network is trained, too, if others need it. A method's result does not
+            depend on the others.
         quantizer: A name that `keras_sq.quantizers.get` knows; `None` is
             `"ternary"`. A preset has its own.
+        input_quantizer: A name that `keras_sq.activation_rules.get` knows, or `None`.
         schedule: `"short"`, or a name that `keras_sq.schedules.get` knows.
+        protocol: `"equal"`: all networks but the float one are trained equally long.
+            `"paper"`: with a schedule in stages each stage is as long as the whole run
+            of the others, and begins with the first learning rate and no momentum.
+        granularity: What is selected in SQ; `None` is the default of
+            `keras_sq.quantize_model`. Likewise the next three.
+        probability: How it depends on the error.
+        selection: How it is drawn.
+        draw: Of which formula.
         skip: Names, patterns or places (`"@first"`) of the layers that stay
             float; `None` is none, or what the preset says.
+        distill: Weight of the float network's outputs against the labels in the
+            training of the others, in [0, 1]; 0 is none.
+        temperature: Of the outputs, see `keras_sq.distill`.
+        reestimate: Batches to measure the statistics of batch normalization on after
+            the training of a quantized network, see `keras_sq.reestimate_batch_norm`.
         target: Kind of the quantized networks' files: one of `TARGETS`.
         epochs: Of each network but the first.
         float_epochs: Of the float network they start from.
+        iterations: Steps of each network instead of `epochs` and `float_epochs`; full
+            epochs are trained, the nearest number.
+        scale: Above 0: factor on the length of every training.
         batch_size: Examples a step.
+        optimizer: One of `OPTIMIZERS`.
         learning_rate: At the start of each training.
-        decay: `"cosine"`: the learning rate falls to 0; or `"constant"`.
+        decay: `"cosine"`: the learning rate falls to 0; `"constant"`; or the fractions
+            of the run, such as `"0.5,0.75"`, at which it falls to a tenth.
         weight_decay: Of all kernels.
         augment: Whether training images are mirrored and shifted; `None`
-            means for CIFAR only.
+            means for CIFAR and ImageNet only.
         seed: Of weights, order, augmentation and masks.
         seeds: How many runs, with `seed`, `seed + 1` and so on.
         limit: Number of training examples, or `None` for all.
@@ -94,22 +126,37 @@ class TrainConfig:
     Raises:
         TypeError: If a value has the wrong type.
         ValueError: If a value is out of its range or a name is not known.
+        FileNotFoundError: If there is no file to start from.
         OSError: If `output_dir` cannot be written to.
     """
 
+    experiment: str | None = None
     dataset: str = datasets.DIGITS
     data_dir: str | None = None
     download: bool = False
     model: str | None = None
+    start: str = START_FLOAT
     preset: str | None = None
     only: tuple[str, ...] | None = None
     quantizer: str | None = None
+    input_quantizer: str | None = None
     schedule: str = "short"
+    protocol: str = "equal"
+    granularity: str | None = None
+    probability: str | None = None
+    selection: str | None = None
+    draw: str | None = None
     skip: tuple[str, ...] | None = None
+    distill: float = 0.0
+    temperature: float = 4.0
+    reestimate: int = 0
     target: str = "small"
     epochs: int = 20
     float_epochs: int = 20
+    iterations: int | None = None
+    scale: float = 1.0
     batch_size: int = 64
+    optimizer: str = "sgd"
     learning_rate: float = 0.1
     decay: str = "cosine"
     weight_decay: float = 1e-4
@@ -126,10 +173,16 @@ class TrainConfig:
         """Checks everything that can be checked without data."""
         _checks.integer("epochs", self.epochs, minimum=1)
         _checks.integer("float_epochs", self.float_epochs, minimum=1)
+        if self.iterations is not None:
+            _checks.integer("iterations", self.iterations, minimum=1)
+        _checks.positive("scale", self.scale)
         _checks.integer("batch_size", self.batch_size, minimum=1)
         _checks.integer("seed", self.seed, minimum=0, maximum=2**31 - 1)
         _checks.integer("seeds", self.seeds, minimum=1, maximum=MAX_SEEDS)
         _checks.integer("verbose", self.verbose, minimum=0, maximum=1)
+        _checks.integer("reestimate", self.reestimate, minimum=0)
+        _checks.fraction("distill", self.distill)
+        _checks.positive("temperature", self.temperature)
         _checks.positive("learning_rate", self.learning_rate)
         if self.weight_decay != 0:
             _checks.positive("weight_decay", self.weight_decay)
@@ -138,37 +191,76 @@ class TrainConfig:
         if self.model is not None:
             _checks.one_of("model", self.model, models.NAMES)
         _checks.one_of("target", self.target, TARGETS)
-        _checks.one_of("decay", self.decay, DECAYS)
-        if self.preset is not None and self.quantizer is not None:
-            raise ValueError(
-                "Arguments `preset` and `quantizer` exclude each other: a preset has "
-                f"quantizers of its own. Received: preset={self.preset!r}, "
-                f"quantizer={self.quantizer!r}"
-            )
-        quantizers.get(self.quantizer_name)
-        names = [method.name for method in self.comparison]
-        for name in self.only or ():
-            _checks.one_of("only", name, names)
+        _checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _checks.one_of("protocol", self.protocol, PROTOCOLS)
+        decay_fractions(self.decay)
+        self._check_start()
+        self._check_method()
         if self.resume and self.overwrite:
             raise ValueError(
                 "Arguments `resume` and `overwrite` exclude each other. "
                 "Received: resume=True, overwrite=True"
             )
-        _check_writable(pathlib.Path(self.output_dir))
+        run_folder.check_writable(pathlib.Path(self.output_dir))
+
+    def _check_start(self) -> None:
+        if self.start in (START_FLOAT, START_NEW):
+            return
+        if self.model is not None:
+            raise ValueError(
+                "Arguments `start` and `model` exclude each other if the start is a "
+                f"file: it holds the network. Received: start={self.start!r}, "
+                f"model={self.model!r}"
+            )
+        if not pathlib.Path(self.start).is_file():
+            raise FileNotFoundError(
+                f"Argument `start` must be {START_FLOAT!r}, {START_NEW!r} or the path "
+                f"of a trained network. Received: start={self.start!r}, and there is "
+                "no such file."
+            )
+
+    def _check_method(self) -> None:
+        """Checks what the networks are, and that the settings go together."""
+        own = (*_SELECTION, "quantizer", "input_quantizer", "distill", "reestimate")
+        given = {name: getattr(self, name) for name in own}
+        given = {k: value for k, value in given.items() if value not in (None, 0)}
+        if self.preset is not None and given:
+            name, value = next(reversed(given.items()))
+            raise ValueError(
+                f"Arguments `preset` and `{name}` exclude each other: a preset has "
+                f"methods of its own. Received: preset={self.preset!r}, "
+                f"{name}={value!r}"
+            )
+        for name, known in _CHOICES.items():
+            if getattr(self, name) is not None:
+                _checks.one_of(name, getattr(self, name), known)
+        quantizers.get(self.quantizer_name)
+        if self.input_quantizer is not None:
+            activation_rules.get(self.input_quantizer)
+        names = [method.name for method in self.comparison]
+        for name in self.only or ():
+            _checks.one_of("only", name, names)
 
     @property
-    def model_name(self) -> str:
-        """The model, with `None` resolved."""
+    def model_name(self) -> str | None:
+        """The model, with `None` resolved; `None` if it comes from a file."""
+        if self.starts_from_file:
+            return None
         if self.model is not None:
             return self.model
         return "digits_cnn" if self.dataset == datasets.DIGITS else "resnet20"
+
+    @property
+    def starts_from_file(self) -> bool:
+        """Whether the float network is given, and not trained."""
+        return self.start not in (START_FLOAT, START_NEW)
 
     @property
     def augments(self) -> bool:
         """Whether training images are augmented, with `None` resolved."""
         if self.augment is not None:
             return self.augment
-        return self.dataset.split("/")[0].split(":")[0] in AUGMENTED
+        return datasets.is_augmented(self.dataset)
 
     @property
     def quantizer_name(self) -> str:
@@ -176,21 +268,49 @@ class TrainConfig:
         return "ternary" if self.quantizer is None else self.quantizer
 
     @property
-    def methods(self) -> tuple[comparisons.Method, ...]:
+    def methods(self) -> tuple[Method, ...]:
         """The networks of a run, in the order in which they are trained."""
-        return tuple(
-            method
-            for method in self.comparison
-            if self.only is None or method.name in (comparisons.FLOAT, *self.only)
-        )
+        everything = self.comparison
+        if self.only is None:
+            return everything
+        chosen = [method for method in everything if method.name in self.only]
+        if any(method.from_float or method.distill for method in chosen):
+            chosen = [x for x in everything if x in chosen or x.name == FLOAT]
+        return tuple(chosen)
 
     @property
-    def comparison(self) -> tuple[comparisons.Method, ...]:
+    def comparison(self) -> tuple[Method, ...]:
         """What the methods are chosen from."""
         schedule = self.make_schedule()
         if self.preset is None:
-            return comparisons.plain(self.quantizer_name, schedule)
-        return comparisons.get(self.preset, schedule)
+            names = (*_SELECTION, "input_quantizer")
+            settings = {name: getattr(self, name) for name in names}
+            settings = {k: value for k, value in settings.items() if value is not None}
+            found = comparisons.plain(self.quantizer_name, schedule, **settings)
+            found = tuple(
+                x if x.preset is None else dataclasses.replace(x, **self._training())
+                for x in found
+            )
+        else:
+            found = comparisons.get(self.preset, schedule)
+        if self.start == START_NEW:
+            found = tuple(dataclasses.replace(x, from_float=False) for x in found)
+        if self.protocol == "paper":
+            found = tuple(method.as_in_the_paper() for method in found)
+        return found
+
+    def _training(self) -> dict[str, Any]:
+        """Returns how quantized networks are trained, for those without a preset."""
+        names = ("distill", "temperature", "reestimate")
+        return {name: getattr(self, name) for name in names}
+
+    def epochs_of(self, method: Method, steps_per_epoch: int) -> int:
+        """Returns how long a method is trained, in epochs of this many steps."""
+        trained_first = method.name == FLOAT and self.start == START_FLOAT
+        epochs: float = self.float_epochs if trained_first else self.epochs
+        if self.iterations is not None:
+            epochs = self.iterations / steps_per_epoch
+        return method.stages * max(1, math.floor(self.scale * epochs + 0.5))
 
     def single_runs(self) -> list["TrainConfig"]:
         """Returns a configuration for each seed, each with a folder of its own.
@@ -230,178 +350,40 @@ class TrainConfig:
         }
         return {key: values[key] for key in values if key not in _NOT_COMPARED}
 
+    def claim_folder(self) -> run_folder.RunFolder:
+        """Makes the output folder ready, see `keras_sq.run_folder.claim_folder`."""
+        return run_folder.claim_folder(
+            self.output_dir,
+            self.description(),
+            resume=self.resume,
+            overwrite=self.overwrite,
+        )
 
-def claim_folder(config: TrainConfig) -> "RunFolder":
-    """Makes the output folder ready: empty of results, or to be gone on with.
 
-    A run is only ever replaced by the same run (which gives the same
-    result), or if `overwrite` is set.
+def decay_fractions(decay: str) -> tuple[float, ...]:
+    """Returns the fractions of a run at which the learning rate falls to a tenth.
+
+    Args:
+        decay: As `TrainConfig.decay`; none for `"cosine"` and `"constant"`.
 
     Raises:
-        FileExistsError: If the folder holds an unfinished run, or one with
-            other settings, and neither `resume` nor `overwrite` is set.
-        ValueError: If `resume` is set and the run has other settings.
-        OSError: If the folder cannot be made.
+        ValueError: If it is neither a name nor increasing fractions in (0, 1).
+
+    Example:
+        >>> decay_fractions("0.5,0.75")
+        (0.5, 0.75)
     """
-    folder = RunFolder(pathlib.Path(config.output_dir))
-    description = config.description()
-    outputs = folder.outputs(description["methods"])
-    earlier = folder.earlier_description()
-    if earlier is not None:
-        changes = _differences(earlier, description)
-        if config.resume and changes:
-            raise ValueError(
-                f"The run in {config.output_dir!r} has other settings: {changes}. "
-                "Resume it with those, or choose another `--output_dir`."
-            )
-        if config.resume:
-            folder.tidy({_DESCRIPTION, *outputs})
-            folder.state.mkdir(exist_ok=True)
-            return folder
-        if changes and not config.overwrite:
-            raise FileExistsError(
-                f"Folder {config.output_dir!r} holds a run with other settings: "
-                f"{changes}. Choose another `--output_dir`, or replace the run by "
-                "`--overwrite`."
-            )
-        if not folder.is_finished and not config.overwrite:
-            raise FileExistsError(
-                f"Folder {config.output_dir!r} holds an unfinished run. Go on with "
-                "it by `--resume`, or replace it by `--overwrite`."
-            )
-        folder.clear(outputs | folder.outputs(earlier["methods"]))
-    else:
-        strangers = [name for name in sorted(outputs) if (folder.path / name).exists()]
-        if strangers and not config.overwrite:
-            raise FileExistsError(
-                f"Folder {config.output_dir!r} holds files that this run would "
-                f"replace: {', '.join(strangers)}. Choose another `--output_dir`, "
-                "or allow it by `--overwrite`."
-            )
-        folder.clear(outputs)
+    if decay in DECAYS:
+        return ()
     try:
-        folder.state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder.path, error) from error
-    write_json(folder.path / _DESCRIPTION, description)
-    return folder
-
-
-@dataclasses.dataclass(frozen=True)
-class RunFolder:
-    """Where the files of a run are.
-
-    Attributes:
-        path: The output folder.
-    """
-
-    path: pathlib.Path
-
-    @property
-    def state(self) -> pathlib.Path:
-        """What only `--resume` reads."""
-        return self.path / _STATE
-
-    def model(self, method: str) -> pathlib.Path:
-        """The trained network; there only when its training is finished."""
-        return self.path / f"{method}.keras"
-
-    def tflite(self, method: str) -> pathlib.Path:
-        """The exported network."""
-        return self.path / f"{method}.tflite"
-
-    def history(self, method: str) -> pathlib.Path:
-        """The epochs of a finished training."""
-        return self.state / f"{method}.json"
-
-    def snapshots(self, method: str) -> pathlib.Path:
-        """The state of an unfinished training."""
-        return self.state / method
-
-    @property
-    def results(self) -> pathlib.Path:
-        """The table's numbers; there only when the run is finished."""
-        return self.path / _RESULTS
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run in the folder came to its end."""
-        return self.results.exists()
-
-    def earlier_description(self) -> dict[str, Any] | None:
-        """Returns what was asked of the run in the folder, if there is one."""
-        path = self.path / _DESCRIPTION
-        try:
-            found: dict[str, Any] = file_checks.read_json(path, dict)
-            methods: Any = found.get("methods")
-            known = "version" in found and isinstance(methods, list)
-            # They become names of files.
-            if not known or not all(re.fullmatch(r"[\w-]+", str(x)) for x in methods):
-                raise ValueError("it names no methods")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            raise FileExistsError(
-                f"File {str(path)!r} is not of a training run, or damaged. Choose "
-                "another `--output_dir`, or remove the file."
-            ) from error
-        return found
-
-    def outputs(self, methods: Sequence[str]) -> set[str]:
-        """Returns the names of the files that a run of these methods leaves."""
-        files = (self.model, self.tflite)
-        return {*_OUTPUTS, *(file(name).name for name in methods for file in files)}
-
-    def clear(self, outputs: Iterable[str]) -> None:
-        """Removes these files and the state of a run, and nothing else.
-
-        In an order that leaves, wherever it is killed, an unfinished run of the old
-        settings: results say that a run is finished, and a network that it was
-        trained, which the state is needed for.
-        """
-        for name in (_RESULTS, *outputs):
-            (self.path / name).unlink(missing_ok=True)
-        self.tidy(outputs)
-        shutil.rmtree(self.state, ignore_errors=True)
-        (self.path / _DESCRIPTION).unlink(missing_ok=True)
-
-    def tidy(self, outputs: Iterable[str]) -> None:
-        """Removes what a kill left half written beside these files."""
-        for name in outputs:
-            # As `write_text` and `keras_sq.export` name them; names have no wildcards.
-            for pattern in (f".{name}.unfinished", f".{name}.*.tmp"):
-                for path in self.path.glob(pattern):
-                    path.unlink(missing_ok=True)
-
-
-def _differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key}={repr(earlier.get(key))[:200]} there, {now.get(key)!r} asked for"
-        for key in sorted(earlier.keys() | now.keys())
-        if earlier.get(key) != now.get(key)
-    )
-
-
-def _check_writable(path: pathlib.Path) -> None:
-    """Raises if the folder could not be made; makes nothing."""
-    if not str(path) or str(path) == ".":
-        return
-    for parent in (path, *path.absolute().parents):
-        try:
-            exists = parent.exists()
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        if not exists:
-            continue
-        if not parent.is_dir():
-            raise _unwritable(path, f"{str(parent)!r} is a file")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise _unwritable(path, f"no permission to write in {str(parent)!r}")
-        return
-
-
-def _unwritable(path: pathlib.Path, reason: object) -> OSError:
-    return OSError(
-        f"Argument `output_dir` must be a folder that can be written to. "
-        f"Received: output_dir={str(path)!r} ({reason})"
-    )
+        fractions = tuple(float(part) for part in decay.split(","))
+    except (AttributeError, ValueError):
+        fractions = ()
+    increasing = list(fractions) == sorted(set(fractions))
+    if not fractions or not increasing or not 0 < fractions[0] <= fractions[-1] < 1:
+        raise ValueError(
+            f"Argument `decay` must be one of {', '.join(map(repr, DECAYS))}, or "
+            "increasing fractions of the run such as '0.5,0.75'. "
+            f"Received: decay={decay!r}"
+        )
+    return fractions

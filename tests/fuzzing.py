@@ -136,6 +136,7 @@ class Files:
     """
 
     def __init__(self, folder):
+        import h5py
         import keras
         import numpy as np
         from keras import layers as kl
@@ -177,6 +178,10 @@ class Files:
             path = folder / f"sound{number}.h5"
             model.save(path)
             self.h5.append(path.read_bytes())
+        # As if of Keras 2, whose configurations are changed before they are used.
+        with h5py.File(path, "r+") as file:
+            file.attrs["keras_version"] = "2.4.0"
+        self.h5.append(path.read_bytes())
         self.known = [self.state_of(load_model(folder / "sound0.keras"))]
         self.known.append(self.state_of(load_model(folder / "sound1.keras")))
         self.known.append(self.state_of(load_model(folder / "sound2.keras")))
@@ -261,9 +266,9 @@ class Files:
         return path, self.loads(path)
 
     def case_run(self, rng):
-        from keras_sq import training_config, training_files
+        from keras_sq import run_folder, training_config, training_files
 
-        folder = training_config.RunFolder(self.folder)
+        folder = run_folder.RunFolder(self.folder)
         settings = training_config.TrainConfig().description()
         if rng.randrange(2):
             content = damaged_text(json.dumps(settings), rng)

@@ -27,6 +27,7 @@ from keras import layers as kl
 import keras_sq
 from keras_sq import (
     file_checks,
+    run_folder,
     train,
     training_callbacks,
     training_config,
@@ -530,7 +531,7 @@ def test_damaged_table_of_epochs_is_named(change, message, tmp_path):
     ],
 )
 def test_damaged_settings_of_a_run_are_named(content, tmp_path):
-    folder = training_config.RunFolder(tmp_path)
+    folder = run_folder.RunFolder(tmp_path)
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(FileExistsError, match="is not of a training run, or damaged"):
         folder.earlier_description()
@@ -573,7 +574,7 @@ def test_damaged_run_is_one_line_and_a_status(
 ):
     settings = {"epochs": 1, "float_epochs": 1, "limit": 64, "verbose": 0}
     config = training_config.TrainConfig(**settings, output_dir=str(tmp_path / "run"))
-    folder = training_config.claim_folder(config)
+    folder = config.claim_folder()
     for method in config.methods:
         model.save(folder.model(method.name))
         training_files.write_json(folder.history(method.name), [ROW])

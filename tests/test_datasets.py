@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from keras_sq import datasets
 from keras_sq.datasets import batches, loading
+from keras_sq.datasets.images import mirror_and_shift
 
 HEIGHT, WIDTH = 10, 12
 TRAIN, TEST = 90, 20
@@ -56,8 +57,8 @@ class TrainOnly(TinyColours):
         return {"train": self._generate_examples(0, 4)}
 
 
-class Ragged(tfds.core.GeneratorBasedBuilder):
-    """Images of many sizes."""
+class NoPictures(tfds.core.GeneratorBasedBuilder):
+    """Has numbers instead of images."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -66,19 +67,26 @@ class Ragged(tfds.core.GeneratorBasedBuilder):
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "x": tfds.features.Tensor(shape=(2,), dtype=np.float32),
                     "label": tfds.features.ClassLabel(num_classes=3),
                 }
             ),
-            supervised_keys=("image", "label"),
+            supervised_keys=("x", "label"),
         )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(), "test": self._generate_examples()}
 
     def _generate_examples(self):
-        for side in (2, 3):
-            yield side, {"image": np.zeros((side, side, 3), np.uint8), "label": 0}
+        yield 0, {"x": np.zeros(2, np.float32), "label": 0}
+
+
+class Unlabelled(TinyColours):
+    """Its test split has no labels."""
+
+    def _generate_examples(self, start, count):
+        for number, example in super()._generate_examples(start, count):
+            yield number, example | ({"kind": -1} if start else {})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +94,7 @@ def data_dir(tmp_path_factory):
     """A folder of prepared data."""
     folder = tmp_path_factory.mktemp("tfds")
     tfds.disable_progress_bar()
-    for builder in (TinyColours, TrainOnly, Ragged):
+    for builder in (TinyColours, TrainOnly, NoPictures, Unlabelled):
         builder(data_dir=folder).download_and_prepare()
     datasets.load("digits", data_dir=folder)
     return folder
@@ -242,15 +250,15 @@ def test_limits_are_nested(data_dir):
     assert chosen(20) < chosen(40)
 
 
-def test_mirror_and_crop_matches_numpy():
+def test_mirror_and_shift_matches_numpy():
     random = np.random.default_rng(0)
-    images = random.normal(size=(30, HEIGHT, WIDTH, 3)).astype(np.float32)
+    pictures = random.normal(size=(30, HEIGHT, WIDTH, 3)).astype(np.float32)
     mirrored = random.integers(0, 2, 30, dtype=np.int32)
     down = random.integers(0, 9, 30, dtype=np.int32)
     right = random.integers(0, 9, 30, dtype=np.int32)
-    found = batches._mirror_and_crop(tf.constant(images), mirrored, down, right)
+    found = mirror_and_shift(tf.constant(pictures), mirrored, down, right)
     for index in range(30):
-        padded = np.pad(images[index], [(4, 4), (4, 4), (0, 0)])
+        padded = np.pad(pictures[index], [(4, 4), (4, 4), (0, 0)])
         top, left = down[index], right[index]
         expected = padded[top : top + HEIGHT, left : left + WIDTH]
         if mirrored[index]:
@@ -272,9 +280,14 @@ def test_augmentation_uses_every_shift_and_both_sides():
         std=(1.0,),
         validation=None,
         test=None,
-        _images=tf.constant(image),
-        _labels=tf.constant([0, 1]),
-        _augment=True,
+        _source=batches.Memory(
+            images=tf.constant(image),
+            labels=tf.constant([0, 1]),
+            mean=(0.0,),
+            std=(1.0,),
+            augment=True,
+            mirror=True,
+        ),
         _seed=0,
     )
     draws = np.concatenate([images.numpy() for images, _ in data.train(epochs=1500)])
@@ -300,6 +313,27 @@ def test_other_datasets_are_not_fetched_unasked(tmp_path, no_network):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("HTTPSConnectionPool: Max retries exceeded"),
+        AssertionError("Manual directory does not exist"),
+        RuntimeError("Not enough disk space"),
+    ],
+)
+def test_failed_download_says_what_to_do_offline(error, tmp_path, monkeypatch):
+    def fail(self, *arguments, **options):
+        raise error
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(OSError, match=r"'cifar10:3.0.2' could not be fetched") as found:
+        datasets.load("cifar10:3.0.2", data_dir=tmp_path, download=True)
+    message = str(found.value)
+    assert str(error) in message
+    assert "load('cifar10:3.0.2', data_dir='data')" in message
+    assert "copy the folder `data/cifar10`" in message
+
+
 def test_misspelled_name_is_told(tmp_path, no_network):
     with pytest.raises(FileNotFoundError, match="Did you mean 'cifar10'?"):
         datasets.load("cifar_10", data_dir=tmp_path)
@@ -311,7 +345,14 @@ def test_misspelled_name_is_told(tmp_path, no_network):
     ("arguments", "message"),
     [
         ({"name": "train_only"}, "no split 'test', only 'train'"),
-        ({"name": "ragged"}, "not one of uint8 images of one size"),
+        ({"name": "no_pictures"}, "not one of uint8 images, or sounds, with class"),
+        ({"name": "unlabelled"}, "'unlabelled' has no labels in its split 'test'"),
+        (
+            {"name": "unlabelled", "image_size": 5},
+            "'unlabelled' has no labels in its split 'test'",
+        ),
+        ({"image_size": 0}, "`image_size` must be at least 1"),
+        ({"crop": "random"}, "`crop` must be one of 'side', 'area'"),
         ({"name": ""}, "must be the name of a data set"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"batch_size": 82}, "at most the 81 training examples"),
@@ -325,6 +366,13 @@ def test_misspelled_name_is_told(tmp_path, no_network):
 def test_bad_argument_raises(data_dir, arguments, message):
     with pytest.raises(ValueError, match=message):
         datasets.load(**{"name": "tiny_colours", "data_dir": data_dir, **arguments})
+
+
+def test_no_epoch_is_no_batch(data_dir):
+    data = datasets.load("tiny_colours", data_dir=data_dir, batch_size=8)
+    assert data.held_in == "memory"
+    assert data.train(3, 3).cardinality() == 0
+    assert not list(data.train(3, 3))
 
 
 def test_bad_epochs_raise(data_dir):

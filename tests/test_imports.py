@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "keras_sq"
 
 # From the bottom up; a part imports parts of its own row and of those above it.
 ROWS = [
-    {"_version", "types", "_checks", "file_checks"},
+    {"_version", "types", "_checks", "file_checks", "legacy_configs"},
     {"_backend", "functional"},
     {"_keras_internals"},
     {"split_update", "ranking"},
@@ -30,7 +30,7 @@ ROWS = [
     {"tensorboard_logs"},
     {"callbacks"},
     {"presets"},
-    {"comparisons"},
+    {"comparisons", "distillation", "batch_statistics"},
     {"loading"},
     {"operation_counts", "summary_text"},
     {"knapsack"},
@@ -39,10 +39,12 @@ ROWS = [
     {"models", "datasets"},
     {"training_report"},
     {"training_files"},
+    {"run_folder"},
     {"training_config", "training_callbacks"},
-    {"training_flags"},
+    {"experiments"},
+    {"training_flags", "sweep_report", "network_recipes"},
     {"plots"},  # Of what `training_report` reads.
-    {"train", "inspect"},
+    {"train", "sweep", "inspect"},
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 

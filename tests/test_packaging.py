@@ -54,9 +54,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     expected = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "keras_sq").rglob("*")
-        if path.suffix in (".py", ".npz", ".typed") or path.name == "README.md"
+        if path.suffix in (".json", ".npz", ".py", ".typed") or path.name == "README.md"
     }
     assert {"keras_sq/py.typed", "keras_sq/data/digits.npz"} <= expected
+    assert "keras_sq/experiments/digits_twn.json" in expected
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == expected
 

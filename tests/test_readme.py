@@ -26,6 +26,7 @@ def commands():
 
 COMMANDS = {
     "keras_sq.train": "keras_sq.train",
+    "keras_sq.sweep": "keras_sq.sweep",
     "keras_sq.export": "keras_sq.export.__main__",
     "keras_sq.inspect": "keras_sq.inspect",
 }
@@ -84,7 +85,7 @@ def test_command_is_one_that_exists(command):
         rest = values(arguments[1:])[1:]
         assert (
             len(rest)
-            == {"train": 0, "export": 2, "inspect": 1}[
+            == {"train": 0, "sweep": 0, "export": 2, "inspect": 1}[
                 arguments[1].removeprefix("keras_sq.")
             ]
         )

@@ -21,13 +21,15 @@ from absl import flags
 import keras_sq
 from keras_sq import (
     file_checks,
+    network_recipes,
+    run_folder,
     train,
     training_callbacks,
     training_config,
     training_files,
     training_report,
 )
-from keras_sq.training_config import TrainConfig, claim_folder
+from keras_sq.training_config import TrainConfig
 from keras_sq.training_flags import config_from_flags, define_flags
 
 METHODS = ("float", "direct", "sq")
@@ -168,17 +170,27 @@ def test_finished_run_is_resumed_without_training(finished, own, capsys, monkeyp
 def test_skipped_layer_stays_float(own):
     config = dataclasses.replace(own, skip=("logits", "dense1"))
     network = keras_sq.models.get("mlp", (8, 8, 1), 10)
-    model = train._quantized(config, config.methods[1], network)
+    model = network_recipes.quantized(config, config.methods[1], network)
     assert [path for path, _ in keras_sq.layers.quantized_layers(model)] == ["dense2"]
 
 
 def test_decay_of_the_learning_rate():
-    model = keras_sq.models.get("mlp", (8, 8, 1), 10)
-    for decay, last in (("cosine", 0.0), ("constant", 0.1)):
-        train._compile(model, TrainConfig(decay=decay), steps=10)
-        model.optimizer.iterations.assign(10)
-        rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
-        assert rate == pytest.approx(last)
+    for decay, expected in (
+        ("cosine", [0.1, 0.1 * 0.5 * (1 + np.cos(0.9 * np.pi))]),
+        ("constant", [0.1, 0.1]),
+        ("0.5,0.75", [0.1, 0.001]),
+    ):
+        rate = network_recipes.learning_rate(
+            TrainConfig(decay=decay), stages=1, steps=10
+        )
+        found = [rate if isinstance(rate, float) else float(rate(x)) for x in (0, 9)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_learning_rate_of_the_papers_protocol_begins_again_at_each_stage():
+    rate = network_recipes.learning_rate(TrainConfig(decay="0.5"), stages=4, steps=40)
+    found = [float(rate(step)) for step in (0, 9, 10, 19, 30, 39)]
+    np.testing.assert_allclose(found, [0.1, 0.01] * 3, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -241,9 +253,88 @@ def test_method_alone_gives_what_it_gives_among_others(finished, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_run_from_a_given_network_with_distillation_and_new_statistics(
+    finished, tmp_path, monkeypatch
+):
+    config = finished[0]
+    given = pathlib.Path(config.output_dir) / "float.keras"
+    calls = []
+
+    def distilled(student, teacher, **settings):
+        calls.append(settings)
+        return keras_sq.distill(student, teacher, **settings)
+
+    def measured(model, data, **settings):
+        calls.append(settings)
+        return keras_sq.reestimate_batch_norm(model, data, **settings)
+
+    monkeypatch.setattr(train, "distill", distilled)
+    monkeypatch.setattr(train, "reestimate_batch_norm", measured)
+    own = dataclasses.replace(
+        config,
+        model=None,
+        start=str(given),
+        only=("sq",),
+        distill=0.7,
+        temperature=2.0,
+        reestimate=3,
+        epochs=2,
+        output_dir=str(tmp_path / "run"),
+    )
+    (reports,) = train.run(own)
+    assert calls == [{"weight": 0.7, "temperature": 2.0}, {"steps": 3}]
+    assert list(reports) == ["float", "sq"]
+    folder = tmp_path / "run"
+    for left, right in zip(
+        weights(given), weights(folder / "float.keras"), strict=True
+    ):
+        np.testing.assert_array_equal(left, right)
+    rows = training_report.read_history(folder / "history.csv")
+    assert [(row["run"], row["epoch"]) for row in rows] == [("sq", 0), ("sq", 1)]
+    # The student alone is what is saved.
+    loaded = keras.models.load_model(folder / "sq.keras")
+    assert keras_sq.get_ratio(loaded) == 1.0
+
+
+def test_networks_that_start_anew_need_no_float_one(finished):
+    config = dataclasses.replace(finished[0], start="new", only=("direct",))
+    assert [method.name for method in config.methods] == ["direct"]
+    config = dataclasses.replace(config, distill=0.5)
+    assert [method.name for method in config.methods] == ["float", "direct"]
+
+
+def test_start_with_a_network_of_other_data_is_refused(finished, tmp_path, data_dir):
+    path = tmp_path / "other.keras"
+    keras_sq.models.get("mlp", (8, 8, 1), 7).save(path)
+    config = dataclasses.replace(
+        finished[0], model=None, start=str(path), output_dir=str(tmp_path / "run")
+    )
+    with pytest.raises(ValueError, match=r"network of the data set 'digits'.*None, 7"):
+        train.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_start_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be 'float', 'new' or the path"):
+        TrainConfig(start=str(tmp_path / "missing.keras"))
+
+
+def test_network_with_a_softmax_is_trained_on_its_probabilities():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+    for network in (model, keras_sq.quantize_model(model)):
+        network_recipes.compile_model(network, TrainConfig(), 0.1)
+        assert not network.loss._fn_kwargs["from_logits"]
+
+
+def test_adam_is_an_optimizer():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    network_recipes.compile_model(model, TrainConfig(optimizer="adam"), 0.1)
+    assert type(model.optimizer) is keras.optimizers.Adam
+
+
 def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    folder = training_config.RunFolder(pathlib.Path(own.output_dir))
+    folder = run_folder.RunFolder(pathlib.Path(own.output_dir))
     train._plot(folder, [{"run": "sq"}])
     assert not (folder.state / "training.png").exists()
     assert 'pip install "keras-sq[plots]"' in capsys.readouterr().err
@@ -276,6 +367,18 @@ def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
         ("--preset=lq-nets --quantizer=binary", "`preset` and `quantizer` exclude"),
         ("--preset=lq-nets --skip=@frist", "'@frist'"),
         ("--only=sqq", "Did you mean 'sq'?"),
+        ("--start=missing.keras", "start='missing.keras', and there is no such file"),
+        ("--start=missing.keras --model=mlp", "`start` and `model` exclude each"),
+        ("--decay=cosinus", "or increasing fractions of the run such as '0.5,0.75'"),
+        ("--decay=0.75,0.5", "or increasing fractions of the run such as '0.5,0.75'"),
+        ("--decay=0.5,1", "or increasing fractions of the run such as '0.5,0.75'"),
+        ("--distill=2", "`distill` must be"),
+        ("--temperature=0", "`temperature` must be"),
+        ("--reestimate=-1", "`reestimate` must be at least 0"),
+        ("--iterations=0", "`iterations` must be at least 1"),
+        ("--scale=0", "`scale` must be"),
+        ("--input_quantizer=lq-9", "lq-9"),
+        ("--preset=lq-nets --probability=softmax", "`preset` and `probability` exc"),
     ],
 )
 def test_bad_flag_is_refused_and_nothing_made(
@@ -311,7 +414,7 @@ def test_output_dir_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
     with pytest.raises(OSError, match=r"`output_dir` must be .* \(no\)"):
-        claim_folder(config)
+        config.claim_folder()
 
 
 def test_unknown_model_is_refused():
@@ -338,29 +441,29 @@ def test_defaults_follow_the_dataset():
 
 def test_folder_of_another_run_is_not_replaced(tmp_path):
     config = TrainConfig(output_dir=str(tmp_path))
-    folder = claim_folder(config)
+    folder = config.claim_folder()
     folder.model("float").write_text("hours of work")
     other = dataclasses.replace(config, epochs=7)
     with pytest.raises(FileExistsError, match="an unfinished run.*--resume"):
-        claim_folder(config)
+        config.claim_folder()
     with pytest.raises(FileExistsError, match="epochs=20 there, 7 asked for"):
-        claim_folder(other)
+        other.claim_folder()
     with pytest.raises(ValueError, match="epochs=20 there, 7 asked for"):
-        claim_folder(dataclasses.replace(other, resume=True))
+        dataclasses.replace(other, resume=True).claim_folder()
     assert folder.model("float").read_text() == "hours of work"
-    claim_folder(dataclasses.replace(config, resume=True))
+    dataclasses.replace(config, resume=True).claim_folder()
     assert folder.model("float").read_text() == "hours of work"
-    claim_folder(dataclasses.replace(other, overwrite=True))
+    dataclasses.replace(other, overwrite=True).claim_folder()
     assert not folder.model("float").exists()
 
 
 def test_finished_run_is_replaced_by_the_same_only(tmp_path):
     config = TrainConfig(output_dir=str(tmp_path))
-    folder = claim_folder(config)
+    folder = config.claim_folder()
     folder.results.write_text("{}")
     with pytest.raises(FileExistsError, match="a run with other settings"):
-        claim_folder(dataclasses.replace(config, seed=1))
-    claim_folder(dataclasses.replace(config, verbose=0))
+        dataclasses.replace(config, seed=1).claim_folder()
+    dataclasses.replace(config, verbose=0).claim_folder()
     assert not folder.is_finished
 
 
@@ -369,17 +472,17 @@ def test_strange_files_are_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     config = TrainConfig(output_dir=str(tmp_path))
     with pytest.raises(FileExistsError, match="would replace: results.json"):
-        claim_folder(config)
+        config.claim_folder()
     assert (tmp_path / "results.json").read_text() == "not ours"
-    claim_folder(dataclasses.replace(config, overwrite=True))
+    dataclasses.replace(config, overwrite=True).claim_folder()
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "config.json").write_text('{"version": "0"}')
     with pytest.raises(FileExistsError, match="is not of a training run"):
-        claim_folder(config)
+        config.claim_folder()
 
 
 def test_resume_without_an_earlier_run_starts_one(tmp_path):
-    folder = claim_folder(TrainConfig(output_dir=str(tmp_path / "a/b"), resume=True))
+    folder = TrainConfig(output_dir=str(tmp_path / "a/b"), resume=True).claim_folder()
     assert folder.state.is_dir()
 
 
@@ -417,7 +520,7 @@ def test_clearing_that_is_killed_leaves_an_unfinished_run(own, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(pathlib.Path, "unlink", dies)
             try:
-                claim_folder(config)
+                config.claim_folder()
                 break
             except KeyboardInterrupt:
                 pass
@@ -427,9 +530,9 @@ def test_clearing_that_is_killed_leaves_an_unfinished_run(own, monkeypatch):
             trained = (folder / f"{method}.keras").exists()
             assert not trained or (folder / "state" / f"{method}.json").exists()
         again = dataclasses.replace(own, output_dir=str(folder))
-        assert claim_folder(again).earlier_description()["seed"] == own.seed
+        assert again.claim_folder().earlier_description()["seed"] == own.seed
         assert not list(folder.glob(".*"))
-        assert claim_folder(config).earlier_description()["seed"] == 9
+        assert config.claim_folder().earlier_description()["seed"] == 9
         removals += 1
     assert removals >= len(FILES)
     assert {path.name for path in folder.iterdir()} == {"config.json", "state"}

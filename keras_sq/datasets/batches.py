@@ -1,9 +1,10 @@
-"""Batches of images, in an order that can be gone on with.
+"""Batches of examples, in an order that can be gone on with.
 
-Design note: the examples are held in memory, as uint8 (CIFAR-10: 184 MB),
-and each epoch is an exact permutation of them drawn from (seed, epoch). A
-shuffle buffer over the files would do for larger data, but it has a state
-that no checkpoint holds, so that a resumed run would see another order.
+Design note: where the examples fit, they are held in memory, images as uint8
+(CIFAR-10: 184 MB), and each epoch is an exact permutation of them drawn from
+(seed, epoch). Larger sets are read from their files, see `streaming.py`; their order
+depends on the same two numbers. Either way nothing has a state that a checkpoint
+would have to hold: a run that goes on at epoch 7 sees what it would have seen.
 
 References:
     - [Dong et al., 2017](https://arxiv.org/abs/1708.01001), released code, for
@@ -11,15 +12,37 @@ References:
 """
 
 import dataclasses
+from typing import Protocol
 
 import tensorflow as tf
 
 from keras_sq import _checks
+from keras_sq.datasets.images import PAD, mirror_and_shift, standardize
 from keras_sq.datasets.reading import Array
 from keras_sq.types import Tensor
 
-PAD = 4
-"""Zeros around an image before the random crop (pixels)."""
+
+class Source(Protocol):
+    """Where training examples come from.
+
+    Attributes:
+        mean: Per channel.
+        std: Per channel.
+        held_in: `"memory"` or `"files"`.
+    """
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def std(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def held_in(self) -> str: ...  # noqa: D102
+
+    def train(
+        self, seed: int, batch_size: int, initial_epoch: int, epochs: int
+    ) -> tf.data.Dataset:
+        """Returns the batches of some epochs, without the cardinality said."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,11 +51,11 @@ class Dataset:
 
     Attributes:
         name: As given to `load`.
-        input_shape: Of one image: (height, width, channels).
+        input_shape: Of one example: (height, width, channels).
         num_classes: Number of labels.
         sizes: Examples in `"train"`, `"validation"` and `"test"`.
         batch_size: Examples a step.
-        mean: Per channel, of the training split, in pixel values.
+        mean: Per channel, in pixel values (of sound in those of its features).
         std: Likewise.
         validation: `(image, label)` batches in a fixed order.
         test: Likewise.
@@ -47,15 +70,18 @@ class Dataset:
     std: tuple[float, ...]
     validation: tf.data.Dataset
     test: tf.data.Dataset
-    _images: Tensor = dataclasses.field(repr=False)
-    _labels: Tensor = dataclasses.field(repr=False)
-    _augment: bool
+    _source: Source = dataclasses.field(repr=False)
     _seed: int
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in the training split."""
         return self.sizes["train"] // self.batch_size
+
+    @property
+    def held_in(self) -> str:
+        """Where training examples are: `"memory"`, or `"files"` that are read anew."""
+        return self._source.held_in
 
     def with_seed(self, seed: int) -> "Dataset":
         """Returns the same data in the order, and augmented, as of another seed."""
@@ -64,10 +90,11 @@ class Dataset:
     def train(self, initial_epoch: int = 0, epochs: int = 1) -> tf.data.Dataset:
         """Returns the batches of the epochs `initial_epoch <= epoch < epochs`.
 
-        Every epoch is a fresh permutation (and augmentation) that depends on
-        the seed and the epoch's number alone, so a run that goes on at epoch
-        7 sees what it would have seen. The examples that do not fill the
-        last batch of an epoch are left out of that epoch.
+        Every epoch has an order (and augmentation) of its own, which depends on the
+        seed and the epoch's number alone, so a run that goes on at epoch 7 sees what
+        it would have seen. In memory the order is an exact permutation; from files
+        it is that of shuffled files and a shuffled window. The examples that do not
+        fill the last batch of an epoch are left out of that epoch.
 
         Args:
             initial_epoch: As in `fit`.
@@ -91,10 +118,43 @@ class Dataset:
         """
         _checks.integer("initial_epoch", initial_epoch, minimum=0)
         _checks.integer("epochs", epochs, minimum=initial_epoch)
+        steps = (epochs - initial_epoch) * self.steps_per_epoch
+        return (
+            self._source.train(self._seed, self.batch_size, initial_epoch, epochs)
+            .apply(tf.data.experimental.assert_cardinality(steps))
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Memory:
+    """Training examples in memory.
+
+    Attributes:
+        images: Tensor `(examples, height, width, channels)`.
+        labels: Int32 tensor `(examples,)`.
+        mean: Per channel.
+        std: Per channel.
+        augment: Whether images are shifted.
+        mirror: Whether they are mirrored then, too.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool
+    mirror: bool
+    held_in: str = "memory"
+
+    def train(
+        self, seed: int, batch_size: int, initial_epoch: int, epochs: int
+    ) -> tf.data.Dataset:
+        """Returns the batches of some epochs, each an exact permutation."""
         # What the functions below capture is handed over by reference; the
         # attributes are read once, outside of the graphs.
-        images, labels = self._images, self._labels
-        size, augment, seed = self.sizes["train"], self._augment, self._seed
+        images, labels, augment = self.images, self.labels, self.augment
+        size, sides = int(images.shape[0]), 2 if self.mirror else 1
         mean, std = tf.constant(self.mean), tf.constant(self.std)
 
         def one_epoch(epoch: Tensor) -> tf.data.Dataset:
@@ -109,27 +169,24 @@ class Dataset:
 
             order = tf.argsort(draw(0, None), stable=True)
             if augment:
-                shifts = (draw(1, 2), draw(2, 2 * PAD + 1), draw(3, 2 * PAD + 1))
+                shifts = (draw(1, sides), draw(2, 2 * PAD + 1), draw(3, 2 * PAD + 1))
                 rows = tf.stack((order, *shifts), axis=1)
             else:
                 rows = order[:, None]
             batches = tf.data.Dataset.from_tensor_slices(rows)
-            return batches.batch(self.batch_size, drop_remainder=True)
+            return batches.batch(batch_size, drop_remainder=True)
 
         def fetch(rows: Tensor) -> tuple[Tensor, Tensor]:
             index = rows[:, 0]
-            batch = _standardize(tf.gather(images, index), mean, std)
+            batch = standardize(tf.gather(images, index), mean, std)
             if augment:
-                batch = _mirror_and_crop(batch, rows[:, 1], rows[:, 2], rows[:, 3])
+                batch = mirror_and_shift(batch, rows[:, 1], rows[:, 2], rows[:, 3])
             return batch, tf.gather(labels, index)
 
-        steps = (epochs - initial_epoch) * self.steps_per_epoch
         return (
             tf.data.Dataset.range(initial_epoch, epochs)
             .flat_map(one_epoch)
             .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .apply(tf.data.experimental.assert_cardinality(steps))
-            .prefetch(tf.data.AUTOTUNE)
         )
 
 
@@ -144,35 +201,6 @@ def in_order(
     return (
         tf.data.Dataset.from_tensor_slices(arrays)
         .batch(batch_size)
-        .map(lambda images, labels: (_standardize(images, mean, std), labels))
+        .map(lambda images, labels: (standardize(images, mean, std), labels))
         .prefetch(tf.data.AUTOTUNE)
     )
-
-
-def _standardize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (tf.cast(images, tf.float32) - mean) / std
-
-
-def _mirror_and_crop(
-    images: Tensor, mirrored: Tensor, down: Tensor, right: Tensor
-) -> Tensor:
-    """Mirrors and shifts every image by its own draw.
-
-    Args:
-        images: Float tensor `(batch, height, width, channels)`.
-        mirrored: Int tensor `(batch,)`, 1 = mirrored.
-        down: Int tensor `(batch,)`: first row of the crop, 0 to 2 * PAD.
-        right: Likewise its first column.
-
-    Returns:
-        Tensor of the shape of `images`.
-    """
-    _, height, width, _ = images.shape
-    border = [[0, 0], [PAD, PAD], [PAD, PAD], [0, 0]]
-    padded = tf.pad(images, border)
-    rows = down[:, None] + tf.range(height)
-    # A mirrored image reads its columns from the right.
-    columns = tf.range(width)
-    columns = tf.where(mirrored[:, None] == 1, width - 1 - columns, columns)
-    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
-    return tf.gather(cropped, right[:, None] + columns, axis=2, batch_dims=1)

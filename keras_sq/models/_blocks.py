@@ -1,4 +1,4 @@
-"""What the networks of this folder share: a convolution with its settings."""
+"""What the networks of this folder share: layers with weights, and what follows."""
 
 from typing import Any
 
@@ -32,8 +32,9 @@ def conv_bn(
     name: str,
     weight_decay: float,
     *,
-    kernel_size: int = 3,
+    kernel_size: int | tuple[int, int] = 3,
     strides: int = 1,
+    padding: str = "same",
     activation: str | None = "relu",
     use_bias: bool = False,
 ) -> Tensor:
@@ -42,13 +43,39 @@ def conv_bn(
         filters,
         kernel_size,
         strides=strides,
-        padding="same",
+        padding=padding,
         use_bias=use_bias,
         name=name,
         **kernel_settings(weight_decay),
     )(x)
     x = batch_norm(x, f"{name}_bn")
     return x if activation is None else activated(x, activation, name)
+
+
+def depthwise_bn(
+    x: Tensor, name: str, weight_decay: float, *, strides: int = 1
+) -> Tensor:
+    """Returns `x` after a 3 x 3 depthwise convolution with bias, batch norm, ReLU."""
+    settings = kernel_settings(weight_decay)
+    x = keras.layers.DepthwiseConv2D(
+        3,
+        strides=strides,
+        padding="same",
+        name=name,
+        # The layer's own names of them.
+        **{key.replace("kernel_", "depthwise_"): settings[key] for key in settings},
+    )(x)
+    return activated(batch_norm(x, f"{name}_bn"), "relu", name)
+
+
+def dense_bn(
+    x: Tensor, units: int, name: str, weight_decay: float, *, use_bias: bool = False
+) -> Tensor:
+    """Returns `x` after a dense layer, batch normalization and ReLU."""
+    x = keras.layers.Dense(
+        units, use_bias=use_bias, name=name, **kernel_settings(weight_decay)
+    )(x)
+    return activated(batch_norm(x, f"{name}_bn"), "relu", name)
 
 
 def activated(x: Tensor, activation: str, name: str) -> Tensor:

@@ -27,13 +27,11 @@ def mlp(
     """
     for size in units:
         _checks.integer("units", size, minimum=1)
-    settings = _blocks.kernel_settings(weight_decay)
     inputs = keras.Input(input_shape, name="image")
     x = keras.layers.Flatten(name="flatten")(inputs)
     for number, size in enumerate(units, start=1):
-        name = f"dense{number}"
-        x = keras.layers.Dense(size, use_bias=False, name=name, **settings)(x)
-        x = _blocks.batch_norm(x, f"{name}_bn")
-        x = keras.layers.ReLU(name=f"{name}_relu")(x)
-    x = keras.layers.Dense(num_classes, name="logits", **settings)(x)
+        x = _blocks.dense_bn(x, size, f"dense{number}", weight_decay)
+    x = keras.layers.Dense(
+        num_classes, name="logits", **_blocks.kernel_settings(weight_decay)
+    )(x)
     return keras.Model(inputs, x, name="mlp")

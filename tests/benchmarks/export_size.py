@@ -44,64 +44,31 @@ MICRO = ("resnet8", "ds_cnn", "cnn_half_million")
 layers = keras.layers
 
 
-def normalized(x, filters: int, size, strides=1, depthwise: bool = False):
-    """Returns convolution, batch normalization and ReLU."""
-    options = {"strides": strides, "padding": "same", "use_bias": False}
-    if depthwise:
-        x = layers.DepthwiseConv2D(size, **options)(x)
-    else:
-        x = layers.Conv2D(filters, size, **options)(x)
+def normalized(x, filters: int):
+    """Returns 3 x 3 convolution, batch normalization and ReLU."""
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
     return layers.ReLU()(layers.BatchNormalization()(x))
-
-
-def ds_cnn() -> keras.Model:
-    """The keyword spotter of MLPerf Tiny (Zhang et al., 2017): 49 x 10, 12 words."""
-    x = sound = keras.Input((49, 10, 1))
-    x = normalized(x, 64, (10, 4), (2, 2))
-    for _ in range(4):
-        x = normalized(x, 64, 3, depthwise=True)
-        x = normalized(x, 64, 1)
-    x = layers.Dense(12)(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(sound, x, name="ds_cnn")
 
 
 def cnn_half_million() -> keras.Model:
     """A small CNN of half a million weights, half of them in one layer."""
     x = image = keras.Input((32, 32, 3))
     for filters in (32, 64, 128, 128):
-        x = layers.MaxPooling2D()(normalized(x, filters, 3))
+        x = layers.MaxPooling2D()(normalized(x, filters))
     x = layers.Dense(512, activation="relu")(layers.Flatten()(x))
     return keras.Model(image, layers.Dense(10)(x), name="cnn")
-
-
-def resnet18() -> keras.Model:
-    """ResNet-18 (He et al., 2015) with 10 classes: 11.2 million weights."""
-    x = image = keras.Input((64, 64, 3))
-    x = layers.MaxPooling2D(3, 2, "same")(normalized(x, 64, 7, 2))
-    for filters in (64, 128, 256, 512):
-        for block in range(2):
-            strides = 2 if filters > 64 and block == 0 else 1
-            y = normalized(x, filters, 3, strides)
-            y = layers.Conv2D(filters, 3, padding="same", use_bias=False)(y)
-            y = layers.BatchNormalization()(y)
-            if strides == 2:
-                x = layers.Conv2D(filters, 1, strides=2, use_bias=False)(x)
-                x = layers.BatchNormalization()(x)
-            x = layers.ReLU()(x + y)
-    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(image, x, name="resnet18")
 
 
 def network(name: str) -> keras.Model:
     """Returns one of the networks."""
     builders = {
         "resnet8": lambda: models.get("resnet8", (32, 32, 3), 10),
-        "ds_cnn": ds_cnn,
+        "ds_cnn": lambda: models.get("ds_cnn", (49, 10, 1), 12),
         "cnn_half_million": cnn_half_million,
         "mobilenet_v2": lambda: keras.applications.MobileNetV2(
             (96, 96, 3), weights=None, classes=10
         ),
-        "resnet18": resnet18,
+        "resnet18": lambda: models.get("resnet18", (64, 64, 3), 10),
     }
     if name not in builders:
         raise app.UsageError(f"Unknown network {name!r}; known: {', '.join(builders)}.")

@@ -14,7 +14,9 @@ the masks of all layers before every step; the ratio stays at 0.5, where
 nothing can be left out (at ratio 1 no mask is drawn).
 
 `direct` is the quantized layers without the callback, to see what the redraw
-itself costs.
+itself costs. `floor` (with `--floor`, dense networks only) is the least that one can
+write by hand: `w + stop_gradient(q(w) - w)` in the call of a dense layer, everything
+quantized, no masks, no schedule.
 """
 
 import itertools
@@ -49,6 +51,31 @@ PAIRS = flags.DEFINE_integer("pairs", 25, "Pairs of steps.", lower_bound=20)
 THREADS = flags.DEFINE_integer("threads", 1, "Threads of TensorFlow's pools.")
 OPTIMIZER = flags.DEFINE_string("optimizer", "adam", "sgd (momentum 0.9) or adam.")
 DIRECT = flags.DEFINE_bool("direct", True, "Also time without the callback.")
+FLOOR = flags.DEFINE_bool("floor", False, "Also time straight-through by hand.")
+
+
+class StraightThroughDense(keras.layers.Dense):
+    """A dense layer that quantizes its kernel as one would write it by hand."""
+
+    def __init__(self, *args, kind="ternary", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kind = kind
+
+    def call(self, inputs):
+        """Returns the outputs with the quantized kernel."""
+        ops = keras.ops
+        kernel = ops.convert_to_tensor(self.kernel)
+        size = ops.abs(kernel)
+        if self.kind == "binary":
+            scale = ops.mean(size, axis=0)
+            quantized = ops.where(kernel >= 0, scale, -scale)
+        else:
+            kept = size > 0.7 * ops.mean(ops.abs(kernel - ops.mean(kernel)))
+            count = ops.maximum(ops.sum(ops.cast(kept, "float32"), axis=0), 1.0)
+            scale = ops.sum(ops.where(kept, size, 0.0), axis=0) / count
+            quantized = ops.where(kept, scale * ops.sign(kernel), 0.0)
+        kernel = kernel + ops.stop_gradient(quantized - kernel)
+        return self.activation(ops.matmul(inputs, kernel) + self.bias)
 
 
 def network(name: str) -> keras.Model:
@@ -57,9 +84,9 @@ def network(name: str) -> keras.Model:
     if name == "mlp":
         hidden = [layers.Dense(2048, activation="relu") for _ in range(3)]
         return keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10)])
-    if name in ("vgg", "vgg_small"):  # The small one is LQ-Nets', and the larger.
+    if name == "vgg":
         stack = [keras.Input((32, 32, 3))]
-        for filters in (64, 128, 256) if name == "vgg" else (128, 256, 512):
+        for filters in (64, 128, 256):
             for _ in range(2):
                 stack += [
                     layers.Conv2D(filters, 3, padding="same", use_bias=False),
@@ -67,12 +94,10 @@ def network(name: str) -> keras.Model:
                     layers.ReLU(),
                 ]
             stack.append(layers.MaxPooling2D())
-        stack.append(layers.Flatten())
-        if name == "vgg":
-            stack.append(layers.Dense(512, activation="relu"))
+        stack += [layers.Flatten(), layers.Dense(512, activation="relu")]
         return keras.Sequential([*stack, layers.Dense(10)])
-    if name == "resnet8":
-        return models.get("resnet8", (32, 32, 3), 10)
+    if name in ("vgg_small", "resnet8"):  # The small one is LQ-Nets', and the larger.
+        return models.get(name, (32, 32, 3), 10)
     raise app.UsageError(f"Unknown network {name!r}.")
 
 
@@ -143,6 +168,8 @@ def quartiles(values: list[float]) -> str:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
+    if FLOOR.value and set(NETWORKS.value) != {"mlp"}:
+        raise app.UsageError("--floor is for --networks=mlp.")
     logging.set_verbosity(logging.ERROR)  # Retracing is what this does.
     tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS.value)
@@ -181,6 +208,17 @@ def run(rng, name: str, batch: int, xla: bool) -> None:
                 keras_sq.set_ratio(model, 1.0)
             label = (quantizer, "every" if redraw else "direct")
             steppers[label] = Stepper(compiled(model, xla), x, y, redraw)
+        if FLOOR.value:
+            by_hand = [
+                StraightThroughDense(2048, activation="relu", kind=quantizer)
+                for _ in range(3)
+            ]
+            last = StraightThroughDense(10, kind=quantizer)
+            model = keras.Sequential(
+                [keras.Input(base.input_shape[1:]), *by_hand, last]
+            )
+            label = (quantizer, "floor")
+            steppers[label] = Stepper(compiled(model, xla), x, y, False)
     times: dict = {key: [] for key in steppers}
     for stepper in steppers.values():
         stepper()

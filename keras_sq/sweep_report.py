@@ -1,0 +1,135 @@
+"""The tables of a sweep: one row a network, over all seeds, and its CSV.
+
+How the numbers came about is in `train.py` and `sweep.py`.
+"""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from keras_sq import file_checks
+from keras_sq.experiments import Experiment
+from keras_sq.training_files import DamagedRunError
+
+NUMBERS = ("test_accuracy", "test_loss", "tflite_bytes", "bits_per_weight")
+"""What a result keeps of a network's report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One network of one run.
+
+    Attributes:
+        experiment: Name.
+        title: For people.
+        protocol: `"paper"` or `"equal"`.
+        network: Name of the method within the run.
+        seed: Of the run.
+        epochs: How long the network was trained.
+        test_accuracy: Fraction of the test split.
+        test_loss: Nats.
+        tflite_bytes: Size of the file.
+        bits_per_weight: Of the quantized weights, in the file.
+        published: As the experiment's, in a line.
+    """
+
+    experiment: str
+    title: str
+    protocol: str
+    network: str
+    seed: int
+    epochs: int
+    test_accuracy: float
+    test_loss: float
+    tflite_bytes: int
+    bits_per_weight: float
+    published: str
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
+
+
+def read(
+    path: pathlib.Path, experiment: Experiment, protocol: str, seed: int
+) -> list[Result]:
+    """Returns the networks of a finished run.
+
+    Args:
+        path: Its `results.json`.
+        experiment: What was run.
+        protocol: One of `training_config.PROTOCOLS`.
+        seed: Of the run.
+
+    Raises:
+        DamagedRunError: If the file is damaged.
+    """
+    try:
+        found: dict[str, Any] = file_checks.read_json(path, dict)
+        networks = found["networks"]
+        epochs = found["epochs"]
+        return [
+            Result(
+                experiment=experiment.name,
+                title=experiment.title,
+                protocol=protocol,
+                network=name,
+                seed=seed,
+                epochs=int(epochs[name]),
+                published=experiment.published_text,
+                **{key: float(report[key]) for key in NUMBERS},  # type: ignore[arg-type]
+            )
+            for name, report in networks.items()
+        ]
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise DamagedRunError(
+            f"File '{path}' is damaged: {error}. Remove it to write it again."
+        ) from error
+
+
+def csv_text(results: Sequence[Result]) -> str:
+    """Returns all results as CSV, numbers in full precision."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(result) for result in results)
+    return text.getvalue()
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Returns the table of mean and standard deviation over the seeds."""
+    header = (
+        "experiment",
+        "network",
+        "protocol",
+        "epochs",
+        "seeds",
+        "test accuracy, %",
+        "file, kB",
+        "published, %",
+    )
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        key = (result.title, result.network, result.protocol)
+        groups.setdefault(key, []).append(result)
+    rows = [
+        (
+            *key,
+            f"{found[0].epochs}",
+            f"{len(found)}",
+            _spread([100 * result.test_accuracy for result in found]),
+            f"{statistics.fmean(r.tflite_bytes for r in found) / 1000:.1f}",
+            found[0].published,
+        )
+        for key, found in groups.items()
+    ]
+    lines = [header, ("---",) * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
