@@ -69,6 +69,7 @@ def size_plot(
     for index, point in enumerate(points):
         colour = _style.COLOURS[index % len(_style.COLOURS)]
         again = index // len(_style.COLOURS)
+        hollow = (index + again) % 2 == 1
         axes.errorbar(
             point.kilobytes,
             100 * point.accuracy,
@@ -76,9 +77,9 @@ def size_plot(
             color=colour,
             marker=_style.MARKERS[(index + again) % len(_style.MARKERS)],
             # Every second one is hollow, so that points on each other are two.
-            markerfacecolor="none" if index % 2 else colour,
+            markerfacecolor="none" if hollow else colour,
             markeredgewidth=1.8,
-            markersize=9 if index % 2 else 7,
+            markersize=9 if hollow else 7,
             capsize=4,
             linestyle="none",
             label=point.label,
