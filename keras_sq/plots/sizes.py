@@ -44,6 +44,15 @@ def size_plot(
         FileNotFoundError: If a run has no results.
         ImportError: If matplotlib is not installed.
         ValueError: If there is no run, a file is damaged, or `names` are not as many.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> run = {"config": {"quantizer": "ternary", "model": "m", "dataset": "d"},
+        ...        "networks": {"sq": {"tflite_bytes": 9000, "test_accuracy": 0.9}}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "results.json")
+        ...     _ = path.write_text(json.dumps(run))  # As a run of `keras_sq.train`.
+        ...     figure = keras_sq.plots.size_plot(folder)
     """
     folders = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     if not folders:
@@ -60,6 +69,7 @@ def size_plot(
     for index, point in enumerate(points):
         colour = _style.COLOURS[index % len(_style.COLOURS)]
         again = index // len(_style.COLOURS)
+        hollow = (index + again) % 2 == 1
         axes.errorbar(
             point.kilobytes,
             100 * point.accuracy,
@@ -67,9 +77,9 @@ def size_plot(
             color=colour,
             marker=_style.MARKERS[(index + again) % len(_style.MARKERS)],
             # Every second one is hollow, so that points on each other are two.
-            markerfacecolor="none" if index % 2 else colour,
+            markerfacecolor="none" if hollow else colour,
             markeredgewidth=1.8,
-            markersize=9 if index % 2 else 7,
+            markersize=9 if hollow else 7,
             capsize=4,
             linestyle="none",
             label=point.label,
