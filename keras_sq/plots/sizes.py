@@ -67,15 +67,16 @@ def size_plot(
     axes = picture.subplots()
     picture.suptitle("Accuracy against file size", fontsize=12)
     for index, point in enumerate(points):
-        colour = _style.COLOURS[index % len(_style.COLOURS)]
-        again = index // len(_style.COLOURS)
-        hollow = (index + again) % 2 == 1
+        count = len(_style.COLOURS)
+        colour = _style.COLOURS[(index + index // count) % count]
+        # There are seven markers: each is hollow at one turn, and not at the next.
+        hollow = index % 2 == 1
         axes.errorbar(
             point.kilobytes,
             100 * point.accuracy,
             100 * point.deviation or None,
             color=colour,
-            marker=_style.MARKERS[(index + again) % len(_style.MARKERS)],
+            marker=_style.MARKERS[index % len(_style.MARKERS)],
             # Every second one is hollow, so that points on each other are two.
             markerfacecolor="none" if hollow else colour,
             markeredgewidth=1.8,
