@@ -39,6 +39,16 @@ class BitChoice:
         gap: By how much a better choice could be predicted to do less harm; 0 if
             there is none.
         sensitivity: What the choice was made from.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(8, name="hidden")])
+        >>> model.compile("sgd", "mse")
+        >>> data = np.ones((32, 4)), np.ones((32, 8))
+        >>> choice = keras_sq.choose_bits(
+        ...     model, data, max_bytes=80, candidates=["binary"])
+        >>> choice.settings["overrides"], choice.packed_bytes
+        ({'hidden': BinaryQuantizer()}, 68)
     """
 
     assignment: Mapping[str, str]
@@ -199,6 +209,14 @@ def choose_within(
     Raises:
         TypeError: If `max_bytes` is no integer.
         ValueError: If nothing fits the budget.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> model.compile("sgd", "mse")
+        >>> found = keras_sq.sensitivity(model, (np.ones((32, 4)), np.ones((32, 8))))
+        >>> [keras_sq.choose_within(found, size).packed_bytes <= size
+        ...  for size in (80, 100, 120)]
+        [True, True, True]
     """
     _checks.integer("max_bytes", max_bytes, 1)
     names: list[list[str]] = []

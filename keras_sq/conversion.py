@@ -182,6 +182,16 @@ def strip_quantization(model: Model) -> Model:
         TypeError: If `model` is no Keras model.
         ValueError: If it is not built, has no quantized layer, has quantized
             activations or cannot be copied.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> plain = keras_sq.strip_quantization(sq_model)
+        >>> type(plain.layers[0]).__name__
+        'Dense'
+        >>> x = np.ones((2, 8), "float32")
+        >>> bool(np.allclose(plain(x), sq_model(x), atol=1e-6))
+        True
     """
     require_built(model)
     path = quantized_activation(model)

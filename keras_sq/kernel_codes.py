@@ -24,6 +24,12 @@ class KernelCodes:
             largest absolute level.
         levels: Of a learned codebook: the levels, sorted, on the first axis of
             an array whose other axes broadcast to the kernel. Else `None`.
+
+    Example:
+        >>> codes = keras_sq.KernelCodes(
+        ...     np.array([[1], [-1]], "int8"), np.array([[0.5]], "float32"))
+        >>> codes.kernel.tolist()
+        [[0.5], [-0.5]]
     """
 
     codes: np.ndarray[Any, Any]

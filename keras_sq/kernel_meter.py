@@ -3,15 +3,16 @@
 What is recorded of it, and when, is in `recorders.py` and `tensorboard_logs.py`.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_sq import _backend, masks
+from keras_sq import _backend, functional, masks
 from keras_sq import _keras_internals as internals
 from keras_sq.layers.kernel_functions import filters_last
 from keras_sq.layers.quantized import StochasticallyQuantized
@@ -104,23 +105,42 @@ class KernelMeter:
     def _now(self) -> list[Tensor]:
         ratios, errors, changed = [], [], []
         for (layer, name), codes in zip(self._kernels, self._codes, strict=True):
-            latent = internals.read(layer.latent(name))
-            columns, restore = filters_last(latent, layer.filter_axes(name))
             quantizer = layer.quantization_settings.kernel_quantizer
-            fitted = layer.fitted(name) or quantizer.fit(columns)
-            difference = ops.cast(columns, "float32") - ops.cast(
-                quantizer.quantize(columns, *fitted), "float32"
-            )
-            norm = ops.sum(ops.abs(ops.cast(columns, "float32")))
-            errors.append(ops.divide_no_nan(ops.sum(ops.abs(difference)), norm))
-            new = ops.cast(quantizer.encode(columns, *fitted), "int32")
-            new = ops.cast(restore(new - _offset(quantizer)), codes.dtype)
-            differs = ops.not_equal(new, internals.read(codes))
-            changed.append(ops.sum(ops.cast(differs, "int32")))
+            look = _look_function(quantizer, layer.filter_axes(name))
+            latent = internals.read(layer.latent(name))
+            error, count, new = look(latent, internals.read(codes), *layer.fitted(name))
+            errors.append(error)
+            changed.append(count)
             codes.assign(new)
             ratios.append(ops.cast(internals.read(layer.ratio), "float32"))
         watched = [_quantized_part(*kernel) for kernel in self._watched]
         return [ops.stack(ratios), ops.stack(errors), ops.stack(changed), *watched]
+
+
+# Cached, so that layers alike share one compiled function.
+@functools.lru_cache(maxsize=1024)
+def _look_function(
+    quantizer: Quantizer, axes: tuple[int, ...]
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Returns `look(latent, codes, *state) -> (error, how many changed, codes)`."""
+    # Codes of quantizers with state are not signed.
+    offset = 128 if quantizer.state_size else 0
+
+    def look(
+        latent: Tensor, codes: Tensor, *state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        columns, restore = filters_last(latent, axes)
+        fitted = state or quantizer.fit(columns)
+
+        norms = functional.absolute_sums(columns)
+        differences = norms * quantizer.filter_errors(columns, *fitted)
+        error = ops.divide_no_nan(ops.sum(differences), ops.sum(norms))
+        new = ops.cast(quantizer.encode(columns, *fitted), "int32") - offset
+        new = ops.cast(restore(new), codes.dtype)
+        changed = ops.sum(ops.cast(ops.not_equal(new, codes), "int32"))
+        return error, changed, new
+
+    return _backend.fused(look)
 
 
 def _room_for_codes(layer: StochasticallyQuantized, name: str) -> Variable:
@@ -134,11 +154,6 @@ def _room_for_codes(layer: StochasticallyQuantized, name: str) -> Variable:
     )
     internals.follow_layout(codes, latent, range(len(latent.shape)))
     return codes
-
-
-def _offset(quantizer: Quantizer) -> int:
-    """Returns what brings codes into the range of an int8: some are not signed."""
-    return 128 if quantizer.state_size else 0
 
 
 def _quantized_part(layer: StochasticallyQuantized, name: str) -> Tensor:

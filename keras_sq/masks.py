@@ -15,7 +15,12 @@ from keras_sq.types import Model, Tensor, Variable
 
 
 class NotFiniteError(ValueError):
-    """Training diverged: a weight is NaN or infinite."""
+    """Training diverged: a weight is NaN or infinite.
+
+    Example:
+        >>> issubclass(keras_sq.callbacks.NotFiniteError, ValueError)
+        True
+    """
 
 
 def update_masks(
@@ -187,6 +192,13 @@ def get_ratio(model: Model) -> float:
 
     Raises:
         ValueError: If nothing in the model is quantized.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> keras_sq.set_ratio(sq_model, 0.75)
+        >>> keras_sq.get_ratio(sq_model)
+        0.75
     """
     layers = [layer for _, layer in require_quantized(model)]
     return min(float(internals.read(layer.ratio)) for layer in layers)

@@ -30,6 +30,11 @@ class Preset:
         schedule: How the ratio grows, or `None`: everything is quantized from the
             first step on.
         clear_momentum: Whether the optimizer's state is cleared at each stage.
+
+    Example:
+        >>> preset = keras_sq.presets.get("twn")
+        >>> preset.settings["kernel_quantizer"], preset.schedule, preset.callbacks()
+        ('ternary', None, [])
     """
 
     name: str
@@ -69,6 +74,10 @@ def direct(kernel_quantizer: Any = "ternary", **settings: Any) -> Preset:
     Args:
         kernel_quantizer: A quantizer or its name.
         **settings: Further arguments of `keras_sq.quantize_model`.
+
+    Example:
+        >>> keras_sq.presets.direct("binary").schedule is None
+        True
     """
     return Preset("direct", {"kernel_quantizer": kernel_quantizer, **settings})
 
@@ -85,6 +94,11 @@ def stochastic(
 
     Raises:
         ValueError: If the schedule is unknown.
+
+    Example:
+        >>> preset = keras_sq.presets.stochastic("lq-2", "average")
+        >>> preset.schedule.ratios
+        (0.2, 0.4, 0.6, 0.8, 1.0)
     """
     chosen = {"kernel_quantizer": kernel_quantizer, **settings}
     return Preset("sq", chosen, schedules.get(schedule))
@@ -108,7 +122,12 @@ def sq_bwn() -> Preset:
 
 
 def sq_twn() -> Preset:
-    """Ternary weights by stochastic quantization; see `sq_bwn`."""
+    """Ternary weights by stochastic quantization; see `sq_bwn`.
+
+    Example:
+        >>> keras_sq.presets.sq_twn().settings["kernel_quantizer"]
+        'ternary'
+    """
     return _sq("sq-twn", "ternary")
 
 

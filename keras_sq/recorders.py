@@ -158,6 +158,11 @@ class QuantizationHistory(KernelRecorder):
     then every second one goes and the distance doubles, so that memory is bounded
     however long the run is. A later `fit` goes on with the same records.
 
+    A measurement reads all quantized kernels once: 10 ms for a VGG-style CNN of 3.5 M
+    weights whose step takes 700 ms, 29 ms for dense layers of 12.6 M weights whose
+    step takes 137 ms (ternary, batch 64, processor time of one Xeon core at 2.5 GHz):
+    0.1 % and 2 % of the training at one measurement in ten steps.
+
     Args:
         every: Optimizer steps from one measurement to the next, at first.
         masks: Layers whose masks to keep: names, paths, patterns, classes, as in

@@ -127,6 +127,10 @@ def finetune(
         ramp: As in `exponential`.
         lengths: As in `Stages`.
         unit: As in `Stages`.
+
+    Example:
+        >>> finetune(stages=3).ratios
+        (0.5, 0.75, 1.0)
     """
     return exponential(stages, first, ramp=ramp, lengths=lengths, unit=unit)
 
@@ -138,22 +142,44 @@ def constant(ratio: float = 1.0, *, allow_partial: bool = False) -> Stages:
         ratio: In [0, 1].
         allow_partial: Whether a ratio below 1 is meant (an ablation), and not
             warned of.
+
+    Example:
+        >>> constant().ratios
+        (1.0,)
     """
     return Stages([_checks.fraction("ratio", ratio)], allow_partial=allow_partial)
 
 
 def linear(**arguments: Any) -> Continuous:
-    """Returns `Continuous("linear", ...)`."""
+    """Returns `Continuous("linear", ...)`.
+
+    Example:
+        >>> schedule = linear().bind(total_steps=100, steps_per_epoch=None)
+        >>> float(schedule(0)), float(schedule(100))
+        (0.0, 1.0)
+    """
     return Continuous("linear", **arguments)
 
 
 def cosine(**arguments: Any) -> Continuous:
-    """Returns `Continuous("cosine", ...)`: slow at both ends."""
+    """Returns `Continuous("cosine", ...)`: slow at both ends.
+
+    Example:
+        >>> schedule = cosine().bind(total_steps=100, steps_per_epoch=None)
+        >>> float(schedule(0)), float(schedule(100))
+        (0.0, 1.0)
+    """
     return Continuous("cosine", **arguments)
 
 
 def cubic(**arguments: Any) -> Continuous:
-    """Returns `Continuous("cubic", ...)`: slow first, StoMPP's `(t/T)^3`."""
+    """Returns `Continuous("cubic", ...)`: slow first, StoMPP's `(t/T)^3`.
+
+    Example:
+        >>> schedule = cubic().bind(total_steps=100, steps_per_epoch=None)
+        >>> float(schedule(0)), float(schedule(100))
+        (0.0, 1.0)
+    """
     return Continuous("cubic", **arguments)
 
 
@@ -201,7 +227,12 @@ def get(identifier: Any) -> RatioSchedule:
 
 
 def serialize(schedule: RatioSchedule) -> Config:
-    """Returns a JSON-serializable description of the schedule."""
+    """Returns a JSON-serializable description of the schedule.
+
+    Example:
+        >>> deserialize(serialize(exponential())) == exponential()
+        True
+    """
     config: Config = keras.saving.serialize_keras_object(schedule)
     return config
 
@@ -217,6 +248,10 @@ def deserialize(
 
     Raises:
         ValueError: If `config` describes no schedule.
+
+    Example:
+        >>> deserialize(serialize(average(stages=2))).ratios
+        (0.5, 1.0)
     """
     schedule = None
     if isinstance(config, dict) and "class_name" in config:

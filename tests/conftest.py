@@ -44,6 +44,8 @@ TENSORFLOW_FILES = (
 """Export, TFDS, and what uses both."""
 
 collect_ignore_glob = [] if BACKEND == "tensorflow" else list(TENSORFLOW_FILES)
+# Commands: two of them cannot be imported into one process, because of their flags.
+collect_ignore_glob.append("benchmarks/*")
 
 
 class SharedFixtures:

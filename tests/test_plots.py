@@ -308,6 +308,15 @@ def test_size_plot_shows_each_network_of_each_run(tmp_path):
     assert labels(plots.size_plot(runs, names=["one", "two"]))[0] == "float, one"
 
 
+def test_size_plot_tells_fourteen_networks_apart_without_colours(tmp_path):
+    runs = [run_folder(tmp_path / f"{n}", quantizer=f"uniform-{n}") for n in range(7)]
+    (axes,) = plots.size_plot(runs).axes
+    points = [container.lines[0] for container in axes.containers]
+    hollow = [p.get_markerfacecolor() == "none" for p in points]
+    markers = [p.get_marker() for p in points]
+    assert len(set(zip(markers, hollow, strict=True))) == 14
+
+
 def test_size_plot_takes_seeds_together(tmp_path):
     for seed, accuracy in enumerate((0.8, 0.9)):
         run_folder(tmp_path / f"seed-{seed}", accuracy)

@@ -7,6 +7,7 @@ from backends import BACKEND
 
 import keras_sq
 from keras_sq.callbacks import QuantizationHistory, StochasticQuantization
+from keras_sq.kernel_meter import KernelMeter
 
 STEPS = 8
 """Of an epoch."""
@@ -85,6 +86,28 @@ def test_records_are_what_happened(quantizer):
     assert list(history.masks) == ["hidden/kernel"]
     np.testing.assert_array_equal(history.masks["hidden/kernel"], spy.masks[1:])
     assert history.stage_starts == (0, 4, 8, 12)
+
+
+@pytest.mark.parametrize("quantizer", ["ternary", "lq-2", "uniform-4", "lq-5"])
+def test_large_kernels_are_measured_as_small_ones(quantizer):
+    # Beyond 2**16 weights what is computed is compiled otherwise, and block by block.
+    dense = keras.layers.Dense(260, name="wide")
+    plain = keras.Sequential([keras.Input((300,)), dense], name="net")
+    quantized = keras_sq.quantize_model(plain, quantizer)
+    ((path, layer),) = pairs = keras_sq.layers.quantized_layers(quantized)
+    meter = KernelMeter(pairs)
+    before = keras_sq.get_codes(quantized)["wide/kernel"].codes
+    first = meter.measure()
+    (row, _) = keras_sq.summary(quantized, print_fn=lambda text: None).rows
+    assert first.errors[0] == pytest.approx(row.error, rel=1e-4)
+    assert first.changed.tolist() == [0] == meter.measure().changed.tolist()
+    noise = np.random.default_rng(0).normal(0, 0.01, (300, 260))
+    layer.latent().assign(layer.latent() + noise)
+    after = keras_sq.get_codes(quantized)["wide/kernel"].codes
+    # A weight on a threshold may go either way.
+    assert meter.measure().changed[0] == pytest.approx(
+        (before != after).sum(), rel=0.01
+    )
 
 
 def test_flips_are_counted_per_step_and_losses_are_of_the_steps_in_between():

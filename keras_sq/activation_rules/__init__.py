@@ -31,7 +31,12 @@ from keras_sq.types import Config
 
 
 def names() -> list[str]:
-    """Returns the names that `get` knows."""
+    """Returns the names that `get` knows.
+
+    Example:
+        >>> keras_sq.activation_rules.names()[:2]
+        ['binary', 'lq-1']
+    """
     bits = range(1, 9)
     kinds = ("lq-{}", "lq-{}-signed", "uniform-{}")
     return ["binary", *(kind.format(b) for kind in kinds for b in bits)]
@@ -77,7 +82,14 @@ def get(identifier: Any) -> ActivationRule:
 
 
 def serialize(rule: ActivationRule) -> Config:
-    """Returns the rule as a JSON-serializable dict."""
+    """Returns the rule as a JSON-serializable dict.
+
+    Example:
+        >>> rule = keras_sq.activation_rules.get("uniform-4")
+        >>> config = keras_sq.activation_rules.serialize(rule)
+        >>> keras_sq.activation_rules.deserialize(config) == rule
+        True
+    """
     return keras.saving.serialize_keras_object(rule)  # type: ignore[no-any-return]
 
 
@@ -86,6 +98,12 @@ def deserialize(config: Config) -> ActivationRule:
 
     Raises:
         TypeError: If the dict describes something else.
+
+    Example:
+        >>> rule = keras_sq.activation_rules.get("lq-2")
+        >>> config = keras_sq.activation_rules.serialize(rule)
+        >>> keras_sq.activation_rules.deserialize(config).num_bits
+        2
     """
     # Any rule: to mypy, an abstract class is no `type`.
     return _checks.deserialized(config, ActivationRule, "an activation rule")  # type: ignore[type-abstract]

@@ -22,6 +22,10 @@ class BinaryRule(ActivationRule):
     Args:
         num_bits: 1.
 
+    Example:
+        >>> keras_sq.activation_rules.BinaryRule().num_bits
+        1
+
     References:
         - [Hubara et al., 2016, section 1.3](https://arxiv.org/abs/1602.02830)
     """

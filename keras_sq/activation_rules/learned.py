@@ -32,6 +32,10 @@ class LearnedRule(ActivationRule):
         num_bits: Int from 1 to 8.
         signed: Bool: for activations of both signs (not in the paper).
 
+    Example:
+        >>> keras_sq.activation_rules.LearnedRule(2, signed=True).name
+        'lq-2-signed'
+
     References:
         - [Zhang et al., 2018, section 3](https://arxiv.org/abs/1807.10029)
     """

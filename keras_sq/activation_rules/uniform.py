@@ -30,6 +30,10 @@ class UniformRule(ActivationRule):
         l2: Float, not negative: factor of PACT's loss `l2 * clip**2`, which keeps
             a learned clip small.
 
+    Example:
+        >>> keras_sq.activation_rules.UniformRule(4).name
+        'uniform-4'
+
     References:
         - [Zhou et al., 2016, section 2.4](https://arxiv.org/abs/1606.06160)
         - [Choi et al., 2018, section 3](https://arxiv.org/abs/1805.06085)

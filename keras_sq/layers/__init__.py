@@ -50,6 +50,12 @@ def layer_paths(model: _Layer) -> list[tuple[str, _Layer]]:
 
     The path joins the names of the layers that hold it by slashes:
     `"encoder/attention/query"`.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(4, name="hidden")])
+        >>> keras_sq.layers.layer_paths(model)[-1][0]
+        'hidden'
     """
     found: list[tuple[str, _Layer]] = []
     seen: set[int] = set()
@@ -68,7 +74,16 @@ def layer_paths(model: _Layer) -> list[tuple[str, _Layer]]:
 
 
 def quantized_layers(model: _Layer) -> list[tuple[str, StochasticallyQuantized]]:
-    """Returns the quantized layers of a model (or itself) with their paths."""
+    """Returns the quantized layers of a model (or itself) with their paths.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(4, name="hidden")])
+        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> ((path, layer),) = keras_sq.layers.quantized_layers(sq_model)
+        >>> path, tuple(layer.mask().shape)
+        ('hidden', (1, 4))
+    """
     if isinstance(model, StochasticallyQuantized):
         return [(model.name, model)]  # type: ignore[attr-defined]
     return [

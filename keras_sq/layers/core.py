@@ -28,6 +28,12 @@ class SQEinsumDense(StochasticallyQuantized, keras.layers.EinsumDense):
 
     A filter is what one entry of the output's axes is computed with: for
     `"abc,cde->abde"` there are `d · e` of them.
+
+    Example:
+        >>> layer = keras_sq.layers.SQEinsumDense(
+        ...     "ab,bc->ac", output_shape=4, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((1, 3))).shape
+        TensorShape([1, 4])
     """
 
     def filter_axes(self, name: str) -> tuple[int, ...]:
@@ -41,7 +47,13 @@ class SQEinsumDense(StochasticallyQuantized, keras.layers.EinsumDense):
 
 @add
 class SQEmbedding(StochasticallyQuantized, keras.layers.Embedding):
-    """`Embedding` with stochastically quantized rows; a filter per row."""
+    """`Embedding` with stochastically quantized rows; a filter per row.
+
+    Example:
+        >>> layer = keras_sq.layers.SQEmbedding(10, 4, kernel_quantizer="ternary")
+        >>> layer(np.array([[1, 2, 3]])).shape
+        TensorShape([1, 3, 4])
+    """
 
     quantized_weights = ("embeddings",)
     takes_floats = False

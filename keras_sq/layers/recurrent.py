@@ -17,21 +17,39 @@ from keras_sq.types import Tensor
 
 @add
 class SQSimpleRNNCell(StochasticallyQuantized, keras.layers.SimpleRNNCell):
-    """`SimpleRNNCell` with both kernels stochastically quantized."""
+    """`SimpleRNNCell` with both kernels stochastically quantized.
+
+    Example:
+        >>> cell = keras_sq.layers.SQSimpleRNNCell(4, kernel_quantizer="binary")
+        >>> keras.layers.RNN(cell)(keras.ops.ones((2, 5, 3))).shape
+        TensorShape([2, 4])
+    """
 
     quantized_weights = ("kernel", "recurrent_kernel")
 
 
 @add
 class SQLSTMCell(StochasticallyQuantized, keras.layers.LSTMCell):
-    """`LSTMCell` with both kernels stochastically quantized."""
+    """`LSTMCell` with both kernels stochastically quantized.
+
+    Example:
+        >>> cell = keras_sq.layers.SQLSTMCell(4, kernel_quantizer="binary")
+        >>> keras.layers.RNN(cell)(keras.ops.ones((2, 5, 3))).shape
+        TensorShape([2, 4])
+    """
 
     quantized_weights = ("kernel", "recurrent_kernel")
 
 
 @add
 class SQGRUCell(StochasticallyQuantized, keras.layers.GRUCell):
-    """`GRUCell` with both kernels stochastically quantized."""
+    """`GRUCell` with both kernels stochastically quantized.
+
+    Example:
+        >>> cell = keras_sq.layers.SQGRUCell(4, kernel_quantizer="binary")
+        >>> keras.layers.RNN(cell)(keras.ops.ones((2, 5, 3))).shape
+        TensorShape([2, 4])
+    """
 
     quantized_weights = ("kernel", "recurrent_kernel")
 
@@ -70,12 +88,25 @@ class QuantizedRecurrent(QuantizedLayer):
 
 @add_container
 class SQRNN(QuantizedRecurrent, keras.layers.RNN):
-    """`RNN` over a cell or several, to be quantized or quantized already."""
+    """`RNN` over a cell or several, to be quantized or quantized already.
+
+    Example:
+        >>> cells = [keras.layers.GRUCell(4), keras.layers.GRUCell(3)]
+        >>> layer = keras_sq.layers.SQRNN(cells, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((2, 5, 3))).shape
+        TensorShape([2, 3])
+    """
 
 
 @add_container
 class SQSimpleRNN(QuantizedRecurrent, keras.layers.SimpleRNN):
-    """`SimpleRNN` over an `SQSimpleRNNCell`."""
+    """`SimpleRNN` over an `SQSimpleRNNCell`.
+
+    Example:
+        >>> layer = keras_sq.layers.SQSimpleRNN(4, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((2, 5, 3))).shape
+        TensorShape([2, 4])
+    """
 
 
 @add_container
@@ -91,7 +122,13 @@ class SQLSTM(QuantizedRecurrent, keras.layers.LSTM):
 
 @add_container
 class SQGRU(QuantizedRecurrent, keras.layers.GRU):
-    """`GRU` over an `SQGRUCell`."""
+    """`GRU` over an `SQGRUCell`.
+
+    Example:
+        >>> layer = keras_sq.layers.SQGRU(4, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((2, 5, 3))).shape
+        TensorShape([2, 4])
+    """
 
 
 @add_container_mixin(keras.layers.TimeDistributed)

@@ -50,6 +50,11 @@ class Settings:
         TypeError: If an argument has the wrong type.
         ValueError: If a name is unknown, or `selection="deterministic"` goes with
             element-wise inputs, which have no errors to sort by.
+
+    Example:
+        >>> settings = keras_sq.layers.Settings(kernel_quantizer="lq-2")
+        >>> settings.replace(granularity="element").granularity
+        'element'
     """
 
     kernel_quantizer: Any = "ternary"

@@ -27,6 +27,17 @@ def mask_plot(history: QuantizationHistory, kernel: str | None = None) -> Any:
         ImportError: If matplotlib is not installed.
         TypeError: If `history` is something else.
         ValueError: If it has no record, or no masks of this kernel.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> sq_model.compile("sgd", "mse", jit_compile=False)
+        >>> history = keras_sq.callbacks.QuantizationHistory(every=1, masks="dense*")
+        >>> sq = keras_sq.callbacks.StochasticQuantization()
+        >>> _ = sq_model.fit(np.ones((8, 8)), np.ones((8, 4)), batch_size=2, verbose=0,
+        ...                  callbacks=[sq, history])
+        >>> figure = keras_sq.plots.mask_plot(history)
+        >>> figure.savefig("masks.png")  # doctest: +SKIP
     """
     _style.require_records(history)
     masks = history.masks

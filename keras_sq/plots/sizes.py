@@ -44,6 +44,15 @@ def size_plot(
         FileNotFoundError: If a run has no results.
         ImportError: If matplotlib is not installed.
         ValueError: If there is no run, a file is damaged, or `names` are not as many.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> run = {"config": {"quantizer": "ternary", "model": "m", "dataset": "d"},
+        ...        "networks": {"sq": {"tflite_bytes": 9000, "test_accuracy": 0.9}}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "results.json")
+        ...     _ = path.write_text(json.dumps(run))  # As a run of `keras_sq.train`.
+        ...     figure = keras_sq.plots.size_plot(folder)
     """
     folders = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     if not folders:
@@ -58,18 +67,20 @@ def size_plot(
     axes = picture.subplots()
     picture.suptitle("Accuracy against file size", fontsize=12)
     for index, point in enumerate(points):
-        colour = _style.COLOURS[index % len(_style.COLOURS)]
-        again = index // len(_style.COLOURS)
+        count = len(_style.COLOURS)
+        colour = _style.COLOURS[(index + index // count) % count]
+        # There are seven markers: each is hollow at one turn, and not at the next.
+        hollow = index % 2 == 1
         axes.errorbar(
             point.kilobytes,
             100 * point.accuracy,
             100 * point.deviation or None,
             color=colour,
-            marker=_style.MARKERS[(index + again) % len(_style.MARKERS)],
+            marker=_style.MARKERS[index % len(_style.MARKERS)],
             # Every second one is hollow, so that points on each other are two.
-            markerfacecolor="none" if index % 2 else colour,
+            markerfacecolor="none" if hollow else colour,
             markeredgewidth=1.8,
-            markersize=9 if index % 2 else 7,
+            markersize=9 if hollow else 7,
             capsize=4,
             linestyle="none",
             label=point.label,

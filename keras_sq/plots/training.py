@@ -35,6 +35,12 @@ def training_plot(
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If there is no epoch to plot.
+
+    Example:
+        >>> row = {"run": "sq", "epoch": 0, "ratio": 0.5, "learning_rate": 0.1,
+        ...        "loss": 1.0, "accuracy": 0.5, "val_loss": 1.2, "val_accuracy": 0.4}
+        >>> figure = keras_sq.plots.training_plot([row, {**row, "epoch": 1}])
+        >>> figure.savefig("training.png")  # doctest: +SKIP
     """
     if isinstance(history, str | os.PathLike):
         history = training_report.read_history(os.fspath(history))

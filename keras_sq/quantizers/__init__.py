@@ -35,7 +35,12 @@ _PLAIN: dict[str, type[Quantizer]] = {
 
 
 def names() -> list[str]:
-    """Returns the names that `get` knows."""
+    """Returns the names that `get` knows.
+
+    Example:
+        >>> keras_sq.quantizers.names()[:4]
+        ['binary', 'ternary', 'sign', 'uniform-2']
+    """
     uniform = [f"uniform-{bits}" for bits in range(2, 9)]
     return [*_PLAIN, *uniform, *(f"lq-{bits}" for bits in range(1, 9))]
 
@@ -77,7 +82,14 @@ def get(identifier: Any) -> Quantizer:
 
 
 def serialize(quantizer: Quantizer) -> Config:
-    """Returns the quantizer as a JSON-serializable dict."""
+    """Returns the quantizer as a JSON-serializable dict.
+
+    Example:
+        >>> quantizer = keras_sq.quantizers.get("uniform-4")
+        >>> config = keras_sq.quantizers.serialize(quantizer)
+        >>> keras_sq.quantizers.deserialize(config) == quantizer
+        True
+    """
     return keras.saving.serialize_keras_object(quantizer)  # type: ignore[no-any-return]
 
 
@@ -86,6 +98,11 @@ def deserialize(config: Config) -> Quantizer:
 
     Raises:
         TypeError: If the dict describes something else.
+
+    Example:
+        >>> config = keras_sq.quantizers.serialize(keras_sq.quantizers.get("lq-2"))
+        >>> keras_sq.quantizers.deserialize(config)
+        LearnedQuantizer(num_bits=2)
     """
     # Any quantizer: to mypy, an abstract class is no `type`.
     return _checks.deserialized(config, Quantizer, "a quantizer")  # type: ignore[type-abstract]

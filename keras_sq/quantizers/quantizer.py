@@ -199,5 +199,16 @@ class Quantizer(abc.ABC):
 
 
 def register(cls: type[Quantizer]) -> type[Quantizer]:
-    """Class decorator: makes the quantizer loadable from a `.keras` file."""
+    """Class decorator: makes the quantizer loadable from a `.keras` file.
+
+    Example:
+        >>> @keras_sq.quantizers.register
+        ... class HalfScale(keras_sq.quantizers.BinaryQuantizer):
+        ...     '''Binary, with half the scale.'''
+        ...     def fit(self, kernel):
+        ...         return tuple(scale / 2 for scale in super().fit(kernel))
+        >>> config = keras_sq.quantizers.serialize(HalfScale())
+        >>> keras_sq.quantizers.deserialize(config)
+        HalfScale()
+    """
     return keras.saving.register_keras_serializable("keras_sq")(cls)  # type: ignore[no-any-return]
