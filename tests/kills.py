@@ -47,7 +47,7 @@ import tensorflow as tf
 from absl import flags
 
 import keras_sq
-from keras_sq import backups, train, training_config
+from keras_sq import backups, run_folder, train
 from keras_sq.training_flags import define_flags
 
 WORK = {
@@ -103,7 +103,7 @@ class Events:
             (keras_sq, "export", "export"),
             (train, "write_text", "report"),
             (train, "write_json", "report"),
-            (training_config, "write_json", "report"),
+            (run_folder, "write_json", "report"),
             (train, "_plot", "report"),
         ):
             setattr(owner, name, self.during(getattr(owner, name), work))

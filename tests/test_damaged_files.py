@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 from keras import layers as kl
 
 import keras_sq
@@ -36,6 +37,7 @@ from keras_sq import (
 )
 from keras_sq.export.__main__ import load_examples
 from keras_sq.loading import load_model
+from keras_sq.training_flags import define_flags
 
 FACTOR = int(os.environ.get("FUZZ_CASES", "1"))
 
@@ -582,7 +584,10 @@ def test_damaged_run_is_one_line_and_a_status(
     path.write_bytes(path.read_bytes()[:-30])
     resumed = dataclasses.replace(config, resume=True)
     monkeypatch.setattr(train, "config_from_flags", lambda values: resumed)
-    assert train.main(None) == 1
+    values = flags.FlagValues()
+    define_flags(values)
+    values(["train"])
+    assert train.main(values) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("keras_sq.train: error: ")
     assert str(path) in line

@@ -266,9 +266,9 @@ def test_summary_shows_the_turns():
     turns = {row.path: row.turn for row in result.rows if row.turn}
     for turn, path in enumerate(schedule.order_of(model), 1):
         assert turns[f"{path}/kernel"] == turn
-    assert lines[0].splitlines()[0].split()[:2] == ["turn", "layer"]
+    assert lines[0].splitlines()[0].split()[:2] == ["layer", "turn"]
     row = next(x for x in lines[0].splitlines() if "logits/kernel" in x)
-    assert row.split()[:2] == ["1", "logits/kernel"]
+    assert row.split()[:2] == ["logits/kernel", "1"]
     together = keras_sq.summary(model, lines.append, schedule=Layerwise(order="global"))
     assert {row.turn for row in together.rows if row.error is not None} == {1}
     plain = keras_sq.summary(model, lines.append, schedule=schedules.cubic())
