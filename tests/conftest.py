@@ -34,6 +34,7 @@ if BACKEND not in ("tensorflow", "jax"):
 TENSORFLOW_FILES = (
     "test_damaged_files.py",
     "test_datasets*.py",
+    "test_docs.py",
     "test_export*.py",
     "test_inspect.py",
     "test_notebooks.py",
