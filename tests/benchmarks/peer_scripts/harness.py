@@ -241,7 +241,7 @@ class Peer:
         write: `(model, path, method, work)`: writes the peer's own .tflite file.
         callbacks: `(method, work) -> list`, of the training.
         deployed: `(model, method, work) -> model`: what is left after the training.
-        notes: `(model, method) -> str`: what should stand beside the result.
+        notes: `(model, path) -> str`: what should stand beside the result.
         trains: Whether it trains; else it works on the float network trained on.
         in_file: Whether its network is nowhere but in the file.
         tries: `{what: function of (work)}`: what is asked for besides, and told if it
@@ -253,7 +253,7 @@ class Peer:
     write: object
     callbacks: object = lambda method, work: []
     deployed: object = lambda model, method, work: model
-    notes: object = lambda model, method: ""
+    notes: object = lambda model, path: ""
     trains: bool = True
     in_file: bool = False
     tries: object = lambda method: {}
@@ -321,12 +321,11 @@ def run(peer, arguments=None):
         if "training" in result["could_not"]:
             return recorder.finish()
     model = recorder.part("deployed network", peer.deployed, model, method, work)
-    if model is not None:
-        result["notes"] = peer.notes(model, method)
     if not peer.in_file and model is not None:
         result["accuracy"] = recorder.part("accuracy", accuracy, model, work)
     path = pathlib.Path(given.result).with_suffix(".tflite").absolute()
     recorder.part("file", peer.write, model, path, method, work)
+    result["notes"] = recorder.part("notes", peer.notes, model, path)
     if path.exists():
         result["file_bytes"] = path.stat().st_size
         found = recorder.part("running the file", file_accuracy, path, work)

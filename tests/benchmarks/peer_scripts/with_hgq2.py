@@ -49,8 +49,8 @@ def make(work, method):
     with contextlib.ExitStack() as scopes:
         if method == "default":
             for scope in (
-                QuantizerConfigScope("all", default_q_type="kbi"),
-                QuantizerConfigScope("datalane", default_q_type="kif"),
+                QuantizerConfigScope(place="all", default_q_type="kbi"),
+                QuantizerConfigScope(place="datalane", default_q_type="kif"),
                 LayerConfigScope(enable_ebops=True, beta0=BETA),
             ):
                 scopes.enter_context(scope)

@@ -12,7 +12,7 @@ def make(work, method):
     return model
 
 
-def notes(model, method):
+def notes(model, path):
     """Returns what has been left as it was, which Keras does not say."""
     left = [
         layer.name

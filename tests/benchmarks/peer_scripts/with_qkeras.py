@@ -3,6 +3,7 @@
 import functools
 
 import harness
+import network
 import qkeras
 from qkeras.utils import model_save_quantized_weights
 
@@ -21,12 +22,27 @@ def make(work, method):
 
 
 def write(model, path, method, work):
-    """Converts by Keras, once the kernels hold their quantized values."""
+    """Converts a plain network that has been given the quantized kernels.
+
+    And one of its own layers, where the search for scales is in the file.
+    """
     model_save_quantized_weights(model)
-    harness.convert(model, path)
+    harness.convert(model, own_layers(path))
+    harness.convert(work.network(network.get_start(model)), path)
 
 
-PEER = harness.Peer(("qkeras-v3", "tensorflow", "keras"), make, write)
+def own_layers(path):
+    """Returns the name of the other file."""
+    return path.with_suffix(".own.tflite")
+
+
+def notes(model, path):
+    """Returns the size of the other file."""
+    size = own_layers(path).stat().st_size
+    return f"converted with its own layers, the file takes {size:,} bytes"
+
+
+PEER = harness.Peer(("qkeras-v3", "tensorflow", "keras"), make, write, notes=notes)
 
 if __name__ == "__main__":
     harness.start(PEER)
