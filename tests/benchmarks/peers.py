@@ -71,7 +71,7 @@ PEERS = {
     ),
     "keras": Peer(("int8", "int4"), KERAS_3),
     "ai-edge-quantizer": Peer(
-        ("int8", "int4-weights", "int2-weights"),
+        ("int8", "int4-weights", "int2-dynamic"),
         (*KERAS_3, "ai-edge-quantizer==0.10.*"),
         script="with_ai_edge_quantizer.py",
     ),

@@ -2,10 +2,17 @@
 
 import harness
 from ai_edge_quantizer import quantizer, recipe
-from ai_edge_quantizer.qtyping import TFLOperationName
 
 CALIBRATION = 200
 """Images for the ranges of activations; one at a time."""
+
+RECIPES = {
+    "int4-weights": recipe.weight_only_wi4_afp32,
+    # Two bits are for activations that are quantized as they come alone; as weights
+    # only they are accepted, and the file is the float one.
+    "int2-dynamic": recipe.dynamic_wi2c_afp32,
+}
+"""By method: what needs no images."""
 
 
 def make(work, method):
@@ -14,7 +21,7 @@ def make(work, method):
 
 
 def write(model, path, method, work):
-    """Quantizes the float file: `"int8"`, or the weights alone to fewer bits."""
+    """Quantizes the float file, with the activations for `"int8"`."""
     source = path.with_suffix(".float.tflite")
     harness.convert(model, source)
     if method == "int8":
@@ -26,9 +33,7 @@ def write(model, path, method, work):
         seen = made.calibrate({name: [{given: image[None]} for image in images]})
         content = made.quantize(seen).quantized_model
     else:
-        made = quantizer.Quantizer(str(source))
-        bits = int(method.removeprefix("int").removesuffix("-weights"))
-        made.add_weight_only_config(".*", TFLOperationName.ALL_SUPPORTED, bits)
+        made = quantizer.Quantizer(str(source), RECIPES[method]())
         content = made.quantize().quantized_model
     path.write_bytes(content)
 
