@@ -3,8 +3,9 @@
 import harness
 from ai_edge_quantizer import quantizer, recipe
 
-CALIBRATION = 200
-"""Images for the ranges of activations; one at a time."""
+CALIBRATION = (10, 100)
+"""Batches, and images in each, for the ranges of activations. They are moving averages
+of what a batch has, so that of single images they come out too narrow."""
 
 RECIPES = {
     "int4-weights": recipe.weight_only_wi4_afp32,
@@ -29,8 +30,10 @@ def write(model, path, method, work):
         interpreter = harness.tf.lite.Interpreter(str(source))
         ((name, signature),) = interpreter.get_signature_list().items()
         (given,) = signature["inputs"]
-        images = work.standardized(work.images[:CALIBRATION])
-        seen = made.calibrate({name: [{given: image[None]} for image in images]})
+        batches, size = CALIBRATION
+        images = work.standardized(work.images[: batches * size])
+        parts = [images[i : i + size] for i in range(0, len(images), size)]
+        seen = made.calibrate({name: [{given: part} for part in parts]})
         content = made.quantize(seen).quantized_model
     else:
         made = quantizer.Quantizer(str(source), RECIPES[method]())
