@@ -1,7 +1,7 @@
 """Trains one network with this package and with others, and prints a table.
 
     python tests/benchmarks/peers.py --dataset=cifar10 --data_dir=~/tfds \
-        --environments=~/.cache/keras_sq_peers --work=/tmp/peers
+        --environments=~/.cache/keras_sq_peers --work=peers
 
 The same network (MLPerf Tiny's ResNet-8) from the same float start, on the same images
 in the same order with the same augmentation, for the same epochs: accuracy on the test
