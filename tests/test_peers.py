@@ -230,15 +230,23 @@ def test_table_has_mean_spread_and_what_could_not_be_done(peers):
 
 
 @pytest.mark.slow
-def test_this_package_on_the_digits(peers, tmp_path, capsys):
-    flags = ["--dataset=digits", "--start_epochs=2", "--epochs=1", "--pairs=2"]
-    only = ["--only", "float", "keras_sq"]
-    assert peers.main([*flags, f"--work={tmp_path}/work", *only]) == 0
+def test_this_package_on_the_digits(peers, tmp_path, monkeypatch, capsys):
+    made = {
+        "float": peers.Peer(("trained-on",), None),
+        "keras_sq": peers.Peer(("ternary-sq",), None),
+    }
+    monkeypatch.setattr(peers, "PEERS", made)
+    flags = ["--dataset=digits", "--start_epochs=1", "--epochs=1", "--pairs=2"]
+    assert peers.main([*flags, f"--work={tmp_path}/work"]) == 0
     text = capsys.readouterr().out
     assert "All of it could be done." in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 2 + 4
+    assert [row[1] for row in rows[2:]] == ["trained-on", "ternary-sq"]
     for _, method, accuracy, of_file, *_ in rows[2:]:
         # The file may differ from the network where two logits are nearly alike.
         assert abs(float(accuracy) - float(of_file)) < 1, method
+    float_size, ternary_size = (
+        int(row[5].rstrip(" |").replace(",", "")) for row in rows[2:]
+    )
+    assert float_size > 5 * ternary_size
     assert (tmp_path / "work" / "peers.md").read_text() in text
