@@ -11,9 +11,9 @@ kept in `--environments`, and each method a process of its own. What one cannot 
 line under the table, with its message; it stops nobody else.
 
 What is done is in `--work`, and not done again; `--retry` tries again what failed. The
-defaults suit two cores (about ten minutes a method); `--dataset=digits --epochs=10`
-needs no data. Needs a package index and 2 GB of disk for each peer. Not part of the
-test suite.
+defaults suit two cores (two to eight minutes a method on busy ones);
+`--dataset=digits --epochs=10` needs no data. Needs a package index and 2 GB of disk for
+each peer. Not part of the test suite.
 
 The scripts of the peers are in peer_scripts/: `network.py` has the network,
 `prepare.py` makes what they work on, `harness.py` is what they share.
