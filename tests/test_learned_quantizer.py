@@ -497,6 +497,7 @@ def test_codes_levels_and_stripped_kernel_agree():
         )
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("num_bits", [2, 3])
 def test_export_holds_every_level(num_bits, tmp_path):
     x = keras.Input((12, 12, 16))
