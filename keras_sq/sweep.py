@@ -96,11 +96,12 @@ class SweepConfig:
             "data_dir": self.data_dir,
             "download": self.download,
         }
+        chosen = [experiments.get(x) for x in experiments.names(self.experiments)]
         found: dict[tuple[str, int, str], Run] = {}
         for seed in range(self.seeds):
-            for name in experiments.names(self.experiments):
+            for experiment in chosen:
+                name = experiment.name
                 for protocol in self.protocols:
-                    experiment = experiments.get(name)
                     if "protocol" not in experiment.settings:
                         # As long in both; to be trained once.
                         protocol = PROTOCOLS[0]
@@ -197,8 +198,7 @@ def sweep(config: SweepConfig) -> int:
             break
         if status:
             failed.append(run)
-    _write_tables(folder, runs)
-    print(sweep_report.markdown(_results(runs)), end="")
+    print(_write_tables(folder, runs), end="")
     left = sum(not run.is_finished for run in runs)
     for run in failed:
         print(f"Failed: {run.title}; see {_log(folder, run)}.", file=sys.stderr)
@@ -267,10 +267,13 @@ def _results(runs: Iterable[Run]) -> list[sweep_report.Result]:
     return found
 
 
-def _write_tables(folder: pathlib.Path, runs: Iterable[Run]) -> None:
+def _write_tables(folder: pathlib.Path, runs: Iterable[Run]) -> str:
+    """Writes both tables of what is finished; returns the one for people."""
     results = _results(runs)
+    table = sweep_report.markdown(results)
     write_text(folder / "results.csv", sweep_report.csv_text(results))
-    write_text(folder / "results.md", sweep_report.markdown(results))
+    write_text(folder / "results.md", table)
+    return table
 
 
 def define_flags(values: flags.FlagValues) -> None:

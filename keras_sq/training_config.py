@@ -54,13 +54,13 @@ _NOT_COMPARED = (
     "verbose",
 )
 
-_SELECTION = ("granularity", "probability", "selection", "draw")
-_CHOICES = {
+SELECTION_CHOICES = {
     "granularity": selection.GRANULARITIES,
     "probability": selection.PROBABILITIES,
     "selection": selection.SELECTIONS,
     "draw": selection.DRAWS,
 }
+"""Settings that say how SQ selects, and their values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +221,13 @@ class TrainConfig:
 
     def _check_method(self) -> None:
         """Checks what the networks are, and that the settings go together."""
-        own = (*_SELECTION, "quantizer", "input_quantizer", "distill", "reestimate")
+        own = (
+            *SELECTION_CHOICES,
+            "quantizer",
+            "input_quantizer",
+            "distill",
+            "reestimate",
+        )
         given = {name: getattr(self, name) for name in own}
         given = {k: value for k, value in given.items() if value not in (None, 0)}
         if self.preset is not None and given:
@@ -231,7 +237,7 @@ class TrainConfig:
                 f"methods of its own. Received: preset={self.preset!r}, "
                 f"{name}={value!r}"
             )
-        for name, known in _CHOICES.items():
+        for name, known in SELECTION_CHOICES.items():
             if getattr(self, name) is not None:
                 _checks.one_of(name, getattr(self, name), known)
         quantizers.get(self.quantizer_name)
@@ -283,7 +289,7 @@ class TrainConfig:
         """What the methods are chosen from."""
         schedule = self.make_schedule()
         if self.preset is None:
-            names = (*_SELECTION, "input_quantizer")
+            names = (*SELECTION_CHOICES, "input_quantizer")
             settings = {name: getattr(self, name) for name in names}
             settings = {k: value for k, value in settings.items() if value is not None}
             found = comparisons.plain(self.quantizer_name, schedule, **settings)

@@ -5,8 +5,14 @@ from typing import Any
 
 from absl import flags
 
-from keras_sq import comparisons, experiments, models, selection
-from keras_sq.training_config import OPTIMIZERS, PROTOCOLS, TARGETS, TrainConfig
+from keras_sq import comparisons, experiments, models
+from keras_sq.training_config import (
+    OPTIMIZERS,
+    PROTOCOLS,
+    SELECTION_CHOICES,
+    TARGETS,
+    TrainConfig,
+)
 
 HELP: dict[str, str] = {
     "experiment": "Settings with a name: a row of a paper's table, see --list. The "
@@ -62,10 +68,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model": models.NAMES,
     "preset": comparisons.NAMES,
     "protocol": PROTOCOLS,
-    "granularity": selection.GRANULARITIES,
-    "probability": selection.PROBABILITIES,
-    "selection": selection.SELECTIONS,
-    "draw": selection.DRAWS,
+    **SELECTION_CHOICES,
     "target": TARGETS,
     "optimizer": OPTIMIZERS,
 }
