@@ -440,3 +440,46 @@ def test_two_processes_prepare_at_once(tmp_path):
     outputs = [process.communicate(timeout=300)[0].strip() for process in processes]
     assert outputs == ["1197"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["keras_sq_digits"]
+
+
+def _stored(tmp_path, features, example):
+    """Writes what somebody has in memory; nothing says what is what."""
+    tensors = {key: np.stack([value] * 6) for key, value in example.items()}
+    splits = {
+        name: tf.data.Dataset.from_tensor_slices(tensors) for name in ("train", "test")
+    }
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="mine",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets=splits,
+        data_dir=tmp_path,
+    )
+
+
+def test_features_are_found_where_the_data_set_does_not_name_them(tmp_path):
+    features = {
+        "shot": tfds.features.Image(shape=(4, 4, 3)),
+        "by": tfds.features.Text(),
+        "what": tfds.features.ClassLabel(num_classes=2),
+    }
+    example = {"shot": np.full((4, 4, 3), 9, np.uint8), "by": b"me", "what": 1}
+    _stored(tmp_path, features, example)
+    data = datasets.load("mine", data_dir=tmp_path, batch_size=2)
+    assert data.input_shape == (4, 4, 3)
+    images, labels = next(iter(data.test))
+    assert images.shape == (2, 4, 4, 3)
+    assert labels.numpy().tolist() == [1, 1]
+
+
+def test_two_pictures_of_which_none_is_named_raise(tmp_path):
+    picture = tfds.features.Image(shape=(4, 4, 3))
+    features = {
+        "left": picture,
+        "right": picture,
+        "what": tfds.features.ClassLabel(num_classes=2),
+    }
+    image = np.zeros((4, 4, 3), np.uint8)
+    _stored(tmp_path, features, {"left": image, "right": image, "what": 0})
+    with pytest.raises(ValueError, match="'mine' is not one of uint8 images"):
+        datasets.load("mine", data_dir=tmp_path, batch_size=2)

@@ -197,22 +197,39 @@ def _builder(
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """Returns the features that hold the image or sound and the label."""
+    """Returns the features that hold the image or sound and the label.
+
+    Those that the data set is said to be supervised by; where that is not said, as in
+    what `tfds.dataset_builders.store_as_tfds_dataset` writes, the only ones there are.
+    """
+    features = info.features
     keys = info.supervised_keys
+    if keys is None and isinstance(features, tfds.features.FeaturesDict):
+        examples = [key for key in features if _is_example(features[key])]
+        labels = [
+            key
+            for key in features
+            if isinstance(features[key], tfds.features.ClassLabel)
+        ]
+        if len(examples) == len(labels) == 1:
+            keys = examples[0], labels[0]
     if isinstance(keys, tuple) and len(keys) == 2:
-        example, label = (info.features[str(key)] for key in keys)
-        if isinstance(label, tfds.features.ClassLabel):
+        example, label = (features[str(key)] for key in keys)
+        if isinstance(label, tfds.features.ClassLabel) and _is_example(example):
             if isinstance(example, tfds.features.Audio):
                 _check_sound(name, example)
-                return str(keys[0]), str(keys[1])
-            if isinstance(example, tfds.features.Image) and (
-                example.np_dtype == np.uint8 and example.shape[-1] in (1, 3)
-            ):
-                return str(keys[0]), str(keys[1])
+            return str(keys[0]), str(keys[1])
     raise ValueError(
         f"Data set {name!r} is not one of uint8 images, or sounds, with class labels. "
         f"Its features: {info.features}"
     )
+
+
+def _is_example(feature: tfds.features.FeatureConnector) -> bool:
+    """Whether a feature is a sound, or images of uint8 in gray or color."""
+    if isinstance(feature, tfds.features.Image):
+        return feature.np_dtype == np.uint8 and feature.shape[-1] in (1, 3)
+    return isinstance(feature, tfds.features.Audio)
 
 
 def _check_sound(name: str, feature: tfds.features.Audio) -> None:
