@@ -97,7 +97,7 @@ class StochasticQuantization(keras.callbacks.Callback):
 
     def __init__(
         self,
-        schedule: Any = "exponential",
+        schedule: Any = "short",
         *,
         resample_every: int = 1,
         clear_momentum: bool = False,

@@ -18,6 +18,10 @@ FLOAT = "float"
 """The method that comes first: the float network that others start from."""
 
 
+TRAINED_ON = "float, trained on"
+"""Title of the float network that is trained for as long as the others."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """One network of a comparison.
@@ -69,12 +73,15 @@ def plain(
 ) -> tuple[Method, ...]:
     """The float network, quantized directly, and by stochastic quantization.
 
+    All layers alike, the small ones too: what differs is the method. The defaults of
+    `keras_sq.quantize_model` are in `defaults`.
+
     Args:
         quantizer: Of the kernels.
         schedule: Of stochastic quantization.
         **settings: Further arguments of `keras_sq.quantize_model`, of both.
     """
-    settings = {"skip": (), **settings}
+    settings = {"skip": (), "overrides": {}, **settings}
     return (
         Method(FLOAT, "float"),
         Method("direct", "quantized directly", presets.direct(quantizer, **settings)),
@@ -86,16 +93,37 @@ def plain(
     )
 
 
+def defaults(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
+    """What `quantize_model` and its callback do where nothing is said, step by step.
+
+    For few bits of each kind: all layers directly, the small ones with four bits, and
+    that with stochastic quantization.
+
+    Args:
+        schedule: Of stochastic quantization.
+    """
+    made = [Method(FLOAT, "float, the start"), Method("float-longer", TRAINED_ON)]
+    for bits in ("ternary", "binary"):
+        directly = presets.direct(bits)
+        small = presets.direct(bits, overrides=None)
+        made += [
+            Method(f"{bits}-direct", f"{bits}, directly", directly),
+            Method(f"{bits}-small", f"{bits}, directly, small layers 4 bits", small),
+            Method(bits, f"{bits}, default", presets.stochastic(bits, schedule)),
+        ]
+    return tuple(made)
+
+
 def lq_nets(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
     """Learned codebooks against float, uniform and ternary, at equal epochs.
 
     The first and the last layer are float in all of them. Besides the paper's:
     stochastic quantization over a learned codebook.
     """
-    ends = {"skip": (FIRST, LAST)}
+    ends = {"skip": (FIRST, LAST), "overrides": {}}
     return (
         Method(FLOAT, "float, the start"),
-        Method("float-longer", "float, trained on"),
+        Method("float-longer", TRAINED_ON),
         Method("ternary", "ternary, directly", presets.direct("ternary", **ends)),
         Method("uniform-2", "uniform, 2 bits", presets.direct("uniform-2", **ends)),
         Method("lq-1", "learned, 1 bit", presets.lq_nets(1)),
@@ -177,6 +205,7 @@ def refresh(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
 
 
 _BY_NAME: dict[str, Callable[[schedules.RatioSchedule], tuple[Method, ...]]] = {
+    "defaults": defaults,
     "lq-nets": lq_nets,
     "stompp": stompp,
     "stompp-refresh": refresh,

@@ -80,13 +80,17 @@ def quantize_model(
             either, a layer class, a predicate `layer -> bool`, a place
             (`"@first"`: layers with a kernel that see the model's inputs;
             `"@last"`: those whose result no other one sees; `"@downsampling"`:
-            convolutions no larger than their stride), or a list of these. A
+            convolutions no larger than their stride; `"@small"`: the smallest,
+            with a fifth of the weights together at most), or a list of these. A
             layer that holds others (attention, a nested model) stands for all
             of them. `None` means nothing or, where inputs are quantized, the
             first and the last unless overridden, as in the papers; `()` always
             means nothing.
         overrides: Layer key (as in `skip`) -> a quantizer or its name, a
-            dict of settings, or `None` to skip; the last match wins.
+            dict of settings, or `None` to skip; the last match wins. `None`
+            means `{"@small": "uniform-4"}`, four bits where they are nearly for
+            free and fewer cost most, unless `kernel_quantizer` has as many or
+            inputs are quantized; `{}` always means nothing.
         seed: Int seed of all random draws, or `None`.
 
     Returns:

@@ -5,6 +5,8 @@ place, such as `"@first"`, are looked up in the model's graph.
 """
 
 import fnmatch
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from keras_sq import _checks, topology
@@ -13,10 +15,17 @@ from keras_sq.layers import registry
 from keras_sq.layers.settings import Settings
 from keras_sq.types import Layer, LayerKey, LayerKeys, Model, Overrides
 
-FIRST, LAST, DOWNSAMPLING = "@first", "@last", "@downsampling"
-PLACES = (FIRST, LAST, DOWNSAMPLING)
+FIRST, LAST, DOWNSAMPLING, SMALL = "@first", "@last", "@downsampling", "@small"
+PLACES = (FIRST, LAST, DOWNSAMPLING, SMALL)
 """Keys for layers with kernels: those that see the model's inputs, those whose result
-no other one sees, and convolutions that only down-sample (see `topology.resizes`)."""
+no other one sees, convolutions that only down-sample (see `topology.resizes`), and the
+smallest ones (see `smallest_paths`)."""
+
+ABSENT = (DOWNSAMPLING, SMALL)
+"""Keys that may match nothing: not every network has such layers."""
+
+SMALL_PART = 0.2
+"""Part of the weights that `SMALL` layers hold together, at most."""
 
 
 def as_keys(keys: LayerKeys | None) -> list[LayerKey]:
@@ -91,6 +100,8 @@ def matching_paths(
         ValueError: If the key looks like a place and is none.
     """
     if isinstance(key, str) and key.startswith("@"):
+        if key == SMALL:
+            return smallest_paths(paths)
         return _paths_at(key, model)
     hits = []
     for path, layer in paths:
@@ -116,6 +127,37 @@ def _paths_at(place: str, model: Model) -> set[str]:
         or (place == LAST and found.last)
         or (place == DOWNSAMPLING and topology.resizes(found.layer))
     }
+
+
+def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
+    """Returns the paths of the layers that `SMALL` names.
+
+    From the smallest kernel on as many layers as together have at most `SMALL_PART` of
+    the weights in kernels that can be quantized. Layers of one size are in it together
+    or not at all, so that of equal blocks none is treated otherwise than the next. The
+    usual ones are first convolutions, depthwise ones, shortcuts and heads.
+
+    Args:
+        paths: All layers of the model with their paths.
+    """
+    by_size: defaultdict[int, set[str]] = defaultdict(set)
+    for path, layer in paths:
+        if registry.quantized_class(type(layer)) is not None:
+            weights = sum(
+                math.prod(variable.shape)
+                for variable in internals.own_variables(layer)
+                if len(variable.shape) >= 2
+            )
+            by_size[weights].add(path)
+    limit = SMALL_PART * sum(size * len(found) for size, found in by_size.items())
+    small: set[str] = set()
+    held = 0
+    for size in sorted(by_size):
+        held += size * len(by_size[size])
+        if held > limit:
+            break
+        small |= by_size[size]
+    return small
 
 
 def has_kernels(layer: Layer) -> bool:

@@ -200,7 +200,9 @@ def sensitivity(
     arguments = _evaluate_arguments(data, batch_size)
     _require_loss(model, metric)
     # What is quantized, and what the filters are, is that function's to say.
-    plan = conversion.quantize_model(model, next(iter(chosen.values())), skip=skip)
+    plan = conversion.quantize_model(
+        model, next(iter(chosen.values())), skip=skip, overrides={}
+    )
 
     def evaluate() -> float:
         logs = model.evaluate(**arguments, verbose=0, return_dict=True)

@@ -71,6 +71,8 @@ class Preset:
 def direct(kernel_quantizer: Any = "ternary", **settings: Any) -> Preset:
     """Everything is quantized from the first step on: the baseline (BWN, TWN).
 
+    All layers alike, the small ones too, unless `overrides` says otherwise.
+
     Args:
         kernel_quantizer: A quantizer or its name.
         **settings: Further arguments of `keras_sq.quantize_model`.
@@ -79,13 +81,16 @@ def direct(kernel_quantizer: Any = "ternary", **settings: Any) -> Preset:
         >>> keras_sq.presets.direct("binary").schedule is None
         True
     """
-    return Preset("direct", {"kernel_quantizer": kernel_quantizer, **settings})
+    chosen = {"kernel_quantizer": kernel_quantizer, "overrides": {}, **settings}
+    return Preset("direct", chosen)
 
 
 def stochastic(
-    kernel_quantizer: Any = "ternary", schedule: Any = "exponential", **settings: Any
+    kernel_quantizer: Any = "ternary", schedule: Any = "short", **settings: Any
 ) -> Preset:
     """Stochastic quantization with any quantizer: a learned codebook, for example.
+
+    The defaults of `keras_sq.quantize_model` and its callback under one name.
 
     Args:
         kernel_quantizer: A quantizer or its name.
@@ -132,7 +137,7 @@ def sq_twn() -> Preset:
 
 
 def _sq(name: str, quantizer: str) -> Preset:
-    settings = {"kernel_quantizer": quantizer, "skip": ()}
+    settings = {"kernel_quantizer": quantizer, "skip": (), "overrides": {}}
     return Preset(name, settings, schedules.exponential(), clear_momentum=True)
 
 
@@ -160,6 +165,7 @@ def lq_nets(weight_bits: int = 2, activation_bits: int | None = None) -> Preset:
     settings: dict[str, Any] = {
         "kernel_quantizer": f"lq-{bits}",
         "skip": (FIRST, LAST),
+        "overrides": {},
     }
     if activation_bits is not None:
         bits = _checks.integer("activation_bits", activation_bits, 1, 8)
@@ -213,6 +219,7 @@ def stompp(
         "full_precision": "clip",
         "quantized_gradient": "straight_through" if straight_through else "blocked",
         "skip": (FIRST, LAST, DOWNSAMPLING),
+        "overrides": {},
     }
     if binary_activations:
         settings |= {"input_quantizer": "binary", "input_granularity": "element"}

@@ -10,10 +10,12 @@ import numpy as np
 
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
+from keras_sq import quantizers
 from keras_sq.layer_keys import (
-    DOWNSAMPLING,
+    ABSENT,
     FIRST,
     LAST,
+    SMALL,
     as_keys,
     has_matrix,
     matching_paths,
@@ -24,6 +26,9 @@ from keras_sq.layer_keys import (
 from keras_sq.layers import registry
 from keras_sq.layers.settings import Settings
 from keras_sq.types import Layer, LayerKeys, Model, Overrides
+
+SMALL_QUANTIZER = "uniform-4"
+"""Of the small layers, where nothing else is said about them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,8 @@ def plan_quantization(
     paths = sq_layers.layer_paths(model)
     default = (FIRST, LAST) if settings.input_quantizer is not None else ()
     skipped = as_keys(default if skip is None else skip)
+    if overrides is None:
+        overrides = default_overrides(settings)
     replaced = override_settings(overrides, settings)
     skip_hits = {id(key): matching_paths(key, paths, model) for key in skipped}
     override_hits = {id(key): matching_paths(key, paths, model) for key, _ in replaced}
@@ -81,7 +88,7 @@ def plan_quantization(
         ("overrides", [key for key, _ in replaced], override_hits),
     ):
         for key in keys:
-            if not hits[id(key)] and key != DOWNSAMPLING:
+            if not hits[id(key)] and key not in ABSENT:
                 known = [path for path, _ in paths]
                 raise ValueError(
                     f"Argument `{argument}` names {key!r}, which matches no layer of "
@@ -119,6 +126,24 @@ def plan_quantization(
             "others by `keras_sq.register(MyLayer, ('kernel',))`."
         )
     return plan
+
+
+def default_overrides(settings: Settings) -> Overrides:
+    """Returns the overrides where the caller has none.
+
+    Few bits cost most where a layer is small: the first convolution, depthwise ones,
+    shortcuts, the head. There more bits cost next to nothing. Networks whose inputs are
+    quantized, too, are left alone: their arithmetic is of one kind throughout.
+
+    Args:
+        settings: What holds where nothing is overridden.
+    """
+    finer = quantizers.get(SMALL_QUANTIZER)
+    if settings.input_quantizer is not None:
+        return {}
+    if settings.kernel_quantizer.num_levels >= finer.num_levels:
+        return {}
+    return {SMALL: finer}
 
 
 def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> PlanEntry:

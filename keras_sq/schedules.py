@@ -7,6 +7,7 @@ nothing of masks or the optimizer; the learning-rate companions live in
 
 | made by | ratio |
 |---|---|
+| `short` | stages 0.5, 0.75, 0.875 in the first 15 % of the run, then 1 (the default) |
 | `exponential` | stages 0.5, 0.75, 0.875, 1 (the paper's choice) |
 | `average` | stages 0.2, 0.4, 0.6, 0.8, 1 |
 | `finetune` | as `exponential`, for a start from a trained float network |
@@ -42,6 +43,9 @@ from keras_sq.ratio_schedules import check_fits as check_fits
 from keras_sq.stage_schedules import Stages as Stages
 from keras_sq.types import Config
 
+SHORT_RAMP = 0.15
+"""Part of the run in which `short` is below ratio 1."""
+
 
 def exponential(
     stages: int = 4,
@@ -55,9 +59,9 @@ def exponential(
 
     Stage i has ratio `1 - (1 - first) * 2^-i`, and the last has 1. With the
     defaults of the paper the stages are equally long. At an equal number of
-    epochs a short ramp (`ramp=0.3`) leaves most of the run to the fully
-    quantized network; the paper gave each stage the length of a whole
-    training, four times what its baselines had.
+    epochs a short ramp leaves most of the run to the fully quantized network,
+    see `short`; the paper gave each stage the length of a whole training, four
+    times what its baselines had.
 
     Args:
         stages: Number of stages, 1 or more.
@@ -101,6 +105,20 @@ def average(
     count = _checks.integer("stages", stages, minimum=1)
     ratios = [(i + 1) / count for i in range(count)]
     return _staged(ratios, ramp, lengths, unit)
+
+
+def short() -> Stages:
+    """Returns `exponential(ramp=SHORT_RAMP)`: a ramp that leaves most of the run.
+
+    Where all methods are trained equally long, what a network learns before all of
+    it is quantized counts little, and the epochs are missed afterwards.
+
+    Example:
+        >>> schedule = short().bind(total_steps=1000, steps_per_epoch=None)
+        >>> [float(schedule(step)) for step in (0, 50, 100, 150)]
+        [0.5, 0.75, 0.875, 1.0]
+    """
+    return exponential(ramp=SHORT_RAMP)
 
 
 def finetune(
@@ -192,6 +210,7 @@ _FACTORIES: dict[str, Callable[..., RatioSchedule]] = {
     "finetune": finetune,
     "layerwise": Layerwise,
     "linear": linear,
+    "short": short,
 }
 
 

@@ -26,9 +26,9 @@ class Stages(RatioSchedule):
     """One ratio per stage; the last stage lasts to the end of the run.
 
     Lengths are added up first and the sums rounded (to the nearest step, halves
-    up), so the boundaries do not drift. A stage that gets no step because the
-    run is too short is skipped, with a warning; the last stage never is if the
-    lengths are fractions.
+    up), so the boundaries do not drift. Stages shorter than a step get one. If the
+    run has fewer steps than stages, or is shorter than the lengths say, stages are
+    skipped, with a warning; the last never is if the lengths are fractions.
 
     Args:
         ratios: The ratio of each stage, in [0, 1], not decreasing.
@@ -113,8 +113,11 @@ class Stages(RatioSchedule):
     def resolve(self, total_steps: int | None, steps_per_epoch: int | None) -> "Stages":
         """Returns the stages in steps."""
         scale, last = unit_scale(self, self.unit, total_steps, steps_per_epoch)
-        ends = (math.fsum(self.lengths[: i + 1]) for i in range(len(self.lengths)))
-        starts = [0, *(min(nearest_step(end * scale), last) for end in ends)]
+        parts = (math.fsum(self.lengths[: i + 1]) for i in range(len(self.lengths)))
+        ends = [part * scale for part in parts]
+        starts = [0, *(min(nearest_step(end), last) for end in ends)]
+        if max(ends, default=0) < last + 1 and len(starts) <= last + 1:
+            starts = _a_step_each(starts, last)
         kept = [i for i, (a, b) in enumerate(itertools.pairwise(starts)) if a < b]
         kept.append(len(starts) - 1)
         if len(kept) < len(starts):
@@ -143,6 +146,23 @@ class Stages(RatioSchedule):
             "unit": self.unit,
             "allow_partial": self.allow_partial,
         }
+
+
+def _a_step_each(starts: list[int], last: int) -> list[int]:
+    """Returns increasing starts, as close to the given ones as these allow.
+
+    Of a short run the stages of a ramp may be less than half a step. They come all the
+    same, one step each, as long as there are steps for all.
+
+    Args:
+        starts: Steps that do not decrease, `last + 1` of them at most.
+        last: The last step that a stage can begin at.
+    """
+    for i in range(1, len(starts)):
+        starts[i] = max(starts[i], starts[i - 1] + 1)
+    for i in range(len(starts)):
+        starts[i] = min(starts[i], last - (len(starts) - 1 - i))
+    return starts
 
 
 def _lengths_but_last(

@@ -23,9 +23,6 @@ from keras_sq import (
 from keras_sq._version import __version__
 from keras_sq.comparisons import FLOAT, Method
 
-SHORT_RAMP = 0.3
-"""Part of the run in which the schedule `"short"` is below ratio 1."""
-
 TARGETS = ("float", "fast", "int4", "int2", "small")
 """Targets of `keras_sq.export` whose files compute what Keras does, to rounding:
 the accuracy in the table is the file's too. Int8 activations change it."""
@@ -85,7 +82,7 @@ class TrainConfig:
         quantizer: A name that `keras_sq.quantizers.get` knows; `None` is
             `"ternary"`. A preset has its own.
         input_quantizer: A name that `keras_sq.activation_rules.get` knows, or `None`.
-        schedule: `"short"`, or a name that `keras_sq.schedules.get` knows.
+        schedule: A name that `keras_sq.schedules.get` knows.
         protocol: `"equal"`: all networks but the float one are trained equally long.
             `"paper"`: with a schedule in stages each stage is as long as the whole run
             of the others, and begins with the first learning rate and no momentum.
@@ -337,12 +334,7 @@ class TrainConfig:
 
     def make_schedule(self) -> schedules.RatioSchedule:
         """Returns the ratio schedule that `schedule` names."""
-        if self.schedule == "short":
-            return schedules.exponential(ramp=SHORT_RAMP)
-        try:
-            return schedules.get(self.schedule)
-        except ValueError as error:
-            raise ValueError(f"{error} (or 'short')") from error
+        return schedules.get(self.schedule)
 
     def description(self) -> dict[str, Any]:
         """Returns what determines the result, JSON-serializable."""

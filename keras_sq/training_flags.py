@@ -28,8 +28,8 @@ HELP: dict[str, str] = {
     "only": "Methods of the comparison to train. [all]",
     "quantizer": "binary, ternary, uniform-4, lq-2, … [ternary]",
     "input_quantizer": "Of the inputs of the layers: lq-2, uniform-4, … [none]",
-    "schedule": "Ratio over the run: short (50, 75, 87.5 %, a tenth of the run each), "
-    "or exponential (the paper's: four equal stages), average, constant, linear, "
+    "schedule": "Ratio over the run: short (50, 75, 87.5 %, a twentieth of the run "
+    "each), exponential (the paper's: four equal stages), average, constant, linear, "
     "cosine, cubic.",
     "protocol": "equal: all networks are trained equally long; paper: each stage of SQ "
     "is as long as the whole training of the others.",

@@ -163,8 +163,8 @@ class Files:
             "seed": 1,
         }
         models = [
-            keras_sq.quantize_model(dense, "lq-2", **lq),
-            keras_sq.quantize_model(recurrent, "binary", seed=2),
+            keras_sq.quantize_model(dense, "lq-2", **lq, overrides={}),
+            keras_sq.quantize_model(recurrent, "binary", seed=2, overrides={}),
             keras_sq.quantize_model(
                 image, "ternary", input_quantizer="binary", skip=()
             ),
@@ -188,7 +188,7 @@ class Files:
         self.tflite = []
         for target in ("float", "small"):
             path = folder / f"{target}.tflite"
-            model = keras_sq.quantize_model(dense, "ternary", seed=0)
+            model = keras_sq.quantize_model(dense, "ternary", seed=0, overrides={})
             keras_sq.export(model, path, target=target, allow_untrained=True)
             self.tflite.append(path.read_bytes())
         values = dict.fromkeys(training_report.COLUMNS[2:], 0.25)

@@ -169,7 +169,7 @@ def fit_job(folder):
     model = keras.Sequential(
         [keras.Input((8,)), layers.Dense(12, activation="relu"), layers.Dense(2)]
     )
-    model = keras_sq.quantize_model(model, "lq-2", seed=0)
+    model = keras_sq.quantize_model(model, "lq-2", seed=0, overrides={})
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, jit_compile=False)
     rng = np.random.default_rng(0)

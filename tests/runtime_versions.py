@@ -107,7 +107,7 @@ def export_all(folder, chosen):
         shape = model.inputs[0].shape[1:]
         examples = generator.normal(size=(100, *shape)).astype("float32")
         for quantizer, instance in quantizers.items():
-            quantized = keras_sq.quantize_model(model, instance, seed=0)
+            quantized = keras_sq.quantize_model(model, instance, seed=0, overrides={})
             for case, (target, with_examples) in cases.items():
                 path = folder / f"{len(files):03}.tflite"
                 report = keras_sq.export(

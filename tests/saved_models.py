@@ -143,7 +143,7 @@ def wrapped():
     x = kl.Dense(2, name="logits")(x)
     model = keras.Model(inputs, x, name="wrapped")
     return keras_sq.quantize_model(
-        model, "ternary", skip=["logits"], inference="hybrid", seed=3
+        model, "ternary", skip=["logits"], inference="hybrid", seed=3, overrides={}
     )
 
 

@@ -216,7 +216,10 @@ def test_all_frozen_equals_the_network_with_hard_signs():
     )
     settings = STOMPP | {"quantized_gradient": "straight_through"}
     sq_model = keras_sq.quantize_model(
-        model, settings.pop("kernel_quantizer"), skip=(), **settings
+        model,
+        settings.pop("kernel_quantizer"),
+        skip=(),
+        **{"overrides": {}, **settings},
     )
     keras_sq.set_ratio(sq_model, 1.0)
     x = values((4, 6, 6, 3))
@@ -291,7 +294,7 @@ def test_attention_but_for_its_output_projection():
     settings = {"input_quantizer": "binary", "input_granularity": "element"}
     message = "Layer 'attention_output'.*overrides={'attention_output': {'input_gran"
     with pytest.raises(ValueError, match=message):
-        keras_sq.quantize_model(model, "sign", skip=(), **settings)
+        keras_sq.quantize_model(model, "sign", skip=(), **{"overrides": {}, **settings})
     sq_model = keras_sq.quantize_model(
         model,
         "sign",
@@ -411,7 +414,9 @@ def conv_model(**settings):
     )
     settings = STOMPP | {"selection": SoftRefresh(0.25)} | settings
     quantizer = settings.pop("kernel_quantizer")
-    return keras_sq.quantize_model(model, quantizer, skip=(), seed=0, **settings)
+    return keras_sq.quantize_model(
+        model, quantizer, skip=(), seed=0, **{"overrides": {}, **settings}
+    )
 
 
 def test_files_restore_the_masks(tmp_path):
@@ -519,7 +524,7 @@ def test_unknown_feature_map_is_refused():
     )
     settings = {"input_quantizer": "binary", "input_granularity": "element"}
     with pytest.raises(ValueError, match=message):
-        keras_sq.quantize_model(model, "sign", skip=(), **settings)
+        keras_sq.quantize_model(model, "sign", skip=(), **{"overrides": {}, **settings})
     made = keras_sq.quantize_model(
         model,
         "sign",

@@ -855,7 +855,7 @@ def test_summary_shows_inputs():
     assert shown == ["float", "", "binary", "lq-2", ""]
     json.dumps(table.to_dict())
     plain = keras_sq.quantize_model(
-        float_model.__class__([keras.Input((6,)), layers.Dense(4)])
+        float_model.__class__([keras.Input((6,)), layers.Dense(4)]), overrides={}
     )
     assert "inputs" not in str(keras_sq.summary(plain, print_fn=lambda text: None))
 

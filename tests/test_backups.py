@@ -26,7 +26,7 @@ def make(optimizer="sgd", units=4):
             keras.layers.Dense(2, name="logits"),
         ]
     )
-    model = keras_sq.quantize_model(model, "binary", seed=0)
+    model = keras_sq.quantize_model(model, "binary", seed=0, overrides={})
     model.compile(optimizer, "mse", jit_compile=JIT_COMPILE)
     return model
 

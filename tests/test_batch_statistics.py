@@ -25,7 +25,7 @@ def network():
             kl.BatchNormalization(name="bn2"),
         ]
     )
-    return keras_sq.quantize_model(model, "ternary")
+    return keras_sq.quantize_model(model, "ternary", overrides={})
 
 
 def statistics(model, name):

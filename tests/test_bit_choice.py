@@ -70,7 +70,7 @@ def test_each_value_is_that_of_a_model_with_one_quantized_layer(small):
     assert len(found.rows) == len(layers) * len(NAMES)
     for path in layers:
         others = [other for other in layers if other != path]
-        alone = keras_sq.quantize_model(model, "ternary", skip=others)
+        alone = keras_sq.quantize_model(model, "ternary", skip=others, overrides={})
         value = compile_model(alone).evaluate(x, y, verbose=0, return_dict=True)
         row = found.row(path, "ternary")
         assert row.value == pytest.approx(value["loss"], rel=1e-5)
@@ -221,7 +221,7 @@ def test_layers_of_the_same_name_get_their_own_quantizers():
     assert {outcome.path: outcome.quantizer for outcome in made} == {
         "a/dense": None,
         "dense": "BinaryQuantizer()",
-        "b/dense": "UniformQuantizer(num_bits=4, scale='max')",
+        "b/dense": "UniformQuantizer(num_bits=4, scale='least_squares')",
     }
 
 
@@ -244,7 +244,7 @@ def test_skipped_layers_stay_float_and_count_as_such(small):
 
 def test_impossible_budget_says_what_is_possible(small):
     model, found = small
-    least = keras_sq.quantize_model(model, "binary")
+    least = keras_sq.quantize_model(model, "binary", overrides={})
     least = keras_sq.summary(least, print_fn=lambda text: None).packed_bytes
     with pytest.raises(ValueError, match=rf"at least {least}, .*156 of them for"):
         keras_sq.choose_within(found, least - 1)
@@ -300,7 +300,9 @@ def test_models_that_cannot_be_evaluated_raise():
     # Keras keeps the loss of an earlier `compile`, and `clone_model` copies it.
     without = compile_model(small_network(), loss=None)
     with pytest.raises(ValueError, match="'small' is quantized already"):
-        quantized = compile_model(keras_sq.quantize_model(model, "binary"))
+        quantized = compile_model(
+            keras_sq.quantize_model(model, "binary", overrides={})
+        )
         keras_sq.sensitivity(quantized, data)
     with pytest.raises(ValueError, match="'small' is compiled without a loss"):
         keras_sq.sensitivity(without, data)
@@ -323,7 +325,7 @@ def test_choice_beats_ternary_everywhere_on_a_trained_network():
     compile_model(model)
     epochs = {"epochs": 8, "steps_per_epoch": data.steps_per_epoch}
     model.fit(data.train(0, 8), **epochs, shuffle=False, verbose=0)
-    ternary = keras_sq.quantize_model(model, "ternary")
+    ternary = keras_sq.quantize_model(model, "ternary", overrides={})
     budget = keras_sq.summary(ternary, print_fn=lambda text: None).packed_bytes
     choice = keras_sq.choose_bits(model, data.validation, max_bytes=budget)
 

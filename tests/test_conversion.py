@@ -217,7 +217,7 @@ def assert_same(left, right, **tolerance):
 def triple(name):
     """A float model, its quantized form and what is stripped of that again."""
     model = build(name)
-    quantized = keras_sq.quantize_model(model, "ternary", seed=0)
+    quantized = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
     keras_sq.set_ratio(quantized, 0.5)
     return model, quantized, keras_sq.strip_quantization(quantized)
 
@@ -234,7 +234,9 @@ def values(model):
 @every_model
 def test_copy_computes_what_the_original_does_at_ratio_zero(name):
     model = build(name)
-    quantized = keras_sq.quantize_model(model, "ternary", inference="hybrid", seed=0)
+    quantized = keras_sq.quantize_model(
+        model, "ternary", inference="hybrid", seed=0, overrides={}
+    )
     assert len(quantized_layers(quantized)) == ZOO[name][1]
     keras_sq.set_ratio(quantized, 0.0)
     x = data(model)
@@ -243,7 +245,7 @@ def test_copy_computes_what_the_original_does_at_ratio_zero(name):
     changed = outputs(quantized, x)
     assert not all(map(np.array_equal, changed, outputs(model, x)))
     # With the default, inference does not depend on the ratio.
-    deployed = keras_sq.quantize_model(model, "ternary", seed=0)
+    deployed = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
     keras_sq.set_ratio(deployed, 0.0)
     assert_same(outputs(deployed, x), changed)
 
@@ -253,7 +255,7 @@ def test_original_is_left_alone_and_names_carry_over(name):
     model = build(name)
     before = values(model)
     classes = [type(layer) for _, layer in layer_paths(model)]
-    quantized = keras_sq.quantize_model(model, "binary")
+    quantized = keras_sq.quantize_model(model, "binary", overrides={})
     assert [type(layer) for _, layer in layer_paths(model)] == classes
     assert_same(values(model), before)
     assert quantized_layers(model) == []
@@ -322,7 +324,7 @@ def test_codes_times_scale_is_the_stripped_kernel(name):
 
 
 def test_codes_of_several_bits():
-    quantized = keras_sq.quantize_model(build("sequential"), "uniform-4")
+    quantized = keras_sq.quantize_model(build("sequential"), "uniform-4", overrides={})
     plain = keras_sq.strip_quantization(quantized)
     for path, kernel in keras_sq.get_codes(quantized).items():
         assert np.abs(kernel.codes).max() == 7
@@ -331,7 +333,7 @@ def test_codes_of_several_bits():
 
 
 def test_binary_codes_are_signs():
-    quantized = keras_sq.quantize_model(build("sequential"), "binary")
+    quantized = keras_sq.quantize_model(build("sequential"), "binary", overrides={})
     for kernel in keras_sq.get_codes(quantized).values():
         assert set(np.unique(kernel.codes)) == {-1, 1}
     with pytest.raises(ValueError, match="No quantized layer.*quantize_model"):
@@ -435,10 +437,12 @@ def test_loaded_model_is_still_quantized(name, fresh):
 
 def test_weights_file_restores_a_model_made_anew(tmp_path):
     for name in ("sequential", "transformer", "subclassed"):
-        quantized = keras_sq.quantize_model(build(name), "ternary", seed=0)
+        quantized = keras_sq.quantize_model(
+            build(name), "ternary", seed=0, overrides={}
+        )
         keras_sq.set_ratio(quantized, 0.5)
         quantized.save_weights(tmp_path / "model.weights.h5")
-        other = keras_sq.quantize_model(ZOO[name][0](), "ternary", seed=1)
+        other = keras_sq.quantize_model(ZOO[name][0](), "ternary", seed=1, overrides={})
         other.load_weights(tmp_path / "model.weights.h5")
         assert_same(values(other), values(quantized))
 
@@ -450,7 +454,7 @@ def test_states_of_normalization_and_dropout_carry_over():
     model = build("sequential")
     x = data(model)
     model(x, training=True)
-    quantized = keras_sq.quantize_model(model, inference="hybrid")
+    quantized = keras_sq.quantize_model(model, inference="hybrid", overrides={})
     plain = keras_sq.strip_quantization(quantized)
     keras_sq.set_ratio(quantized, 0.0)
     norm = [layer for layer in model.layers if "norm" in layer.name][0].name
@@ -468,7 +472,7 @@ def test_states_of_normalization_and_dropout_carry_over():
 def test_frozen_layers_stay_frozen():
     model = build("sequential")
     model.get_layer("conv").trainable = False
-    quantized = keras_sq.quantize_model(model)
+    quantized = keras_sq.quantize_model(model, overrides={})
     plain = keras_sq.strip_quantization(quantized)
     for other in (quantized, plain):
         assert not other.get_layer("conv").trainable
@@ -476,18 +480,18 @@ def test_frozen_layers_stay_frozen():
 
 
 def test_shared_layers_stay_shared():
-    quantized = keras_sq.quantize_model(build("shared layer"))
+    quantized = keras_sq.quantize_model(build("shared layer"), overrides={})
     plain = keras_sq.strip_quantization(quantized)
     assert len(plain.get_layer("shared")._inbound_nodes) == 3
     assert len(quantized.variables) == 4 + 2 * 3  # Two masks, ratios and seeds.
-    quantized = keras_sq.quantize_model(build("nested"))
+    quantized = keras_sq.quantize_model(build("nested"), overrides={})
     paths = [path for path, _ in quantized_layers(quantized)]
     assert sorted(paths) == ["last", "mid/after", "mid/inner/deep"]
 
 
 def test_gradients_reach_layers_inside_containers():
     for name in ("without build", "transformer", "subclassed", "stacked cells"):
-        model = keras_sq.quantize_model(build(name), "binary")
+        model = keras_sq.quantize_model(build(name), "binary", overrides={})
         keras_sq.set_ratio(model, 0.5)
         x = data(model)
 
@@ -502,7 +506,9 @@ def test_gradients_reach_layers_inside_containers():
 
 def test_seed_decides_all_masks():
     def masks(seed):
-        model = keras_sq.quantize_model(build("transformer"), "binary", seed=seed)
+        model = keras_sq.quantize_model(
+            build("transformer"), "binary", seed=seed, overrides={}
+        )
         keras_sq.set_ratio(model, 0.5)
         return [
             numpy(layer.mask(weight)).reshape(-1).tolist()
@@ -535,7 +541,7 @@ def test_applications(make, count):
     model = make()
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
     quantized = keras_sq.quantize_model(
-        model, "binary", skip="predictions", inference="hybrid", seed=0
+        model, "binary", skip="predictions", inference="hybrid", seed=0, overrides={}
     )
     assert len(quantized_layers(quantized)) == count - 1
     keras_sq.set_ratio(quantized, 0.0)
@@ -549,7 +555,9 @@ def test_applications(make, count):
 
 
 def chosen(model, **arguments):
-    quantized = keras_sq.quantize_model(model, "ternary", **arguments)
+    quantized = keras_sq.quantize_model(
+        model, "ternary", **{"overrides": {}, **arguments}
+    )
     return {
         path: repr(layer.quantization_settings.kernel_quantizer).split("(")[0]
         for path, layer in quantized_layers(quantized)
@@ -587,9 +595,9 @@ def kept_float(model):
 
 def test_skip_by_place():
     model = keras_sq.models.get("resnet8", (32, 32, 3), 10)
-    assert kept_float(keras_sq.quantize_model(model, "binary")) == {}
+    assert kept_float(keras_sq.quantize_model(model, "binary", overrides={})) == {}
     quantized = keras_sq.quantize_model(
-        model, "binary", skip=["@first", "@last", "@downsampling"]
+        model, "binary", skip=["@first", "@last", "@downsampling"], overrides={}
     )
     assert kept_float(quantized) == {
         "conv1": "named by skip='@first'",
@@ -605,16 +613,91 @@ def test_skip_by_place():
 
 def test_skip_of_down_sampling_layers_may_find_none():
     model = keras_sq.models.get("digits_cnn", (8, 8, 1), 10)
-    quantized = keras_sq.quantize_model(model, "binary", skip="@downsampling")
+    quantized = keras_sq.quantize_model(
+        model, "binary", skip="@downsampling", overrides={}
+    )
     assert kept_float(quantized) == {}
 
 
 def test_skip_by_unknown_place():
     model = keras_sq.models.get("digits_cnn", (8, 8, 1), 10)
     with pytest.raises(
-        ValueError, match="'@first', '@last', '@downsampling'.*'@frist'"
+        ValueError, match="'@first', '@last', '@downsampling', '@small'.*'@frist'"
     ):
-        keras_sq.quantize_model(model, "binary", skip="@frist")
+        keras_sq.quantize_model(model, "binary", skip="@frist", overrides={})
+
+
+def quantizers_of(model):
+    return {o.path: o.quantizer for o in model.quantization_report}
+
+
+def test_small_layers_have_four_bits_by_default():
+    """A fifth of 77,360 weights; layers of one size go together."""
+    model = keras_sq.models.get("resnet8", (32, 32, 3), 10)
+    found = quantizers_of(keras_sq.quantize_model(model, "binary"))
+    small = {path for path, name in found.items() if "Uniform" in name}
+    # 432, 512, 640, 2,048, two of 2,304 and one of 4,608; the next has 9,216.
+    assert small == {
+        "conv1",
+        "block1_conv1",
+        "block1_conv2",
+        "block2_conv1",
+        "block2_shortcut",
+        "block3_shortcut",
+        "logits",
+    }
+    assert {found[path] for path in small} == {
+        repr(keras_sq.quantizers.get("uniform-4"))
+    }
+    assert {found[path] for path in set(found) - small} == {"BinaryQuantizer()"}
+
+
+def test_layers_of_one_size_are_small_together_or_not_at_all():
+    def model(branches):
+        inputs = x = keras.Input((10,))
+        for number in range(branches):
+            x = keras.layers.Dense(10, name=f"equal{number}")(x)
+        x = keras.layers.Dense(40, name="large")(x)
+        return keras.Model(inputs, x)
+
+    assert "Uniform" in quantizers_of(keras_sq.quantize_model(model(1)))["equal0"]
+    # 200 of 600 weights are more than a fifth.
+    found = quantizers_of(keras_sq.quantize_model(model(2)))
+    assert {name.split("(")[0] for name in found.values()} == {"TernaryQuantizer"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"overrides": {}},
+        {"kernel_quantizer": "uniform-4"},
+        {"kernel_quantizer": "uniform-8"},
+        {"kernel_quantizer": "binary", "input_quantizer": "binary", "skip": ()},
+        {"overrides": {"logits": "ternary"}},
+    ],
+)
+def test_small_layers_are_like_the_others_where(settings):
+    model = keras_sq.models.get("digits_cnn", (8, 8, 1), 10)
+    found = quantizers_of(keras_sq.quantize_model(model, **settings))
+    assert len({name.split("(")[0] for name in found.values()}) == 1
+
+
+def test_small_is_a_place_like_others():
+    model = keras_sq.models.get("resnet8", (32, 32, 3), 10)
+    floats = kept_float(keras_sq.quantize_model(model, "binary", skip="@small"))
+    assert set(floats.values()) == {"named by skip='@small'"}
+    assert len(floats) == 7
+    found = quantizers_of(
+        keras_sq.quantize_model(model, overrides={"@small": "binary", "conv1": None})
+    )
+    assert found["conv1"] is None and found["logits"] == "BinaryQuantizer()"
+    assert "Ternary" in found["block3_conv2"]
+
+
+def test_a_model_of_one_layer_has_no_small_one():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    (found,) = quantizers_of(keras_sq.quantize_model(model, "binary")).values()
+    assert found == "BinaryQuantizer()"
 
 
 def test_first_and_last_stay_float_by_default_where_inputs_are_quantized():
@@ -756,29 +839,29 @@ def test_bad_arguments_are_refused(arguments, error, match):
     model = build("sequential")
     before = values(model)
     with pytest.raises(error, match=match):
-        keras_sq.quantize_model(model, **arguments)
+        keras_sq.quantize_model(model, **{"overrides": {}, **arguments})
     assert_same(values(model), before)
     assert quantized_layers(model) == []
 
 
 def test_bad_models_are_refused(tmp_path):
     with pytest.raises(TypeError, match=r"`model` must be a keras.Model.*of type str"):
-        keras_sq.quantize_model("model.keras")
+        keras_sq.quantize_model("model.keras", overrides={})
     unbuilt = keras.Sequential([layers.Dense(2)], name="unbuilt")
     with pytest.raises(ValueError, match="'unbuilt' is not built.*Call it on a batch"):
-        keras_sq.quantize_model(unbuilt)
+        keras_sq.quantize_model(unbuilt, overrides={})
     with pytest.raises(ValueError, match="'unbuilt' is not built"):
         keras_sq.strip_quantization(unbuilt)
     nothing = keras.Sequential([keras.Input((3,)), layers.ReLU()], name="empty")
     with pytest.raises(
         ValueError, match="'empty' has nothing to quantize.*Covered are"
     ):
-        keras_sq.quantize_model(nothing)
+        keras_sq.quantize_model(nothing, overrides={})
     with pytest.raises(ValueError, match="'empty' has no quantized layer"):
         keras_sq.strip_quantization(nothing)
-    quantized = keras_sq.quantize_model(build("nested"))
+    quantized = keras_sq.quantize_model(build("nested"), overrides={})
     with pytest.raises(ValueError, match="quantized already.*strip_quantization"):
-        keras_sq.quantize_model(quantized)
+        keras_sq.quantize_model(quantized, overrides={})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -789,22 +872,22 @@ def test_kernel_that_is_not_finite_is_refused(value):
     with pytest.raises(
         ValueError, match="'kernel' of layer 'mid/inner/deep' holds NaN"
     ):
-        keras_sq.quantize_model(model)
+        keras_sq.quantize_model(model, overrides={})
     # Skipped, it is nobody's business.
-    keras_sq.quantize_model(model, skip="mid/inner/deep")
+    keras_sq.quantize_model(model, skip="mid/inner/deep", overrides={})
 
 
 def test_layers_that_keras_quantized_or_extended_are_refused():
     model = build("built by a call")
     model.layers[0].enable_lora(2)
     with pytest.raises(ValueError, match="has LoRA weights.*skip the layer"):
-        keras_sq.quantize_model(model)
+        keras_sq.quantize_model(model, overrides={})
     model = build("built by a call")
     model.layers[1].quantize("int8")
     with pytest.raises(
         ValueError, match=r"quantized by Keras \(int8\).*skip the layer"
     ):
-        keras_sq.quantize_model(model)
+        keras_sq.quantize_model(model, overrides={})
 
 
 def test_layers_without_a_configuration_are_named():
@@ -821,7 +904,7 @@ def test_layers_without_a_configuration_are_named():
 
     model = keras.Sequential([keras.Input((3,)), NoConfig(2)])
     with pytest.raises(ValueError, match="'stubborn' .of type NoConfig.*get_config"):
-        keras_sq.quantize_model(model)
+        keras_sq.quantize_model(model, overrides={})
 
 
 def test_configuration_that_forgets_an_argument_is_noticed():
@@ -843,12 +926,14 @@ def test_configuration_that_forgets_an_argument_is_noticed():
     with pytest.raises(
         ValueError, match="that holds it, has other variables.*get_config"
     ):
-        keras_sq.quantize_model(model)
+        keras_sq.quantize_model(model, overrides={})
 
 
 def test_two_processes_worth_of_names_do_not_matter():
     """A container made anew under other automatic names is the same."""
-    quantized = keras_sq.quantize_model(build("without build"), "binary", seed=0)
+    quantized = keras_sq.quantize_model(
+        build("without build"), "binary", seed=0, overrides={}
+    )
     config = quantized.get_config()
     custom_layers.WithoutBuild(3)  # Uses up names.
     copy = keras.Sequential.from_config(config)
@@ -859,7 +944,9 @@ def test_two_processes_worth_of_names_do_not_matter():
 
 
 def test_container_whose_class_has_changed_says_so():
-    quantized = keras_sq.quantize_model(build("without build"), "binary", seed=0)
+    quantized = keras_sq.quantize_model(
+        build("without build"), "binary", seed=0, overrides={}
+    )
     config = quantized.get_config()
     inside = config["layers"][1]["config"]["quantized_children"]
     inside["7:Conv2D"] = next(iter(inside.values()))
@@ -872,7 +959,7 @@ def test_training_one_of_several_models_leaves_the_others_alone():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]
     )
-    quantized = keras_sq.quantize_model(model, "binary", skip=(), seed=0)
+    quantized = keras_sq.quantize_model(model, "binary", skip=(), seed=0, overrides={})
     keras_sq.set_ratio(quantized, 1.0)
     plain = keras_sq.strip_quantization(quantized)
     models = [model, quantized, plain]

@@ -92,7 +92,7 @@ def model():
     plain = keras.Sequential(
         [keras.Input((8,)), kl.Dense(16, name="hidden"), kl.Dense(3, name="logits")]
     )
-    return keras_sq.quantize_model(plain, "lq-2", seed=0)
+    return keras_sq.quantize_model(plain, "lq-2", seed=0, overrides={})
 
 
 @pytest.fixture

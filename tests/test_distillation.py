@@ -158,7 +158,7 @@ def test_evaluation_is_that_of_the_student():
 @pytest.mark.parametrize("features", [(), ("hidden",)])
 def test_training_trains_the_quantized_student_alone(features):
     teacher = network(hidden=16)
-    student = keras_sq.quantize_model(teacher, "ternary")
+    student = keras_sq.quantize_model(teacher, "ternary", overrides={})
     before = [np.array(x) for x in teacher.get_weights()]
     distilled = keras_sq.distill(student, teacher, weight=0.9, features=features)
     distilled.compile(
@@ -182,7 +182,7 @@ def test_training_trains_the_quantized_student_alone(features):
     # It did learn, and is a model by itself.
     found = outputs(student, x)
     wanted = outputs(teacher, x)
-    fresh = outputs(keras_sq.quantize_model(teacher, "ternary"), x)
+    fresh = outputs(keras_sq.quantize_model(teacher, "ternary", overrides={}), x)
     assert np.mean((found - wanted) ** 2) < np.mean((fresh - wanted) ** 2)
     plain = keras_sq.strip_quantization(student)
     np.testing.assert_allclose(outputs(plain, x), found, atol=1e-5)
@@ -190,7 +190,7 @@ def test_training_trains_the_quantized_student_alone(features):
 
 def test_layerwise_schedule_finds_the_layers_in_order():
     teacher = network()
-    student = keras_sq.quantize_model(teacher, "sign")
+    student = keras_sq.quantize_model(teacher, "sign", overrides={})
     distilled = keras_sq.distill(student, teacher)
     schedule = keras_sq.schedules.Layerwise(keras_sq.schedules.cubic(), "forward")
     paths = [path for path, _ in schedule.visits(distilled)]

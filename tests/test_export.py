@@ -105,7 +105,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_quantized_model_gives_a_file_that_computes_the_same(name, tmp_path):
     make, batch, outputs = MODELS[name]
-    model = keras_sq.quantize_model(make(), "ternary", seed=0)
+    model = keras_sq.quantize_model(make(), "ternary", seed=0, overrides={})
     path = tmp_path / "model.tflite"
     report = untrained(model, path)
     assert path.stat().st_size == report.num_bytes
@@ -156,7 +156,7 @@ def test_plain_model_is_exported_as_it_is(tmp_path):
 
 
 def test_file_holds_the_quantized_kernel(tmp_path):
-    model = keras_sq.quantize_model(small_model(), "binary")
+    model = keras_sq.quantize_model(small_model(), "binary", overrides={})
     path = tmp_path / "model.tflite"
     untrained(model, path)
     kernel = keras_sq.get_codes(model)["hidden/kernel"].kernel
@@ -164,7 +164,7 @@ def test_file_holds_the_quantized_kernel(tmp_path):
 
 
 def test_trained_model_loaded_without_its_optimizer_is_exported(tmp_path):
-    model = keras_sq.quantize_model(small_model(), "ternary", seed=0)
+    model = keras_sq.quantize_model(small_model(), "ternary", seed=0, overrides={})
     model.compile("sgd", "mse")
     callback = keras_sq.callbacks.StochasticQuantization()
     model.fit(
@@ -179,7 +179,7 @@ def test_trained_model_loaded_without_its_optimizer_is_exported(tmp_path):
 
 
 def test_export_leaves_the_model_alone(tmp_path):
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     before = [keras.ops.convert_to_numpy(v).copy() for v in model.variables]
     untrained(model, tmp_path / "model.tflite")
     for old, new in zip(before, model.variables, strict=True):
@@ -208,7 +208,7 @@ def test_reduced_precision_becomes_a_float32_file(policy, tmp_path):
             kl.Dense(2, dtype="float32"),
         ]
     )
-    model = keras_sq.quantize_model(model, "binary")
+    model = keras_sq.quantize_model(model, "binary", overrides={})
     report = untrained(model, tmp_path / "model.tflite")
     assert report.largest_error < 1e-5
     assert report.outputs[0].dtype == "float32"
@@ -218,7 +218,9 @@ def test_reduced_precision_becomes_a_float32_file(policy, tmp_path):
 
 
 def test_hybrid_inference_is_exported_fully_quantized(tmp_path):
-    model = keras_sq.quantize_model(small_model(), "binary", inference="hybrid")
+    model = keras_sq.quantize_model(
+        small_model(), "binary", inference="hybrid", overrides={}
+    )
     keras_sq.set_ratio(model, 0.5)
     path = tmp_path / "model.tflite"
     untrained(model, path, allow_partial=True)
@@ -418,7 +420,7 @@ def test_file_with_one_wrong_weight_is_refused(monkeypatch, tmp_path):
         return content.replace(old, wrong.tobytes())
 
     corrupting(monkeypatch, corrupt)
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     match = r"on random inputs, output 'output_0' differs by .* No file was written"
     with pytest.raises(ExportError, match=match):
         untrained(model, tmp_path / "model.tflite")
@@ -568,7 +570,7 @@ def test_unbuilt_model_is_an_error(no_conversion, tmp_path):
 
 
 def test_untrained_model_is_an_error(no_conversion, tmp_path):
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     match = "Model 'small' was not trained since .*`allow_untrained=True`"
     with pytest.raises(ValueError, match=match):
         keras_sq.export(model, tmp_path / "m.tflite")
@@ -578,7 +580,7 @@ def test_untrained_model_is_an_error(no_conversion, tmp_path):
 
 
 def test_directly_quantized_model_counts_as_trained(tmp_path):
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     keras_sq.set_ratio(model, 1.0)
     model.compile("sgd", "mse")
     model.fit(np.ones((4, 6)), np.ones((4, 3)), verbose=0)
@@ -586,7 +588,7 @@ def test_directly_quantized_model_counts_as_trained(tmp_path):
 
 
 def test_partly_trained_model_is_an_error_with_its_ratio(tmp_path, monkeypatch):
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     keras_sq.set_ratio(model, 0.625)
     with pytest.raises(
         ValueError, match="part of the way: .* is 0.625,.*allow_partial"
@@ -601,7 +603,7 @@ def test_partly_trained_model_is_an_error_with_its_ratio(tmp_path, monkeypatch):
 def test_weights_that_are_not_finite_are_an_error(quantized, no_conversion, tmp_path):
     model = small_model()
     if quantized:
-        model = keras_sq.quantize_model(model, "ternary")
+        model = keras_sq.quantize_model(model, "ternary", overrides={})
         keras_sq.set_ratio(model, 0.5)
         keras_sq.set_ratio(model, 1.0)
     model.layers[-1].bias.assign([0.0, np.nan, 0.0])
@@ -734,7 +736,7 @@ def test_quiet_works_without_a_standard_error():
 
 
 def test_report_prints_and_becomes_json(tmp_path):
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     data = np.ones((5, 6))
     path = tmp_path / "model.tflite"
     report = untrained(model, path, representative_data=data)
@@ -773,7 +775,7 @@ def test_report_prints_and_becomes_json(tmp_path):
 
 
 def test_report_is_in_the_files_metadata(tmp_path):
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     path = tmp_path / "model.tflite"
     report = untrained(model, path)
     metadata = flatbuffer.TFLiteFile(path.read_bytes()).metadata("keras_sq.report")

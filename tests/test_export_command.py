@@ -31,7 +31,7 @@ def model():
         ],
         name="small",
     )
-    return keras_sq.quantize_model(plain, "binary", seed=0)
+    return keras_sq.quantize_model(plain, "binary", seed=0, overrides={})
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,9 @@ def network(**kwargs):
     x = kl.Conv2D(FILTERS, 3, use_bias=False, name="conv")(image)
     model = keras.Model(image, kl.Reshape((9 * FILTERS,))(x), name="small")
     kwargs = {"input_quantizer": "binary", "skip": (), **kwargs}
-    model = keras_sq.quantize_model(model, "binary", seed=0, **kwargs)
+    model = keras_sq.quantize_model(
+        model, "binary", seed=0, **{"overrides": {}, **kwargs}
+    )
     keras_sq.set_ratio(model, 1.0)
     return model
 

@@ -42,7 +42,7 @@ def export(model, path, **kwargs):
 def exported(tmp_path_factory):
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("mcu")
-    model = keras_sq.quantize_model(cnn(), "binary", seed=0)
+    model = keras_sq.quantize_model(cnn(), "binary", seed=0, overrides={})
     return folder, model, export(model, folder / "my-net.tflite")
 
 
@@ -118,7 +118,7 @@ def test_names_survive_the_compression(tmp_path):
     a, b = keras.Input((40,), name="left"), keras.Input((30,), name="right")
     total = kl.Dense(60, name="d1")(a) + kl.Dense(60, name="d2")(b)
     model = keras.Model([a, b], {"total": total, "other": kl.Dense(3)(a)})
-    model = keras_sq.quantize_model(model, "ternary", seed=0)
+    model = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
     path = tmp_path / "m.tflite"
     examples = {"left": data(40), "right": data(30)}
     report = export(model, path, representative_data=examples)
@@ -134,7 +134,7 @@ def test_names_survive_the_compression(tmp_path):
 
 
 def test_smaller_parts_need_less_memory(tmp_path):
-    model = keras_sq.quantize_model(cnn(), "ternary", seed=0)
+    model = keras_sq.quantize_model(cnn(), "ternary", seed=0, overrides={})
     reports = [
         export(model, tmp_path / "m.tflite", max_decode_bytes=size)
         for size in (2**20, 2**12)
@@ -174,7 +174,7 @@ def test_wrong_table_is_refused(monkeypatch, tmp_path):
         return compression.MicroFile(**{**vars(made), "content": file.pack()})
 
     monkeypatch.setattr(compression, "compress", compress)
-    model = keras_sq.quantize_model(cnn(), "binary", seed=0)
+    model = keras_sq.quantize_model(cnn(), "binary", seed=0, overrides={})
     with pytest.raises(ExportError, match="is not that of the unpacked file"):
         export(model, tmp_path / "m.tflite")
     assert os.listdir(tmp_path) == []
@@ -192,7 +192,7 @@ def test_full_disk_leaves_the_old_files(monkeypatch, tmp_path):
         original(descriptor)
 
     monkeypatch.setattr(files.os, "fsync", full)
-    model = keras_sq.quantize_model(cnn(), "binary", seed=0)
+    model = keras_sq.quantize_model(cnn(), "binary", seed=0, overrides={})
     with pytest.raises(OSError, match="Cannot write .*: No space left"):
         export(model, tmp_path / "m.tflite")
     assert len(calls) == 3
@@ -205,7 +205,7 @@ def test_missing_package_is_named_before_the_conversion(monkeypatch, tmp_path):
         raise micro_runtime.missing_package(ImportError("No module"))
 
     monkeypatch.setattr(micro_runtime, "_interpreter_module", missing)
-    model = keras_sq.quantize_model(cnn(), "binary", seed=0)
+    model = keras_sq.quantize_model(cnn(), "binary", seed=0, overrides={})
     with pytest.raises(ImportError, match=r"pip install keras-sq\[micro\]"):
         export(model, tmp_path / "m.tflite")
     assert os.listdir(tmp_path) == []
@@ -226,7 +226,7 @@ def test_bad_options_are_errors(options, error, match, tmp_path):
 
 
 def test_signature_names_follow_the_files_order(tmp_path):
-    model = keras_sq.quantize_model(cnn(), "binary", seed=0)
+    model = keras_sq.quantize_model(cnn(), "binary", seed=0, overrides={})
     path = tmp_path / "m.tflite"
     export(model, path)
     load = signature.loader(path.read_bytes())

@@ -70,7 +70,7 @@ def test_file_gives_the_kernel_to_the_bit(quantizer, target, tmp_path):
     model = keras.Sequential(
         [keras.Input((90,)), kl.Dense(70, use_bias=False, name="only")]
     )
-    model = keras_sq.quantize_model(model, quantizer, seed=0)
+    model = keras_sq.quantize_model(model, quantizer, seed=0, overrides={})
     kernel = model.get_layer("only").latent()
     kernel.assign(np.where(np.arange(70) == 7, 0.0, kernel))  # A filter of zeros.
     path = tmp_path / "model.tflite"
@@ -88,7 +88,9 @@ def test_file_gives_the_kernel_to_the_bit(quantizer, target, tmp_path):
 @pytest.mark.parametrize("target", FLOAT_TARGETS)
 @pytest.mark.parametrize("quantizer", ["binary", "ternary", "uniform-3"])
 def test_file_agrees_after_folding_any_normalization(quantizer, target, tmp_path):
-    model = keras_sq.quantize_model(with_unusual_normalization(cnn()), quantizer)
+    model = keras_sq.quantize_model(
+        with_unusual_normalization(cnn()), quantizer, overrides={}
+    )
     report = untrained(model, tmp_path / "m.tflite", target)
     assert report.largest_error < 2e-6
     assert {kernel.path for kernel in report.kernels} == set(keras_sq.get_codes(model))
@@ -117,7 +119,7 @@ def test_tightest_form_that_the_values_allow(quantizer, target, tmp_path):
     y = kl.DepthwiseConv2D(7, name="depthwise")(kl.Conv2D(64, 3, name="conv")(x))
     y = kl.Conv2D(256, 3, padding="same", name="large")(y)
     model = keras.Model(x, kl.Dense(16, name="dense")(y))
-    model = keras_sq.quantize_model(model, quantizer, seed=0)
+    model = keras_sq.quantize_model(model, quantizer, seed=0, overrides={})
     report = untrained(model, tmp_path / "m.tflite", target)
     expected = dict(
         zip(
@@ -191,7 +193,7 @@ def test_uneven_levels_of_a_plain_model_are_packed(num_levels, tmp_path):
 def test_small_bits_of_a_large_layer(tmp_path):
     for quantizer, bits in {"binary": 1.07, "ternary": 1.78}.items():
         model = keras.Sequential([keras.Input((512,)), kl.Dense(512)])
-        model = keras_sq.quantize_model(model, quantizer, seed=0)
+        model = keras_sq.quantize_model(model, quantizer, seed=0, overrides={})
         report = untrained(model, tmp_path / "m.tflite", "small")
         # And two or three float32 levels a filter of 512 weights.
         tables = 32 * {"binary": 2, "ternary": 3}[quantizer] / 512
@@ -203,7 +205,7 @@ def test_shared_layer_is_stored_once(tmp_path):
     a, b = keras.Input((300,)), keras.Input((300,))
     shared = kl.Dense(200, name="shared")
     model = keras.Model([a, b], shared(a) + kl.ReLU()(shared(b)))
-    model = keras_sq.quantize_model(model, "ternary", seed=0)
+    model = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
     for target, size in {"small": 22_000, "int2": 21_000, "fast": 66_000}.items():
         report = untrained(model, tmp_path / "m.tflite", target)
         assert len(report.kernels) == 1
@@ -226,7 +228,7 @@ def test_constant_filters_and_constant_kernels(target, tmp_path):
 
 
 def test_batch_stays_open(tmp_path):
-    model = keras_sq.quantize_model(cnn(), "ternary")
+    model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     for target in FLOAT_TARGETS:
         report = untrained(model, tmp_path / "m.tflite", target)
         assert report.inputs[0].shape == (None, 12, 12, 8)
@@ -242,7 +244,7 @@ def test_batch_stays_open(tmp_path):
 @pytest.mark.parametrize("target", ["int2", "int4"])
 def test_packed_types_feed_nothing_but_dequantize(target, tmp_path):
     # Convolutions take INT2 without an error and compute garbage.
-    model = keras_sq.quantize_model(cnn(), "binary")
+    model = keras_sq.quantize_model(cnn(), "binary", overrides={})
     path = tmp_path / "m.tflite"
     untrained(model, path, target)
     file = TFLiteFile(path.read_bytes())
@@ -256,7 +258,7 @@ def test_packed_types_feed_nothing_but_dequantize(target, tmp_path):
 
 @pytest.mark.parametrize("target", FLOAT_TARGETS)
 def test_constants_are_aligned_and_stored_once(target, tmp_path):
-    model = keras_sq.quantize_model(cnn(), "ternary")
+    model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     path = tmp_path / "m.tflite"
     untrained(model, path, target)
     content = path.read_bytes()
@@ -273,7 +275,7 @@ def test_constants_are_aligned_and_stored_once(target, tmp_path):
 
 def test_nothing_is_unfolded_by_arithmetic(tmp_path):
     # XNNPACK would take MUL, ADD or a RESHAPE of floats, and run it every time.
-    model = keras_sq.quantize_model(cnn(), "ternary")
+    model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     path = tmp_path / "m.tflite"
     report = untrained(model, path, "small")
     assert "packed levels" in stored(report).values()
@@ -304,7 +306,7 @@ def test_nothing_is_unfolded_by_arithmetic(tmp_path):
 
 def test_int8_kernels_are_on_the_grid(tmp_path):
     for quantizer in ("binary", "ternary"):
-        model = keras_sq.quantize_model(cnn(), quantizer)
+        model = keras_sq.quantize_model(cnn(), quantizer, overrides={})
         path = tmp_path / "m.tflite"
         report = untrained(model, path, "int8", representative_data=data(12, 12, 8))
         assert {kernel.reason for kernel in report.kernels} == {
@@ -327,7 +329,9 @@ def test_int8_kernels_are_on_the_grid(tmp_path):
 
 
 def test_small_on_integers_is_the_int8_file_to_the_bit(tmp_path):
-    model = keras_sq.quantize_model(with_unusual_normalization(cnn()), "ternary")
+    model = keras_sq.quantize_model(
+        with_unusual_normalization(cnn()), "ternary", overrides={}
+    )
     first, second = tmp_path / "int8.tflite", tmp_path / "small.tflite"
     examples = data(12, 12, 8)
     whole = untrained(model, first, "int8", representative_data=examples)
@@ -346,7 +350,9 @@ def test_small_on_integers_is_the_int8_file_to_the_bit(tmp_path):
 def test_integer_inputs_stay_integers(tmp_path):
     tokens = keras.Input((10,), dtype="int32", name="tokens")
     x = kl.GlobalAveragePooling1D()(kl.Embedding(50, 32)(tokens))
-    model = keras_sq.quantize_model(keras.Model(tokens, kl.Dense(3)(x)), "ternary")
+    model = keras_sq.quantize_model(
+        keras.Model(tokens, kl.Dense(3)(x)), "ternary", overrides={}
+    )
     examples = np.random.default_rng(0).integers(0, 50, (30, 10))
     report = untrained(
         model, tmp_path / "m.tflite", "int8", representative_data=examples
@@ -373,7 +379,7 @@ def looping():
 @pytest.mark.parametrize("target", ["int8", "small"])
 def test_loops_over_time_are_an_error_for_integers(target, tmp_path):
     # TensorFlow's own quantization ends the process on them.
-    model = keras_sq.quantize_model(looping(), "ternary")
+    model = keras_sq.quantize_model(looping(), "ternary", overrides={})
     with pytest.raises(ExportError, match="loops over time .*'memory'.*unroll=True"):
         untrained(model, tmp_path / "m.tflite", target, representative_data=data(7, 3))
     assert os.listdir(tmp_path) == []
@@ -381,7 +387,7 @@ def test_loops_over_time_are_an_error_for_integers(target, tmp_path):
 
 def test_unrolled_recurrent_layer_becomes_integers(tmp_path):
     model = keras.Sequential([keras.Input((5, 3)), kl.GRU(20, unroll=True)])
-    model = keras_sq.quantize_model(model, "ternary")
+    model = keras_sq.quantize_model(model, "ternary", overrides={})
     report = untrained(
         model, tmp_path / "m.tflite", "int8", representative_data=data(5, 3)
     )
@@ -415,7 +421,7 @@ def one_bit(array):
 @pytest.mark.parametrize("target", ["fast", "int2", "small"])
 def test_one_wrong_weight_is_refused(target, monkeypatch, tmp_path):
     corrupted(monkeypatch, "store_float_weights", one_bit)
-    model = keras_sq.quantize_model(cnn(), "ternary")
+    model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     with pytest.raises(ExportError, match="does not compute what the model does"):
         untrained(model, tmp_path / "m.tflite", target)
     assert os.listdir(tmp_path) == []
@@ -423,7 +429,7 @@ def test_one_wrong_weight_is_refused(target, monkeypatch, tmp_path):
 
 def test_one_wrong_integer_weight_is_refused(monkeypatch, tmp_path):
     corrupted(monkeypatch, "store_int8_weights", one_bit)
-    model = keras_sq.quantize_model(cnn(), "ternary")
+    model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     with pytest.raises(ExportError, match="is not that of the unpacked file"):
         untrained(
             model, tmp_path / "m.tflite", "small", representative_data=data(12, 12, 8)
@@ -448,7 +454,7 @@ def test_integers_that_differ_in_the_mean_are_refused(monkeypatch, tmp_path):
         "int8",
         dataclasses.replace(target, make=wrong),
     )
-    model = keras_sq.quantize_model(cnn(), "binary")
+    model = keras_sq.quantize_model(cnn(), "binary", overrides={})
     with pytest.raises(ExportError, match="in the mean. Is `representative_data` prep"):
         untrained(
             model, tmp_path / "m.tflite", "int8", representative_data=data(12, 12, 8)
@@ -529,7 +535,7 @@ def test_coarse_int8_outputs_are_noted(tmp_path):
 
 def test_biases_beside_packed_kernels_have_no_scales(tmp_path):
     # Twelve bytes a filter, which nothing reads but XNNPACK, which stays away.
-    model = keras_sq.quantize_model(cnn(), "ternary")
+    model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     path = tmp_path / "m.tflite"
     report = untrained(model, path, "small", representative_data=data(12, 12, 8))
     packed = {path for path, form in stored(report).items() if "packed" in form}

@@ -49,7 +49,7 @@ def network():
 @pytest.fixture(scope="module")
 def ternary():
     keras.utils.set_random_seed(0)
-    return keras_sq.quantize_model(network(), "ternary", seed=0)
+    return keras_sq.quantize_model(network(), "ternary", seed=0, overrides={})
 
 
 @pytest.fixture(scope="module")

@@ -649,7 +649,7 @@ def own_class():
 
 def test_registered_layer_is_quantized(own_class, tmp_path):
     model = keras.Sequential([keras.Input((5,)), TwoTables(4, name="tables")])
-    quantized = keras_sq.quantize_model(model, "binary", seed=0)
+    quantized = keras_sq.quantize_model(model, "binary", seed=0, overrides={})
     layer = quantized.get_layer("tables")
     assert type(layer) is own_class
     assert tuple(layer.mask("up").shape) == (4, 1)
@@ -691,4 +691,4 @@ def test_registered_layer_without_the_weight_says_so():
     keras_sq.register(Other, ("kernel",))
     model = keras.Sequential([keras.Input((3,)), Other(name="other")])
     with pytest.raises(ValueError, match="'other'.*no weight `kernel`"):
-        keras_sq.quantize_model(model)
+        keras_sq.quantize_model(model, overrides={})

@@ -189,7 +189,9 @@ def residual():
         [keras.Input((4,)), kl.Dense(5, name="a"), kl.Dense(3, name="b")], name="head"
     )
     y = inside(kl.GlobalAveragePooling2D()(y))
-    return keras_sq.quantize_model(keras.Model(x, logits(y)), "sign", seed=0)
+    return keras_sq.quantize_model(
+        keras.Model(x, logits(y)), "sign", seed=0, overrides={}
+    )
 
 
 def test_orders_of_a_residual_network():
@@ -360,7 +362,9 @@ def three_layers(**settings):
             kl.Dense(5, name="three"),
         ]
     )
-    return keras_sq.quantize_model(model, "sign", seed=0, skip=(), **settings)
+    return keras_sq.quantize_model(
+        model, "sign", seed=0, skip=(), **{"overrides": {}, **settings}
+    )
 
 
 def counts(model):

@@ -356,7 +356,7 @@ def compiled(model, **kwargs):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit_updates_once_a_step_also_of_shared_layers(jit_compile):
-    model = keras_sq.quantize_model(network(), "lq-2", seed=0)
+    model = keras_sq.quantize_model(network(), "lq-2", seed=0, overrides={})
     compiled(model, jit_compile=jit_compile)
     callback = keras_sq.callbacks.StochasticQuantization()
     history = model.fit(
@@ -369,7 +369,7 @@ def test_fit_updates_once_a_step_also_of_shared_layers(jit_compile):
 
 
 def test_steps_of_one_execution_each_update():
-    model = keras_sq.quantize_model(network(), "lq-2", seed=0)
+    model = keras_sq.quantize_model(network(), "lq-2", seed=0, overrides={})
     keras_sq.set_ratio(model, 1.0)
     compiled(model, steps_per_execution=2)
     model.fit(*data(), batch_size=8, epochs=2, verbose=0)
@@ -378,7 +378,7 @@ def test_steps_of_one_execution_each_update():
 
 def test_quantize_model_fits_the_codebooks_to_the_trained_kernels():
     model = network()
-    sq_model = keras_sq.quantize_model(model, "lq-3")
+    sq_model = keras_sq.quantize_model(model, "lq-3", overrides={})
     kernel = ops.convert_to_numpy(model.get_layer("top").kernel)
     (expected,) = LearnedQuantizer(3).fit(ops.array(kernel))
     np.testing.assert_allclose(
@@ -388,7 +388,7 @@ def test_quantize_model_fits_the_codebooks_to_the_trained_kernels():
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
 def test_codebook_is_saved_and_restored(suffix, tmp_path):
-    model = compiled(keras_sq.quantize_model(network(), "lq-2", seed=0))
+    model = compiled(keras_sq.quantize_model(network(), "lq-2", seed=0, overrides={}))
     callback = keras_sq.callbacks.StochasticQuantization()
     model.fit(*data(), batch_size=8, verbose=0, callbacks=[callback])
     path = tmp_path / f"m{suffix}"
@@ -398,7 +398,7 @@ def test_codebook_is_saved_and_restored(suffix, tmp_path):
         loaded = keras.models.load_model(path)
     else:
         model.save_weights(path)
-        loaded = keras_sq.quantize_model(network(), "lq-2", seed=1)
+        loaded = keras_sq.quantize_model(network(), "lq-2", seed=1, overrides={})
         loaded.load_weights(path)
     for old, new in zip(model.variables, loaded.variables, strict=False):
         np.testing.assert_array_equal(old, new)
@@ -415,7 +415,7 @@ def test_replicas_agree_with_one_device():
             x = keras.Input((20,))
             inner = kl.Dense(32, activation="relu", name="inner")(x)
             model = keras.Model(x, kl.Dense(3)(inner))
-            model = keras_sq.quantize_model(model, "lq-2", seed=0)
+            model = keras_sq.quantize_model(model, "lq-2", seed=0, overrides={})
             keras_sq.set_ratio(model, 1.0)
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
@@ -439,7 +439,7 @@ def test_replicas_agree_with_one_device():
 
 def test_mixed_precision_keeps_the_codebook_in_float32():
     keras.config.set_dtype_policy("mixed_float16")
-    model = keras_sq.quantize_model(network(), "lq-2", seed=0)
+    model = keras_sq.quantize_model(network(), "lq-2", seed=0, overrides={})
     compiled(model)
     callback = keras_sq.callbacks.StochasticQuantization()
     model.fit(*data(), batch_size=8, verbose=0, callbacks=[callback])
@@ -483,7 +483,7 @@ def test_collapsed_basis_stays_usable():
 
 
 def test_codes_levels_and_stripped_kernel_agree():
-    model = keras_sq.quantize_model(network(), "lq-2", seed=0)
+    model = keras_sq.quantize_model(network(), "lq-2", seed=0, overrides={})
     plain = keras_sq.strip_quantization(model)
     for path, codes in keras_sq.get_codes(model).items():
         assert codes.codes.dtype == np.uint8
@@ -504,7 +504,7 @@ def test_export_holds_every_level(num_bits, tmp_path):
     y = kl.Conv2D(64, 3, use_bias=False, name="conv")(x)
     y = kl.ReLU()(kl.BatchNormalization()(y))
     model = keras.Model(x, kl.Dense(10, name="top")(kl.Flatten()(y)))
-    model = keras_sq.quantize_model(model, f"lq-{num_bits}")
+    model = keras_sq.quantize_model(model, f"lq-{num_bits}", overrides={})
     path = tmp_path / "m.tflite"
     report = keras_sq.export(model, path, target="small", allow_untrained=True)
     assert {kernel.path for kernel in report.kernels} == {"conv/kernel", "top/kernel"}

@@ -59,7 +59,9 @@ class Count(keras.callbacks.Callback):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_thousand_steps_leave_nothing_behind(method):
     settings, schedule = METHODS[method]
-    model = keras_sq.quantize_model(network(), seed=0, **{**settings, "skip": ()})
+    model = keras_sq.quantize_model(
+        network(), seed=0, **{**settings, "skip": ()}, overrides={}
+    )
     model.compile("sgd", "mse", jit_compile=False)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 6)), rng.normal(size=(200, 3))
@@ -86,7 +88,7 @@ def test_repeated_exports_keep_no_models_and_no_graphs(tmp_path):
     graphs = []
     for _ in range(5):
         keras.backend.clear_session()
-        sq_model = keras_sq.quantize_model(model, "ternary", seed=0)
+        sq_model = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
         path = tmp_path / "model.tflite"
         keras_sq.export(sq_model, path, target="small", allow_untrained=True)
         del sq_model

@@ -9,7 +9,9 @@ KL = keras.layers
 
 
 def rows_of(model, **settings):
-    quantized = keras_sq.quantize_model(model, "binary", **settings)
+    quantized = keras_sq.quantize_model(
+        model, "binary", **{"overrides": {}, **settings}
+    )
     table = keras_sq.summary(quantized, print_fn=lambda text: None)
     return table, {row.path: row for row in table.rows}
 
@@ -213,7 +215,7 @@ def test_model_that_cannot_be_called_on_zeros_is_unknown():
 
     dense = KL.Dense(4, name="dense")
     model = keras.Sequential([keras.Input((6,)), dense])
-    quantized = keras_sq.quantize_model(model, "binary")
+    quantized = keras_sq.quantize_model(model, "binary", overrides={})
     quantized.add(Picky())
     table = keras_sq.summary(quantized, print_fn=lambda text: None)
     assert table.macs is None and {row.macs for row in table.rows} == {None, 0}
@@ -221,7 +223,7 @@ def test_model_that_cannot_be_called_on_zeros_is_unknown():
 
 def test_counting_leaves_the_model_alone():
     model = keras.Sequential([keras.Input((4,)), KL.Dense(3), KL.Dropout(0.5)])
-    quantized = keras_sq.quantize_model(model, "lq-2")
+    quantized = keras_sq.quantize_model(model, "lq-2", overrides={})
     before = [keras.ops.convert_to_numpy(v) for v in quantized.variables]
     call = keras.layers.Layer.__call__
     nodes = len(quantized.layers[0]._inbound_nodes)

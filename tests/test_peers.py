@@ -97,7 +97,7 @@ def test_network_is_the_one_of_the_package(harness):
 def test_start_reaches_latent_kernels_and_misses_none(harness):
     model = harness.network.resnet8(keras, (8, 8, 1), 3)
     start = harness.network.get_start(model)
-    quantized = keras_sq.quantize_model(model, "ternary", skip=())
+    quantized = keras_sq.quantize_model(model, "ternary", skip=(), overrides={})
     start["conv1/kernel"] = start["conv1/kernel"] + 1
     harness.network.set_start(quantized, start)
     latent = quantized.get_layer("conv1").latent()

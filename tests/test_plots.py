@@ -107,7 +107,9 @@ def recorded(layers=2, granularity="filter", masks="dense0", schedule="exponenti
         [keras.Input((6,))]
         + [keras.layers.Dense(5, name=f"dense{n}") for n in range(layers)]
     )
-    quantized = keras_sq.quantize_model(model, "ternary", granularity=granularity)
+    quantized = keras_sq.quantize_model(
+        model, "ternary", granularity=granularity, overrides={}
+    )
     quantized.compile("sgd", "mse", jit_compile=BACKEND == "jax")
     history = keras_sq.callbacks.QuantizationHistory(every=2, masks=masks)
     callbacks = [keras_sq.callbacks.StochasticQuantization(schedule), history]
@@ -236,7 +238,7 @@ def test_histogram_has_one_label_for_neighbouring_heaps():
     # Filters of two sizes, whose scales lie in bins side by side.
     sizes = np.where(np.arange(64) % 2, 0.0965, 0.1065) / np.sqrt(2 / np.pi)
     layer.kernel.assign(rng.normal(0, sizes, (1000, 64)))
-    after = keras_sq.quantize_model(model, "binary")
+    after = keras_sq.quantize_model(model, "binary", overrides={})
     (axes,) = plots.histogram_plot(model, after).axes
     labels = [text.get_text() for text in axes.texts]
     assert len(labels) == 2

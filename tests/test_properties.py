@@ -257,7 +257,9 @@ def test_copies_and_stripped_model_compute_the_same(
     x = np.random.default_rng(seed).normal(size=(2, *model.input_shape[1:]))
     x = x.astype("float32")
     before = model.get_weights()
-    quantized = keras_sq.quantize_model(model, name, granularity=granularity, seed=seed)
+    quantized = keras_sq.quantize_model(
+        model, name, granularity=granularity, seed=seed, overrides={}
+    )
     keras_sq.set_ratio(quantized, ratio)
     expected = numpy(quantized(x))
     plain = keras_sq.strip_quantization(quantized)

@@ -198,20 +198,23 @@ def _uniform(bits):
     return Row(
         f"uniform-{bits}",
         lambda: UniformQuantizer(bits),
-        uniform_max(bits),
+        uniform_least_squares(bits) if bits <= 4 else uniform_max(bits),
         2**bits - 1,
         f"uniform-{bits}",
         xla=bits == 4,
     )
 
 
-def _least_squares(bits):
+def _other_scale(bits):
+    """What `uniform-…` has not."""
+    scale = "max" if bits <= 4 else "least_squares"
+    oracle = uniform_max if bits <= 4 else uniform_least_squares
     return Row(
-        f"uniform-{bits} least squares",
-        lambda: UniformQuantizer(bits, "least_squares"),
-        uniform_least_squares(bits),
+        f"uniform-{bits} {scale}".replace("_", " "),
+        lambda: UniformQuantizer(bits, scale),
+        oracle(bits),
         2**bits - 1,
-        xla=bits == 3,
+        xla=bits == 4,
     )
 
 
@@ -236,7 +239,7 @@ TABLE = [
     ),
     Row("ternary filter", lambda: TernaryQuantizer("filter"), ternary_filter(0.7), 3),
     *map(_uniform, range(2, 9)),
-    *map(_least_squares, (2, 3, 4, 8)),
+    *map(_other_scale, (2, 3, 4, 5, 8)),
     Row("own", PowerOfTwoQuantizer, power_of_two, 3),
 ]
 each = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -402,7 +405,7 @@ def test_signs_in_a_model_and_in_a_file(target, tmp_path):
     model = keras.Sequential(
         [keras.Input((90,)), keras.layers.Dense(64, use_bias=False, name="only")]
     )
-    model = keras_sq.quantize_model(model, "sign")
+    model = keras_sq.quantize_model(model, "sign", overrides={})
     latent = model.get_layer("only").latent().numpy()
     (codes,) = keras_sq.get_codes(model).values()
     np.testing.assert_array_equal(codes.scale, np.ones((1, 64)))
@@ -428,6 +431,13 @@ def test_binary_error_is_least_at_its_scale():
     ]
     assert squares[1] < squares[0]
     assert squares[1] < squares[2]
+
+
+def test_scale_where_none_is_said():
+    scales = [UniformQuantizer(bits).scale for bits in range(2, 9)]
+    assert scales == ["least_squares"] * 3 + ["max"] * 4
+    assert UniformQuantizer(2) == UniformQuantizer(2, "least_squares")
+    assert UniformQuantizer(8) != UniformQuantizer(8, "least_squares")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
@@ -495,7 +505,7 @@ def test_not_finite_has_nan_error(row, bad):
 
 @pytest.mark.parametrize(
     "name",
-    ["binary", "ternary", "ternary released", "uniform-3 least squares", "sign"],
+    ["binary", "ternary", "ternary released", "uniform-5 least squares", "sign"],
 )
 def test_fused_large_kernel_equals_plain(name):
     row = next(row for row in TABLE if row.name == name)

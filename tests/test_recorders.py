@@ -20,7 +20,11 @@ def model(quantizer="ternary", **settings):
         keras.layers.Dense(3, name="logits"),
     ]
     made = keras_sq.quantize_model(
-        keras.Sequential(layers, name="net"), quantizer, seed=3, **settings
+        keras.Sequential(layers, name="net"),
+        quantizer,
+        seed=3,
+        **settings,
+        overrides={},
     )
     made.compile(keras.optimizers.SGD(0.3), "mse", jit_compile=BACKEND == "jax")
     return made
@@ -93,7 +97,7 @@ def test_large_kernels_are_measured_as_small_ones(quantizer):
     # Beyond 2**16 weights what is computed is compiled otherwise, and block by block.
     dense = keras.layers.Dense(260, name="wide")
     plain = keras.Sequential([keras.Input((300,)), dense], name="net")
-    quantized = keras_sq.quantize_model(plain, quantizer)
+    quantized = keras_sq.quantize_model(plain, quantizer, overrides={})
     ((path, layer),) = pairs = keras_sq.layers.quantized_layers(quantized)
     meter = KernelMeter(pairs)
     before = keras_sq.get_codes(quantized)["wide/kernel"].codes

@@ -480,11 +480,25 @@ def test_run_shorter_than_the_stages_warns_and_ends_at_one(
     assert bound.stage_starts == tuple(range(total_steps))
 
 
-def test_epochs_shorter_than_a_step_warn():
+def test_stage_shorter_than_a_step_gets_one():
     schedule = Stages([0.25, 0.5, 1.0], [0.01, 1], "epochs")
-    with pytest.warns(UserWarning, match=r"skipping ratio 0\.25, which"):
-        bound = bind(schedule, steps_per_epoch=10)
-    assert (bound.ratios, bound.stage_starts) == ((0.5, 1.0), (0, 10))
+    bound = bind(schedule, steps_per_epoch=10)
+    assert (bound.ratios, bound.stage_starts) == ((0.25, 0.5, 1.0), (0, 1, 10))
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "starts"),
+    [(4, (0, 1, 2, 3)), (8, (0, 1, 2, 3)), (28, (0, 1, 3, 4)), (100, (0, 5, 10, 15))],
+)
+def test_short_ramp_has_all_stages_in_a_short_run(total_steps, starts):
+    bound = bind(schedules.get("short"), total_steps)
+    assert bound.ratios == (0.5, 0.75, 0.875, 1.0)
+    assert bound.stage_starts == starts
+
+
+def test_stages_at_the_end_of_a_short_run_move_forward():
+    schedule = Stages([0.2, 0.4, 0.6, 1.0], [0.9, 0.05, 0.04, None])
+    assert bind(schedule, 6).stage_starts == (0, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -746,7 +760,7 @@ def test_get_unknown_name_lists_the_known():
     with pytest.raises(
         ValueError,
         match="`schedule` must be one of 'average', 'constant', 'cosine', 'cubic', "
-        "'exponential', 'finetune', 'layerwise', 'linear'. Received: "
+        "'exponential', 'finetune', 'layerwise', 'linear', 'short'. Received: "
         "schedule='exponental'. Did you mean 'exponential'",
     ):
         schedules.get("exponental")

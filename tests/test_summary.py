@@ -23,7 +23,9 @@ def small_model():
 
 
 def test_rows_hold_the_kernels_and_what_stays_float():
-    model = keras_sq.quantize_model(small_model(), "binary", skip="logits")
+    model = keras_sq.quantize_model(
+        small_model(), "binary", skip="logits", overrides={}
+    )
     rows = keras_sq.summary(model, print_fn=lambda text: None).rows
     assert [(r.path, r.weights, r.quantizer, r.ratio) for r in rows] == [
         ("conv/kernel", 216, "binary", 1.0),
@@ -40,7 +42,7 @@ def test_rows_hold_the_kernels_and_what_stays_float():
 )
 def test_totals_count_every_parameter_once(quantizer, bits):
     float_model = small_model()
-    model = keras_sq.quantize_model(float_model, quantizer)
+    model = keras_sq.quantize_model(float_model, quantizer, overrides={})
     table = keras_sq.summary(model, print_fn=lambda text: None)
     assert table.float_bytes == 4 * float_model.count_params()
     quantized, scales = 216 + 640, 8 + 5
@@ -50,7 +52,7 @@ def test_totals_count_every_parameter_once(quantizer, bits):
 
 
 def test_ratio_is_the_one_of_the_last_draw():
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     keras_sq.set_ratio(model, 0.5)
     rows = keras_sq.summary(model, print_fn=lambda text: None).rows
     assert {row.ratio for row in rows} == {0.5, None}
@@ -59,7 +61,9 @@ def test_ratio_is_the_one_of_the_last_draw():
 def test_layers_inside_layers_appear_by_path():
     x = keras.Input((4, 6))
     attention = keras.layers.MultiHeadAttention(2, 3, name="attention")
-    model = keras_sq.quantize_model(keras.Model(x, attention(x, x)), "binary")
+    model = keras_sq.quantize_model(
+        keras.Model(x, attention(x, x)), "binary", overrides={}
+    )
     rows = keras_sq.summary(model, print_fn=lambda text: None).rows
     assert "attention/query/kernel" in [row.path for row in rows]
 
@@ -68,7 +72,9 @@ def test_table_goes_to_standard_output_at_the_width_of_the_terminal(
     capsys, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", "100")
-    table = keras_sq.summary(keras_sq.quantize_model(small_model(), "ternary"))
+    table = keras_sq.summary(
+        keras_sq.quantize_model(small_model(), "ternary", overrides={})
+    )
     assert capsys.readouterr().out == f"{table}\n" == f"{table.text(100)}\n"
 
 
@@ -122,7 +128,9 @@ def test_narrow_table_says_what_it_leaves_out(deep_table):
 
 
 def test_reason_stands_beside_or_beneath_its_row():
-    model = keras_sq.quantize_model(small_model(), "binary", skip="logits")
+    model = keras_sq.quantize_model(
+        small_model(), "binary", skip="logits", overrides={}
+    )
     table = keras_sq.summary(model, print_fn=lambda text: None)
     (line,) = [x for x in table.text(200).splitlines() if "[" in x]
     assert line.startswith("logits ") and line.endswith("[named by skip='logits']")
@@ -138,14 +146,14 @@ def test_reason_stands_beside_or_beneath_its_row():
 def test_impossible_line_length_raises_before_anything_is_printed(
     line_length, error, message, capsys
 ):
-    model = keras_sq.quantize_model(small_model(), "binary")
+    model = keras_sq.quantize_model(small_model(), "binary", overrides={})
     with pytest.raises(error, match=message):
         keras_sq.summary(model, line_length=line_length)
     assert capsys.readouterr().out == ""
 
 
 def test_to_dict_is_json():
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     table = keras_sq.summary(model, print_fn=lambda text: None)
     again = json.loads(json.dumps(table.to_dict()))
     assert again["packed_bytes"] == table.packed_bytes
@@ -153,7 +161,9 @@ def test_to_dict_is_json():
 
 
 def test_to_dict_and_records_have_a_row_each_with_all_columns():
-    model = keras_sq.quantize_model(small_model(), "ternary", skip="logits")
+    model = keras_sq.quantize_model(
+        small_model(), "ternary", skip="logits", overrides={}
+    )
     table = keras_sq.summary(model, print_fn=lambda text: None)
     records = table.to_records()
     # What pandas.DataFrame takes: flat dicts, each with the same keys.
@@ -170,7 +180,7 @@ def test_to_dict_and_records_have_a_row_each_with_all_columns():
 
 
 def test_sparsity_is_the_part_of_zeros():
-    model = keras_sq.quantize_model(small_model(), "ternary")
+    model = keras_sq.quantize_model(small_model(), "ternary", overrides={})
     table = keras_sq.summary(model, print_fn=lambda text: None)
     codes = keras_sq.get_codes(model)
     for row in table.rows:

@@ -27,7 +27,11 @@ def model(**settings):
     ]
     return compiled(
         keras_sq.quantize_model(
-            keras.Sequential(layers, name="net"), "ternary", seed=3, **settings
+            keras.Sequential(layers, name="net"),
+            "ternary",
+            seed=3,
+            **settings,
+            overrides={},
         )
     )
 

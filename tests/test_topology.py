@@ -128,7 +128,7 @@ def test_layers_inside_attention_count_as_a_chain():
 
 def test_order_of_a_quantized_model_is_that_of_the_float_model():
     model = get("resnet20", (32, 32, 3), 10)
-    quantized = keras_sq.quantize_model(model, "binary")
+    quantized = keras_sq.quantize_model(model, "binary", overrides={})
     assert order(model) == order(quantized)
 
 

@@ -321,7 +321,7 @@ def test_start_that_is_not_there_is_refused(tmp_path):
 
 def test_network_with_a_softmax_is_trained_on_its_probabilities():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
-    for network in (model, keras_sq.quantize_model(model)):
+    for network in (model, keras_sq.quantize_model(model, overrides={})):
         network_recipes.compile_model(network, TrainConfig(), 0.1)
         assert not network.loss._fn_kwargs["from_logits"]
 
@@ -356,7 +356,7 @@ def test_missing_matplotlib_is_told(own, capsys, monkeypatch):
         ("--weight_decay=-1", "`weight_decay` must be a finite number above 0"),
         ("--quantizer=trenary", "Did you mean 'ternary'?"),
         ("--schedule=exponentail", "Did you mean 'exponential'?"),
-        ("--schedule=exponentail", "or 'short'"),
+        ("--schedule=exponentail", "'short'"),
         ("--model=vgg9 --limit=9", "`batch_size` must be at most the 9 training"),
         ("--skip=conv9", "conv9"),
         ("--dataset=cifar_10", "Did you mean 'cifar10'?"),

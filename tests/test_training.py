@@ -40,7 +40,9 @@ def float_model():
 
 
 def make(optimizer=None, compile_arguments=None, **settings):
-    model = keras_sq.quantize_model(float_model(), **({"seed": 0} | settings))
+    model = keras_sq.quantize_model(
+        float_model(), **({"seed": 0, "overrides": {}} | settings)
+    )
     arguments = {"jit_compile": JIT_COMPILE} | (compile_arguments or {})
     model.compile(
         optimizer or keras.optimizers.SGD(0.05, momentum=0.9),
@@ -81,7 +83,7 @@ def fit(model, callback=None, extra=(), **arguments):
     arguments = {"epochs": EPOCHS, "verbose": 0, "shuffle": False} | arguments
     if y is not None:
         arguments = {"batch_size": BATCH} | arguments
-    callback = callback or StochasticQuantization()
+    callback = callback or StochasticQuantization("exponential")
     recorder.history = model.fit(
         x, y, callbacks=[callback, recorder, *extra], **arguments
     ).history
@@ -136,7 +138,9 @@ def test_ratio_follows_the_schedule_at_every_step(schedule, ratios):
 @pytest.mark.parametrize("every", [1, 3])
 def test_masks_change_at_due_steps_only(every):
     model = keras_sq.quantize_model(
-        keras.Sequential([keras.Input((5,)), layers.Dense(60, name="wide")]), seed=0
+        keras.Sequential([keras.Input((5,)), layers.Dense(60, name="wide")]),
+        seed=0,
+        overrides={},
     )
     model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=JIT_COMPILE)
     schedule = schedules.Stages([0.25, 0.5, 1.0], [4, 6], unit="steps")
@@ -312,7 +316,7 @@ def test_ema_of_the_weights_is_kept():
             else:
                 averages.append(0.5 * averages[-1] + 0.5 * numpy(kernel))
 
-    callback = StochasticQuantization(clear_momentum=True)
+    callback = StochasticQuantization("exponential", clear_momentum=True)
     fit(model, callback, [Average()], epochs=1)
     final = numpy(quantized_layers(model)[0][1].latent())
     # At the end of training Keras puts the average in place of the weights.
@@ -324,7 +328,9 @@ def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
     try:
         model = make(keras.optimizers.SGD(0.05, momentum=0.9))
-        recorder = fit(model, StochasticQuantization(clear_momentum=True))
+        recorder = fit(
+            model, StochasticQuantization("exponential", clear_momentum=True)
+        )
     finally:
         keras.config.set_dtype_policy("float32")
     assert recorder.steps == list(range(8))
@@ -366,7 +372,7 @@ def test_clear_momentum_at_stage_starts_only(steps_per_execution):
 def test_clear_momentum_needs_state_that_starts_at_zero():
     model = make(keras.optimizers.Adagrad())
     with pytest.raises(ValueError, match="`clear_momentum=True`.*SGD.*Adagrad"):
-        fit(model, StochasticQuantization(clear_momentum=True))
+        fit(model, StochasticQuantization("exponential", clear_momentum=True))
 
 
 # Data.
@@ -403,14 +409,14 @@ def test_data_of_unknown_length_needs_total_steps():
 def test_model_that_is_not_told_whether_it_trains_is_refused():
     model = custom_layers.NoTrainingArgument()
     model(np.ones((2, 5), "float32"))
-    model = keras_sq.quantize_model(model, seed=0)
+    model = keras_sq.quantize_model(model, seed=0, overrides={})
     model.compile("sgd", "mse")
     x, _ = data()
     with pytest.raises(
         ValueError,
         match="NoTrainingArgument.*give its `call` an argument `training=None`",
     ):
-        callbacks = [StochasticQuantization()]
+        callbacks = [StochasticQuantization("exponential")]
         model.fit(x, x[:, :4], batch_size=4, verbose=0, callbacks=callbacks)
 
 
@@ -424,7 +430,7 @@ def test_own_train_step():
 
 def test_model_in_a_class_of_its_own_trains_with_its_masks():
     # Its call does not hand `training` on to its layers.
-    model = keras_sq.quantize_model(built_subclassed(), "ternary", seed=0)
+    model = keras_sq.quantize_model(built_subclassed(), "ternary", seed=0, overrides={})
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert fit(model).ratios == STEPS
     assert all(layer.has_trained for _, layer in quantized_layers(model))
@@ -443,7 +449,7 @@ def test_second_fit_goes_on_and_says_so():
         recorder = fit(model)
     assert recorder.ratios == [1.0] * 8
     halves = make()
-    callback = StochasticQuantization(total_steps=8)
+    callback = StochasticQuantization("exponential", total_steps=8)
     first = fit(halves, callback, epochs=1)
     second = fit(halves, callback, epochs=2, initial_epoch=1)
     assert first.ratios + second.ratios == STEPS
@@ -588,7 +594,9 @@ def test_mirrored_strategy_keeps_replicas_alike(reference):
 def test_quantizing_a_model_made_under_a_strategy():
     with two_devices() as strategy:
         model = float_model()
-    quantized = keras_sq.quantize_model(model, seed=0)  # Outside of the scope.
+    quantized = keras_sq.quantize_model(
+        model, seed=0, overrides={}
+    )  # Outside of the scope.
     with strategy.scope():
         quantized.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
     x, _ = data()

@@ -12,6 +12,9 @@ SCALES = ("max", "least_squares")
 
 LEAST_SQUARES_STEPS = 4
 
+LEAST_SQUARES_BITS = 4
+"""Above, the two are about as close: the grid is fine enough for the tails."""
+
 GAUSSIAN_SCALES = {
     2: 1.224,
     3: 0.651,
@@ -42,25 +45,28 @@ class UniformQuantizer(Quantizer):
 
     | `scale` | |
     |---|---|
-    | `"max"` | `max(abs(w)) / n`: nothing is clipped; good from about 4 bits on |
-    | `"least_squares"` | what four rounds of `scale = <w, codes> / <codes, codes>` make of the best scale for Gaussian weights (but not more than the `"max"` scale): clips the tails for a finer grid; closer below 6 bits |
+    | `"max"` | `max(abs(w)) / n`: nothing is clipped; good from about 5 bits on |
+    | `"least_squares"` | what four rounds of `scale = <w, codes> / <codes, codes>` make of the best scale for Gaussian weights (but not more than the `"max"` scale): clips the tails for a finer grid. Of the trained kernels of a ResNet-8, 45 to 53 % of the weights are 0 at 2 bits, with `"max"` 72 to 90 % |
 
     Args:
         num_bits: Int from 2 to 8.
-        scale: String, see the table.
+        scale: String, see the table. `None` is `"least_squares"` up to
+            `LEAST_SQUARES_BITS` bits, and `"max"` above.
 
     Raises:
         TypeError: If `num_bits` is no integer.
         ValueError: If `num_bits` or `scale` is out of its range.
 
     Example:
-        >>> q = keras_sq.quantizers.UniformQuantizer(3)
+        >>> q = keras_sq.quantizers.UniformQuantizer(3, "max")
         >>> q(keras.ops.array([[0.9], [-3.0], [1.6]])).numpy().tolist()
         [[1.0], [-3.0], [2.0]]
     """  # noqa: E501 (a table row cannot be broken)
 
-    def __init__(self, num_bits: int, scale: str = "max") -> None:
+    def __init__(self, num_bits: int, scale: str | None = None) -> None:
         self.num_bits = _checks.integer("num_bits", num_bits, 2, 8)
+        if scale is None:
+            scale = "least_squares" if num_bits <= LEAST_SQUARES_BITS else "max"
         self.scale = _checks.one_of("scale", scale, SCALES)
 
     @property
