@@ -41,7 +41,7 @@ def export(target: str) -> None:
     import keras_sq
 
     model = keras.applications.ResNet50V2(weights=None)
-    sq_model = keras_sq.quantize_model(model, "ternary", seed=0)
+    sq_model = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
     examples = None
     if "int8" in target:
         examples = np.random.default_rng(0).normal(size=(8, 224, 224, 3))

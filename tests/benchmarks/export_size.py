@@ -79,7 +79,7 @@ def network(name: str) -> keras.Model:
 def quantized(model: keras.Model, kernels: str) -> keras.Model:
     """Returns the model with kernels of few values."""
     quantizer = "ternary" if kernels == "4-level" else kernels
-    sq_model = keras_sq.quantize_model(model, quantizer, seed=0)
+    sq_model = keras_sq.quantize_model(model, quantizer, seed=0, overrides={})
     if kernels != "4-level":
         return sq_model
     plain = keras_sq.strip_quantization(sq_model)

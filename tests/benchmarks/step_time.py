@@ -202,7 +202,12 @@ def run(rng, name: str, batch: int, xla: bool) -> None:
     for quantizer in QUANTIZERS.value:
         for redraw in [True, False] if DIRECT.value else [True]:
             model = keras_sq.quantize_model(
-                base, quantizer, input_quantizer=INPUTS.value, skip=(), seed=0
+                base,
+                quantizer,
+                input_quantizer=INPUTS.value,
+                skip=(),
+                overrides={},
+                seed=0,
             )
             if not redraw:
                 keras_sq.set_ratio(model, 1.0)

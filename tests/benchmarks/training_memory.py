@@ -80,7 +80,7 @@ def quantized(case: str):
         schedule = preset.schedule
     elif case == "learned":
         settings = {"kernel_quantizer": "lq-2", "input_quantizer": "lq-2", "skip": ()}
-    model = keras_sq.quantize_model(network(), seed=0, **settings)
+    model = keras_sq.quantize_model(network(), seed=0, **settings, overrides={})
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     return model, lambda: keras_sq.callbacks.StochasticQuantization(schedule)
@@ -125,7 +125,7 @@ def export() -> None:
     model = network()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(1, EXPORTS.value + 1):
-            sq_model = keras_sq.quantize_model(model, "ternary", seed=0)
+            sq_model = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
             keras_sq.export(
                 sq_model,
                 os.path.join(folder, "model.tflite"),

@@ -10,7 +10,8 @@ def preset(method):
     quantizer, _, stochastic = method.partition("-")
     if stochastic:
         schedule = keras_sq.callbacks.StochasticQuantization().schedule
-        return keras_sq.presets.stochastic(quantizer, schedule, skip=())
+        settings = {"skip": (), "overrides": {}}
+        return keras_sq.presets.stochastic(quantizer, schedule, **settings)
     return keras_sq.presets.direct(quantizer, skip=())
 
 

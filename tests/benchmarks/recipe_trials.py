@@ -1,0 +1,239 @@
+"""Trains one network by many recipes for the same few epochs: which deserve a default?
+
+    python tests/benchmarks/recipe_trials.py --data_dir=~/tfds --work=trials
+    python tests/benchmarks/recipe_trials.py --data_dir=~/tfds --only=ternary*
+
+All start from the same float network, which is trained first. The accuracy is of
+training images that no network was trained on (`--limit` of them are used, the others
+judge), with the statistics of batch normalization measured anew: the test split is not
+looked at. One seed, so that differences of half a point say nothing. What is done is
+skipped; several processes may share a folder. What came of it, and what of the winners
+with more seeds on the test split: notebooks/06_defaults.ipynb.
+"""
+
+import fnmatch
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from keras import ops
+
+import keras_sq
+from keras_sq import datasets, functional, models, schedules
+from keras_sq.datasets import loading
+from keras_sq.types import Tensor
+
+_DATASET = flags.DEFINE_string("dataset", "cifar10", "TFDS name, of images.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder.", required=True)
+_MODEL = flags.DEFINE_string("model", "resnet8", "Network.")
+_LIMIT = flags.DEFINE_integer("limit", 20_000, "Images to train on.")
+_FLOAT_EPOCHS = flags.DEFINE_integer("float_epochs", 15, "Of the start.")
+_EPOCHS = flags.DEFINE_integer("epochs", 4, "Of each recipe.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights, order and masks.")
+_ONLY = flags.DEFINE_list("only", ["*"], "Recipes, with wildcards.")
+_WORK = flags.DEFINE_string("work", "trials", "Folder of what is written.")
+
+EDGES = {"@first": "uniform-8", "@last": "uniform-8"}
+FOUR_BITS = {"@small": "uniform-4"}
+RATE = 0.1
+
+
+@keras_sq.quantizers.register
+class Offset(keras_sq.quantizers.BinaryQuantizer):
+    """Two levels around the mean of the filter, not around 0."""
+
+    def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        """Returns scale and mean."""
+        axes = tuple(range(len(kernel.shape) - 1))
+        wide = ops.cast(kernel, "float32")
+        mean = ops.mean(wide, axis=axes)
+        return ops.mean(ops.abs(wide - mean), axis=axes), mean
+
+    def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
+        """Returns the signs of what is left without the mean."""
+        return functional.binary_codes(kernel - ops.cast(fitted[1], kernel.dtype))
+
+    def decode(self, codes: Tensor, *fitted: Tensor) -> Tensor:
+        """Returns `mean ± scale`."""
+        scale, mean = (ops.cast(number, codes.dtype) for number in fitted)
+        return codes * scale + mean
+
+    def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
+        """As of any quantizer: that of signs does not hold here."""
+        return keras_sq.quantizers.Quantizer.filter_errors(self, kernel, *state)
+
+
+def recipe(
+    quantizer: Any = "ternary",
+    schedule: schedules.RatioSchedule | None = None,
+    *,
+    rate: float = RATE,
+    optimizer: str = "sgd",
+    distill: dict[str, Any] | None = None,
+    overrides: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Returns how a network is quantized and trained; all layers alike if not said."""
+    return {
+        "quantizer": quantizer,
+        "schedule": schedule,
+        "rate": rate,
+        "optimizer": optimizer,
+        "distill": distill,
+        "overrides": overrides or {},
+    }
+
+
+TAUGHT = {"weight": 0.9, "temperature": 4.0}
+BLOCKS = ["block1_relu", "block2_relu", "block3_relu"]
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "float": recipe(None),
+    "float rate 0.05": recipe(None, rate=0.05),
+    "ternary": recipe(),
+    "ternary rate 0.05": recipe(rate=0.05),
+    "ternary rate 0.2": recipe(rate=0.2),
+    "ternary adam": recipe(optimizer="adam", rate=0.002),
+    "ternary taught": recipe(rate=0.05, distill=TAUGHT),
+    "ternary edges": recipe(overrides=EDGES),
+    "ternary edges taught": recipe(
+        overrides=EDGES, distill={"weight": 0.5, "temperature": 1.0}
+    ),
+    "ternary edges features": recipe(
+        overrides=EDGES, distill={"weight": 0.0, "features": BLOCKS}
+    ),
+    "ternary small": recipe(overrides=FOUR_BITS),
+    "ternary small threshold 0.4": recipe(
+        keras_sq.quantizers.TernaryQuantizer(threshold_factor=0.4), overrides=FOUR_BITS
+    ),
+    "ternary small per filter": recipe(
+        keras_sq.quantizers.TernaryQuantizer("filter"), overrides=FOUR_BITS
+    ),
+    "ternary small SQ": recipe(schedule=schedules.short(), overrides=FOUR_BITS),
+    "four bits": recipe("uniform-4", overrides=EDGES),
+    "two bits learned": recipe("lq-2"),
+    "binary": recipe("binary"),
+    "binary rate 0.05": recipe("binary", rate=0.05),
+    "binary rate 0.01": recipe("binary", rate=0.01),
+    "binary adam": recipe("binary", optimizer="adam", rate=0.002),
+    "binary taught": recipe("binary", rate=0.05, distill=TAUGHT),
+    "binary offset": recipe(Offset(), rate=0.05),
+    "binary SQ": recipe("binary", schedules.short()),
+    "binary SQ ramp 0.3": recipe("binary", schedules.exponential(ramp=0.3), rate=0.05),
+    "binary small": recipe("binary", overrides=FOUR_BITS),
+    "binary small SQ": recipe("binary", schedules.short(), overrides=FOUR_BITS),
+}
+
+
+def judges(data: datasets.Dataset) -> tf.data.Dataset:
+    """Returns the training images that were left out, in a fixed order."""
+    options = {"data_dir": _DATA_DIR.value, "augment": False}
+    whole = datasets.load(_DATASET.value, batch_size=250, **options)
+    images, labels = whole._source.images, whole._source.labels
+    random = np.random.default_rng(loading.HOLDOUT_SEED)
+    rest = random.permutation(whole.sizes["train"])[_LIMIT.value :]
+    pair = tf.gather(images, rest).numpy(), tf.gather(labels, rest).numpy()
+    return loading.in_order(pair, 250, data.mean, data.std)
+
+
+def train(
+    model: keras.Model,
+    data: datasets.Dataset,
+    epochs: int,
+    made: dict[str, Any],
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> None:
+    """Trains with one cosine from the first step to the last."""
+    steps = epochs * data.steps_per_epoch
+    rate = keras.optimizers.schedules.CosineDecay(made["rate"], steps)
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+    if made["optimizer"] == "adam":
+        optimizer = keras.optimizers.Adam(rate)
+    model.compile(optimizer, crossentropy(), metrics=["accuracy"], jit_compile=False)
+    model.fit(
+        data.train(0, epochs),
+        steps_per_epoch=data.steps_per_epoch,
+        epochs=epochs,
+        callbacks=list(callbacks),
+        shuffle=False,
+        verbose=0,
+    )
+
+
+def crossentropy() -> keras.losses.Loss:
+    """Returns the loss of logits."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def trained(name: str, start: keras.Model, data: datasets.Dataset) -> keras.Model:
+    """Returns the network of a recipe."""
+    made, model = RECIPES[name], start
+    callbacks: list[keras.callbacks.Callback] = []
+    if made["quantizer"] is not None:
+        model = keras_sq.quantize_model(
+            start, made["quantizer"], overrides=made["overrides"], seed=_SEED.value
+        )
+        if made["schedule"] is None:
+            keras_sq.set_ratio(model, 1.0)
+        else:
+            callbacks = [keras_sq.callbacks.StochasticQuantization(made["schedule"])]
+    fitted = model
+    if made["distill"] is not None:
+        fitted = keras_sq.distill(model, start, **made["distill"])
+    train(fitted, data, _EPOCHS.value, made, callbacks)
+    keras_sq.reestimate_batch_norm(model, data.train(0, 1), steps=100)
+    return model
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains what is not done yet, and prints all that is."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    names = [n for n in RECIPES if any(fnmatch.fnmatch(n, p) for p in _ONLY.value)]
+    if not names:
+        raise app.UsageError(f"no such recipe. There are: {', '.join(RECIPES)}")
+    folder = pathlib.Path(_WORK.value).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    data = datasets.load(
+        _DATASET.value,
+        data_dir=_DATA_DIR.value,
+        batch_size=64,
+        seed=_SEED.value,
+        limit=_LIMIT.value,
+    )
+    held_out = judges(data)
+    file = folder / f"start-{_SEED.value}.keras"
+    if not file.exists():
+        keras.utils.set_random_seed(_SEED.value)
+        model = models.get(_MODEL.value, data.input_shape, data.num_classes, 1e-4)
+        train(model, data, _FLOAT_EPOCHS.value, recipe())
+        model.save(file.with_suffix(".new.keras"))
+        os.replace(file.with_suffix(".new.keras"), file)
+    for name in names:
+        result = folder / f"{name.replace(' ', '-')}-{_SEED.value}.json"
+        try:
+            os.close(os.open(result, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        try:
+            keras.utils.set_random_seed(_SEED.value)
+            model = trained(name, keras.saving.load_model(file), data)
+            model.compile("sgd", crossentropy(), metrics=["accuracy"])
+            logs = model.evaluate(held_out, verbose=0, return_dict=True)
+            result.write_text(json.dumps({"name": name, **logs}))
+        finally:
+            if not result.stat().st_size:
+                result.unlink()
+    for path in sorted(folder.glob(f"*-{_SEED.value}.json")):
+        if text := path.read_text():
+            found = json.loads(text)
+            print(f"{found['name']:32} {100 * found['accuracy']:6.2f} %")
+
+
+if __name__ == "__main__":
+    app.run(main)
