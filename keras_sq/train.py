@@ -96,6 +96,8 @@ def _prepare(config: TrainConfig) -> list[_Run]:
         batch_size=config.batch_size,
         seed=config.seed,
         augment=config.augments,
+        crop=config.crop,
+        image_size=config.image_size,
         limit=config.limit,
         download=config.download,
     )

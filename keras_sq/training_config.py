@@ -22,6 +22,7 @@ from keras_sq import (
 )
 from keras_sq._version import __version__
 from keras_sq.comparisons import FLOAT, Method
+from keras_sq.datasets import images
 
 TARGETS = ("float", "fast", "int4", "int2", "small")
 """Targets of `keras_sq.export` whose files compute what Keras does, to rounding:
@@ -112,6 +113,9 @@ class TrainConfig:
         weight_decay: Of all kernels.
         augment: Whether training images are mirrored and shifted; `None`
             means for CIFAR and ImageNet only.
+        image_size: Height and width that images are brought to (pixels), or `None`;
+            see `keras_sq.datasets.load`.
+        crop: Which part of them augmentation takes then: see there.
         seed: Of weights, order, augmentation and masks.
         seeds: How many runs, with `seed`, `seed + 1` and so on.
         limit: Number of training examples, or `None` for all.
@@ -158,6 +162,8 @@ class TrainConfig:
     decay: str = "cosine"
     weight_decay: float = 1e-4
     augment: bool | None = None
+    image_size: int | None = None
+    crop: str = images.CROPS[0]
     seed: int = 0
     seeds: int = 1
     limit: int | None = None
@@ -185,6 +191,9 @@ class TrainConfig:
             _checks.positive("weight_decay", self.weight_decay)
         if self.limit is not None:
             _checks.integer("limit", self.limit, minimum=1)
+        if self.image_size is not None:
+            _checks.integer("image_size", self.image_size, minimum=1)
+        _checks.one_of("crop", self.crop, images.CROPS)
         if self.model is not None:
             _checks.one_of("model", self.model, models.NAMES)
         _checks.one_of("target", self.target, TARGETS)

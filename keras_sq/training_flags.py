@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 
 from keras_sq import comparisons, experiments, models
+from keras_sq.datasets import images
 from keras_sq.training_config import (
     OPTIMIZERS,
     PROTOCOLS,
@@ -54,6 +55,9 @@ HELP: dict[str, str] = {
     "which it falls to a tenth, such as 0.5,0.75.",
     "weight_decay": "Of all kernels.",
     "augment": "Mirror, shift or crop training images. [for CIFAR and ImageNet only]",
+    "image_size": "Height and width that images are brought to. [as they are]",
+    "crop": "Which part of them then, if augmented: a square of 7/8 of the short "
+    "side, or 8 to 100 % of the area.",
     "seed": "Same seed, same machine: same table.",
     "seeds": "Runs, with --seed, --seed + 1, …",
     "limit": "Use so many training examples. [all]",
@@ -71,6 +75,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **SELECTION_CHOICES,
     "target": TARGETS,
     "optimizer": OPTIMIZERS,
+    "crop": images.CROPS,
 }
 """Values of the flags that have a few."""
 

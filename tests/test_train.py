@@ -62,6 +62,7 @@ def finished(tmp_path_factory, data_dir):
         data_dir=data_dir,
         output_dir=str(tmp_path_factory.mktemp("finished") / "run"),
         model="mlp",
+        schedule="exponential",
         epochs=3,
         float_epochs=2,
         batch_size=32,
@@ -117,7 +118,7 @@ def test_run_writes_files_and_table(finished):
         *(("direct", epoch) for epoch in range(3)),
         *(("sq", epoch) for epoch in range(3)),
     ]
-    assert [row["ratio"] for row in rows] == [None] * 2 + [1] * 3 + [0.875, 1, 1]
+    assert [row["ratio"] for row in rows] == [None] * 2 + [1] * 3 + [0.75, 0.875, 1]
     # The numbers, against the files.
     results = json.loads((folder / "results.json").read_text())
     assert results["examples"] == {"train": 160, "validation": 199, "test": 401}
@@ -439,6 +440,33 @@ def test_defaults_follow_the_dataset():
     assert not TrainConfig(dataset="cifar10", augment=False).augments
 
 
+def test_images_of_another_size(data_dir, tmp_path):
+    config = TrainConfig(
+        data_dir=data_dir,
+        output_dir=str(tmp_path / "run"),
+        image_size=12,
+        crop="area",
+        only=("float",),
+        float_epochs=1,
+        limit=64,
+        verbose=0,
+    )
+    train.run(config)
+    model = keras.models.load_model(tmp_path / "run" / "float.keras", compile=False)
+    assert model.input_shape == (None, 12, 12, 1)
+    described = config.description()
+    assert (described["image_size"], described["crop"]) == (12, "area")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--image_size=0", "`image_size` must be at least 1"), ("--crop=all", "area")],
+)
+def test_wrong_size_or_crop_is_told(flag, message):
+    with pytest.raises((ValueError, flags.IllegalFlagValueError), match=message):
+        config_from_flags(parsed(flag))
+
+
 def test_folder_of_another_run_is_not_replaced(tmp_path):
     config = TrainConfig(output_dir=str(tmp_path))
     folder = config.claim_folder()
@@ -544,6 +572,7 @@ def test_diverging_run_stops_and_keeps_what_was_trained(own, capsys, monkeypatch
     flag_values = [
         *("--model=mlp", "--epochs=3", "--float_epochs=2", "--batch_size=32"),
         *("--limit=160", f"--data_dir={own.data_dir}", f"--output_dir={folder}"),
+        "--schedule=exponential",
         *("--resume", "--verbose=0"),
     ]
 
@@ -590,6 +619,7 @@ def test_full_disk_is_told_and_keeps_what_was_trained(own, capsys, monkeypatch):
     flag_values = [
         *("--model=mlp", "--epochs=3", "--float_epochs=2", "--batch_size=32"),
         *("--limit=160", f"--data_dir={own.data_dir}", f"--output_dir={folder}"),
+        "--schedule=exponential",
         *("--resume", "--verbose=0"),
     ]
 
