@@ -275,12 +275,12 @@ def ternary(kernel, axes):
     return scale * np.sign(kernel) * large
 
 
-def four_bits(kernel, axes):
-    scale = per_filter(kernel, axes)(np.abs(kernel), np.max) / 7
+def five_bits(kernel, axes):
+    scale = per_filter(kernel, axes)(np.abs(kernel), np.max) / 15
     return scale * np.round(kernel / scale)
 
 
-ORACLES = {"binary": binary, "ternary": ternary, "uniform-4": four_bits}
+ORACLES = {"binary": binary, "ternary": ternary, "uniform-5": five_bits}
 
 
 def test_table_has_every_layer():

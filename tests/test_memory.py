@@ -60,7 +60,7 @@ class Count(keras.callbacks.Callback):
 def test_a_thousand_steps_leave_nothing_behind(method):
     settings, schedule = METHODS[method]
     model = keras_sq.quantize_model(
-        network(), seed=0, **{**settings, "skip": ()}, overrides={}
+        network(), seed=0, **{"overrides": {}, **settings, "skip": ()}
     )
     model.compile("sgd", "mse", jit_compile=False)
     rng = np.random.default_rng(0)

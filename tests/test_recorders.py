@@ -75,7 +75,7 @@ class Spy(keras.callbacks.Callback):
 @pytest.mark.parametrize("quantizer", ["ternary", "lq-2", "uniform-8"])
 def test_records_are_what_happened(quantizer):
     spy, history = Spy(), QuantizationHistory(every=1, masks="hidden")
-    fit(model(quantizer), StochasticQuantization(), spy, history)
+    fit(model(quantizer), StochasticQuantization("exponential"), spy, history)
     assert history.paths == ["hidden/kernel", "logits/kernel"]
     assert history.sizes.tolist() == [48, 24]
     assert history.steps.tolist() == list(range(1, 2 * STEPS + 1))

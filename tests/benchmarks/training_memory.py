@@ -80,7 +80,7 @@ def quantized(case: str):
         schedule = preset.schedule
     elif case == "learned":
         settings = {"kernel_quantizer": "lq-2", "input_quantizer": "lq-2", "skip": ()}
-    model = keras_sq.quantize_model(network(), seed=0, **settings, overrides={})
+    model = keras_sq.quantize_model(network(), seed=0, **{"overrides": {}, **settings})
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     return model, lambda: keras_sq.callbacks.StochasticQuantization(schedule)
