@@ -252,7 +252,7 @@ def summary(
     Example:
         >>> model = keras.Sequential(
         ...     [keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)])
-        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> sq_model = keras_sq.quantize_model(model, "binary", overrides={})
         >>> table = keras_sq.summary(sq_model, print_fn=lambda text: None)
         >>> [(row.weights, row.macs, row.bit_operations) for row in table.rows]
         [(32, 32, 1024), (4, 0, 0), (8, 8, 256), (2, 0, 0)]

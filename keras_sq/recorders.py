@@ -190,9 +190,9 @@ class QuantizationHistory(KernelRecorder):
         >>> _ = sq_model.fit(np.ones((32, 8)), np.ones((32, 4)), batch_size=4,
         ...                  callbacks=[sq, history], verbose=0)
         >>> history.steps.tolist(), history.ratio.tolist()
-        ([1, 2, 4, 6, 8], [0.5, 0.5, 0.75, 0.875, 1.0])
+        ([1, 2, 4, 6, 8], [0.5, 0.75, 1.0, 1.0, 1.0])
         >>> history.errors.shape, history.stage_starts
-        ((5, 1), (0, 2, 4, 6))
+        ((5, 1), (0, 1, 2, 3))
     """
 
     def __init__(

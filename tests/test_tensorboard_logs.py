@@ -118,7 +118,8 @@ def test_deployed_and_hybrid_validation_are_told_apart(inference, tmp_path):
     x = generator.normal(size=(64, 6)).astype("float32")[32:]
     by_hand = BothByHand(x, np.argmax(x[:, :3], axis=1))
     log = QuantizationTensorBoard(tmp_path)
-    fit(model(inference=inference), StochasticQuantization(), by_hand, log)
+    schedule = StochasticQuantization("exponential")
+    fit(model(inference=inference), schedule, by_hand, log)
     found = events(tmp_path)
     for kind, name in (("quantized", "deployed"), ("hybrid", "hybrid")):
         for metric in ("loss", "accuracy"):
