@@ -17,12 +17,13 @@ SMALL = {
     "03_microcontroller": {"FLOAT_EPOCHS": 1, "EPOCHS": 1},
     "04_stochastic_quantization": {"EPOCHS": 2, "ABLATION_EPOCHS": 1, "SEEDS": 1},
     "05_codebooks_and_binary": {"FLOAT_EPOCHS": 1, "EPOCHS": 1, "BINARY_EPOCHS": 2},
+    "06_defaults": {"EPOCHS": 1},
 }
 """Notebook -> its parameters, and their values in the test."""
 
 QUICK = ("01_quickstart",)
 NEEDS = {"02": "ai_edge_litert", "03": "tflite_micro"}
-PICTURES = {"02": 2, "03": 1, "04": 6, "05": 2}
+PICTURES = {"02": 2, "03": 1, "04": 6, "05": 2, "06": 2}
 """The least number of pictures that are kept."""
 
 
