@@ -88,8 +88,8 @@ def quantize_model(
             means nothing.
         overrides: Layer key (as in `skip`) -> a quantizer or its name, a
             dict of settings, or `None` to skip; the last match wins. `None`
-            means `{"@small": "uniform-4"}`, four bits where they are nearly for
-            free and fewer cost most, unless `kernel_quantizer` has as many or
+            means `{"@small": "uniform-4"}`, four bits where fewer cost
+            most and save little, unless `kernel_quantizer` has as many or
             inputs are quantized; `{}` always means nothing.
         seed: Int seed of all random draws, or `None`.
 

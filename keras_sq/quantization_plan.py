@@ -132,7 +132,7 @@ def default_overrides(settings: Settings) -> Overrides:
     """Returns the overrides where the caller has none.
 
     Few bits cost most where a layer is small: the first convolution, depthwise ones,
-    shortcuts, the head. There more bits cost next to nothing. Networks whose inputs are
+    shortcuts, the head. There more bits cost little. Networks whose inputs are
     quantized, too, are left alone: their arithmetic is of one kind throughout.
 
     Args:
