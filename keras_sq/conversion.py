@@ -81,16 +81,16 @@ def quantize_model(
             (`"@first"`: layers with a kernel that see the model's inputs;
             `"@last"`: those whose result no other one sees; `"@downsampling"`:
             convolutions no larger than their stride; `"@small"`: the smallest,
-            with a fifth of the weights together at most), or a list of these. A
+            with three tenths of the weights together at most), or a list of these. A
             layer that holds others (attention, a nested model) stands for all
             of them. `None` means nothing or, where inputs are quantized, the
             first and the last unless overridden, as in the papers; `()` always
             means nothing.
         overrides: Layer key (as in `skip`) -> a quantizer or its name, a
             dict of settings, or `None` to skip; the last match wins. `None`
-            means `{"@small": "uniform-4"}`, four bits where fewer cost
-            most and save little, unless `kernel_quantizer` has as many or
-            inputs are quantized; `{}` always means nothing.
+            means `{"@small": UniformQuantizer(4, num_levels=13)}`, four bits
+            where fewer cost most and save little, unless `kernel_quantizer` has
+            as many or inputs are quantized; `{}` always means nothing.
         seed: Int seed of all random draws, or `None`.
 
     Returns:

@@ -13,7 +13,7 @@ from keras_sq import _checks, topology
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import registry
 from keras_sq.layers.settings import Settings
-from keras_sq.types import Layer, LayerKey, LayerKeys, Model, Overrides
+from keras_sq.types import Layer, LayerKey, LayerKeys, Model, Overrides, Variable
 
 FIRST, LAST, DOWNSAMPLING, SMALL = "@first", "@last", "@downsampling", "@small"
 PLACES = (FIRST, LAST, DOWNSAMPLING, SMALL)
@@ -24,7 +24,7 @@ smallest ones (see `smallest_paths`)."""
 ABSENT = (DOWNSAMPLING, SMALL)
 """Keys that may match nothing: not every network has such layers."""
 
-SMALL_PART = 0.2
+SMALL_PART = 0.3
 """Part of the weights that `SMALL` layers hold together, at most."""
 
 
@@ -143,12 +143,7 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
     by_size: defaultdict[int, set[str]] = defaultdict(set)
     for path, layer in paths:
         if registry.quantized_class(type(layer)) is not None:
-            weights = sum(
-                math.prod(variable.shape)
-                for variable in internals.own_variables(layer)
-                if len(variable.shape) >= 2
-            )
-            by_size[weights].add(path)
+            by_size[sum(math.prod(v.shape) for v in _matrices(layer))].add(path)
     limit = SMALL_PART * sum(size * len(found) for size, found in by_size.items())
     small: set[str] = set()
     held = 0
@@ -169,7 +164,11 @@ def has_kernels(layer: Layer) -> bool:
 
 def has_matrix(layer: Layer) -> bool:
     """Whether a layer itself has a weight of two axes or more."""
-    return any(len(v.shape) >= 2 for v in internals.own_variables(layer))
+    return bool(_matrices(layer))
+
+
+def _matrices(layer: Layer) -> list[Variable]:
+    return [v for v in internals.own_variables(layer) if len(v.shape) >= 2]
 
 
 def meant(key: LayerKey, paths: Iterable[str]) -> str:

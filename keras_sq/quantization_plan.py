@@ -27,8 +27,11 @@ from keras_sq.layers import registry
 from keras_sq.layers.settings import Settings
 from keras_sq.types import Layer, LayerKeys, Model, Overrides
 
-SMALL_QUANTIZER = "uniform-4"
-"""Of the small layers, where nothing else is said about them."""
+SMALL_QUANTIZER = quantizers.UniformQuantizer(4, num_levels=13)
+"""Of the small layers, where nothing else is said about them.
+
+13 levels, not 15: packed files hold them in four bits (`export/packing.py`).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +141,7 @@ def default_overrides(settings: Settings) -> Overrides:
     Args:
         settings: What holds where nothing is overridden.
     """
-    finer = quantizers.get(SMALL_QUANTIZER)
+    finer = SMALL_QUANTIZER
     if settings.input_quantizer is not None:
         return {}
     if settings.kernel_quantizer.num_levels >= finer.num_levels:

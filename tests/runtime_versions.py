@@ -2,7 +2,7 @@
 
     python tests/runtime_versions.py --environments=~/.cache/keras_sq_runtimes
 
-Exports two small networks with three quantizers for every target but those with a
+Exports two small networks with four quantizers for every target but those with a
 runtime of their own (microcontrollers', Larq Compute Engine's), makes a virtual
 environment for each runtime, runs the files there and prints a table: `exact` is what
 this environment's runtime gives, bit for bit; `close` differs by rounding; the rest
@@ -92,6 +92,7 @@ def export_all(folder, chosen):
         "binary": keras_sq.quantizers.BinaryQuantizer(),
         "ternary": keras_sq.quantizers.TernaryQuantizer(),
         "uniform-3": keras_sq.quantizers.UniformQuantizer(3),
+        "13 levels": keras_sq.quantizers.UniformQuantizer(4, num_levels=13),
     }
     cases = {}
     for name, target in targets.TARGETS.items():

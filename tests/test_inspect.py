@@ -274,6 +274,21 @@ def test_every_target_is_understood(target, ternary, float_file, tmp_path):
         assert [w.levels for w in contents.weights] == floats
 
 
+def test_packed_codes_are_followed_through_their_scales(tmp_path):
+    model = keras.Sequential([keras.Input((12, 12, 32)), keras.layers.Conv2D(64, 3)])
+    quantizer = keras_sq.quantizers.UniformQuantizer(4, num_levels=13)
+    model = keras_sq.quantize_model(model, quantizer, overrides={}, seed=0)
+    path = tmp_path / "model.tflite"
+    keras_sq.export(model, path, target="small", allow_untrained=True)
+    contents = reader.read(path)
+    assert contents.notes == ()
+    (weight,) = contents.weights
+    assert weight.chain[-1] == "DEQUANTIZE"
+    assert (weight.stored_as, weight.channel_levels) == ("4 per INT16", 13)
+    kernel = keras_sq.strip_quantization(model).layers[-1].kernel
+    assert weight.levels == len(np.unique(kernel))
+
+
 def test_packed_digits_are_followed_to_the_weight():
     contents = parse(packed_file())
     first, second = contents.weights

@@ -26,7 +26,12 @@ def quantizers_of(model):
         (presets.lq_nets(3), "LearnedQuantizer(num_bits=3)", False, None),
         (presets.lq_nets(1, 2), "LearnedQuantizer(num_bits=1)", False, "lq-2"),
         (presets.direct("uniform-4"), "UniformQuantizer(num_bits=4", True, None),
-        (presets.stochastic("lq-2"), "LearnedQuantizer(num_bits=2)", True, None),
+        (
+            presets.stochastic("lq-2", overrides={}),
+            "LearnedQuantizer(num_bits=2)",
+            True,
+            None,
+        ),
     ],
 )
 def test_preset_quantizes_what_its_paper_does(preset, quantizer, ends, inputs):

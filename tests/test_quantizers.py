@@ -26,6 +26,7 @@ from keras_sq.quantizers import (
     TernaryQuantizer,
     UniformQuantizer,
 )
+from keras_sq.quantizers.uniform import gaussian_scale
 
 
 @quantizers.register
@@ -144,11 +145,14 @@ GAUSSIAN = (1.224, 0.651, 0.353, 0.193, 0.105, 0.0573, 0.0309)
 
 
 def uniform_least_squares(bits):
+    best = dict(zip(range(2, 9), GAUSSIAN, strict=True))[bits]
+    return least_squares(2 ** (bits - 1) - 1, best)
+
+
+def least_squares(n, best):
     def oracle(rows):
-        n = 2 ** (bits - 1) - 1
         # The scale of least squared error for N(0, 1), with its deviation
         # from the mean of |w|, or the scale that clips nothing.
-        best = dict(zip(range(2, 9), GAUSSIAN, strict=True))[bits]
         scales = [
             min(
                 best * (np.pi / 2) ** 0.5 * mean([abs(w) for w in c]),
@@ -240,6 +244,14 @@ TABLE = [
     Row("ternary filter", lambda: TernaryQuantizer("filter"), ternary_filter(0.7), 3),
     *map(_uniform, range(2, 9)),
     *map(_other_scale, (2, 3, 4, 5, 8)),
+    Row(
+        "uniform, 13 levels",
+        lambda: UniformQuantizer(4, num_levels=13),
+        # Between 7 and 15 levels: a power of the largest code.
+        least_squares(6, 0.651 * (0.353 / 0.651) ** (np.log(6 / 3) / np.log(7 / 3))),
+        13,
+        xla=False,
+    ),
     Row("own", PowerOfTwoQuantizer, power_of_two, 3),
 ]
 each = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -448,6 +460,38 @@ def test_least_squares_scale_is_nearer_than_max(bits):
         for scale in ("least_squares", "max")
     )
     assert near < far
+
+
+@pytest.mark.parametrize("num_levels", [3, 5, 7, 9, 11, 13, 15, 21, 31])
+def test_scale_for_gaussian_weights_is_about_the_best(num_levels):
+    weights = np.random.default_rng(0).standard_normal(100_000)
+    most = num_levels // 2
+
+    def error(scale):
+        codes = np.clip(np.rint(weights / scale), -most, most)
+        return np.square(weights - codes * scale).mean()
+
+    best = min(error(scale) for scale in np.geomspace(0.05, 2, 300))
+    assert error(gaussian_scale(most)) < 1.01 * best
+
+
+def test_13_levels_lose_next_to_nothing_against_15():
+    kernel = kernel_of((1000, 8))
+    lost = [
+        float(np.square(UniformQuantizer(4, num_levels=n)(kernel) - kernel).mean())
+        for n in (15, 13)
+    ]
+    power = float(np.square(kernel).mean())
+    assert lost[0] < lost[1] < lost[0] + 0.005 * power
+
+
+def test_number_of_levels_is_kept():
+    quantizer = UniformQuantizer(4, num_levels=13)
+    assert (quantizer.num_levels, quantizer.max_code) == (13, 6)
+    assert "num_levels=13" in repr(quantizer)
+    assert UniformQuantizer.from_config(quantizer.get_config()) == quantizer
+    assert quantizer != UniformQuantizer(4) == UniformQuantizer(4, num_levels=15)
+    assert UniformQuantizer.from_config({"num_bits": 4, "scale": "max"}).max_code == 7
 
 
 def test_released_threshold_looks_at_the_centred_weights():
@@ -695,6 +739,20 @@ def test_uniform_bits_out_of_range(bits, bound):
 def test_uniform_bits_no_integer(bits):
     with pytest.raises(TypeError, match="Argument `num_bits` must be an integer"):
         UniformQuantizer(bits)
+
+
+@pytest.mark.parametrize(
+    ("levels", "error", "message"),
+    [
+        (17, ValueError, "`num_levels` must be at most 15"),
+        (7, ValueError, "`num_levels` must be at least 9"),
+        (12, ValueError, "`num_levels` must be odd"),
+        (13.0, TypeError, "`num_levels` must be an integer"),
+    ],
+)
+def test_uniform_bad_number_of_levels(levels, error, message):
+    with pytest.raises(error, match=message):
+        UniformQuantizer(4, num_levels=levels)
 
 
 def test_uniform_unknown_scale():

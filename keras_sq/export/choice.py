@@ -41,6 +41,24 @@ GATHERED = "packed"
 SHARED = "packed, shared levels"
 """The form of packed indices of levels that all filters share."""
 
+SCALED = "packed codes"
+"""The form of packed indices of codes, times a scale a filter."""
+
+PACKED_FORMS = (GATHERED, SCALED, "INT8")
+"""Of small float files that every runtime takes."""
+
+CODE_SETS = ((-1, 1), *(tuple(range(-n, n + 1)) for n in (1, 2, 3, 6, 15)))
+"""The codes of `SCALED`: kernels share digit tables, so few sets, each the largest of
+as many digits an index (`packing.py`); the middle ones are 3, 5, 7 and 13 codes."""
+
+OTHER_AXIS = "filters are not on the first axis, as packing of levels needs"
+
+AT_ONCE = ("CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+"""Readers of `SCALED`, unfolded in each run: those that need all of it, and once."""
+
+RUN_BYTES = 1 / 20
+"""Bytes that a weight has to save to be unfolded in each run."""
+
 Table = tuple[int, tuple[int, ...]]
 """A digit table, by its graph and what the digits stand for."""
 
@@ -50,9 +68,10 @@ class Option:
     """A form that a tensor's values allow.
 
     Attributes:
-        form: `GATHERED`, `SHARED`, or the type of the codes.
+        form: `GATHERED`, `SHARED`, `SCALED`, or the type of the codes.
         constant_bytes: What its constants take.
-        total_bytes: About what it takes with its operators and tensors.
+        total_bytes: About what it takes with its operators and tensors, and what its
+            time is worth.
         table: The digit table that it needs, or `None`.
     """
 
@@ -98,7 +117,7 @@ def store_float_weights(
     Args:
         file: The file, changed in place.
         weights: Its weight tensors.
-        allowed: Forms: types of codes, and `GATHERED`.
+        allowed: Forms: types of codes, `GATHERED` and `SCALED`.
 
     Returns:
         What became of each tensor.
@@ -134,7 +153,7 @@ def _float_plan(file: TFLiteFile, weight: WeightTensor, allowed: Sequence[str]) 
         return _no_plan(weight, levels, "the target keeps float32 weights")
     if levels is None:
         return _no_plan(weight, None, f"more than {MAX_LEVELS} values a filter")
-    codes = uniform_codes(levels) if set(allowed) & set(RANGES) else None
+    codes = uniform_codes(levels) if set(allowed) & {SCALED, *RANGES} else None
     filters = weight.shape[weight.axis]
     options = []
     for form in allowed:
@@ -143,6 +162,8 @@ def _float_plan(file: TFLiteFile, weight: WeightTensor, allowed: Sequence[str]) 
             if count <= packing.MAX_LEVELS and weight.axis == 0:
                 size = packing.packed_bytes(weight.size, count) + 4 * filters * count
                 options.append(_gathered(weight, size, count))
+        elif form == SCALED:
+            options += _scaled(file, weight, codes)
         elif codes is not None:
             low, high = RANGES[form]
             if low <= codes.smallest and codes.largest <= high:
@@ -153,11 +174,11 @@ def _float_plan(file: TFLiteFile, weight: WeightTensor, allowed: Sequence[str]) 
     if not options:
         reason = f"{levels.num_levels} values a filter"
         if GATHERED in allowed and weight.axis != 0:
-            reason += "; filters are not on the first axis, as packing needs"
+            reason += f"; {OTHER_AXIS}"
         elif levels.num_levels <= packing.MAX_LEVELS and codes is None:
             reason += ", not multiples of one number: only target 'small' holds them"
-    elif GATHERED in allowed and weight.axis != 0:
-        reason = "filters are not on the first axis, as packing needs"
+    elif GATHERED in allowed and weight.axis != 0 and not _has(options, SCALED):
+        reason = OTHER_AXIS
     elif GATHERED in allowed and levels.num_levels > packing.MAX_LEVELS:
         reason = f"more than {packing.MAX_LEVELS} levels"
     return Plan(weight, levels, array.nbytes, tuple(options), reason, codes)
@@ -187,6 +208,30 @@ def _int8_plan(file: TFLiteFile, weight: WeightTensor) -> Plan:
 def _gathered(weight: WeightTensor, size: int, count: int) -> Option:
     table = (id(weight.subgraph), tuple(range(count)))
     return Option(GATHERED, size, size + forms.GATHER_BYTES, table)
+
+
+def _has(options: Sequence[Option], form: str) -> bool:
+    return any(option.form == form for option in options)
+
+
+def _scaled(
+    file: TFLiteFile, weight: WeightTensor, codes: UniformCodes | None
+) -> list[Option]:
+    """Returns the form of packed codes, if it is one for this tensor."""
+    found = None if codes is None else _code_set(codes)
+    in_loop = weight.subgraph is not file.subgraphs[0]
+    if found is None or in_loop or not set(weight.operators) <= set(AT_ONCE):
+        return []
+    size = packing.packed_bytes(weight.size, len(found))
+    size += CHANNEL_BYTES * weight.shape[weight.axis]
+    total = size + forms.SCALED_BYTES + round(RUN_BYTES * weight.size)
+    return [Option(SCALED, size, total, (id(weight.subgraph), found))]
+
+
+def _code_set(codes: UniformCodes) -> tuple[int, ...] | None:
+    """Returns the smallest of the sets that has all codes."""
+    there = set(np.unique(codes.codes).tolist())
+    return next((found for found in CODE_SETS if there <= set(found)), None)
 
 
 def _no_plan(weight: WeightTensor, levels: FilterLevels | None, reason: str) -> Plan:
@@ -287,14 +332,14 @@ def _put(rewriter: forms.Rewriter, plan: Plan) -> KernelReport:
         codes = plan.codes
         assert codes is not None  # Or it would be no option.
         found = plan.levels.indices(matrix).astype(np.intp)
-        rewriter.dequantized(
-            weight.subgraph,
-            weight.index,
-            _in_place(np.take_along_axis(codes.codes, found, axis=1), weight),
-            codes.scale,
-            weight.axis,
-            best.form,
-        )
+        whole = _in_place(np.take_along_axis(codes.codes, found, axis=1), weight)
+        tensor = weight.subgraph, weight.index
+        if best.form == SCALED:
+            assert best.table is not None  # As of all packed forms.
+            digits = np.searchsorted(best.table[1], whole).astype(np.uint8)
+            rewriter.scaled(*tensor, digits, best.table[1], codes.scale, weight.axis)
+        else:
+            rewriter.dequantized(*tensor, whole, codes.scale, weight.axis, best.form)
         reasons.insert(0, f"codes {codes.smallest} to {codes.largest}")
     stored = f"{best.form} codes" if best.form in RANGES else PACKED
     reason = "; ".join(reasons)

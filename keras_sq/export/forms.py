@@ -5,17 +5,24 @@
 | `dequantized` | codes, INT8, INT4 or INT2 | DEQUANTIZE | codes · scale |
 | `gathered` | packed indices (`packing.py`) | GATHER, GATHER | a level of a filter |
 | `looked_up` | packed indices | GATHER | a level of all filters |
+| `scaled` | packed indices | GATHER, DEQUANTIZE | codes · scale |
 
 Tensors between are nameless: names take more of a small file than operators. In
 each form, the tensor that was the constant stays, with its name and its readers,
 and becomes the output of the last operator. All operands are constants, so
-runtimes unfold a kernel once, when they allocate the tensors.
+runtimes unfold a kernel once, when they allocate the tensors; only the DEQUANTIZE of
+`scaled` runs every time.
 
-Design note: **no arithmetic.** MUL of signs and scales would be the plain form.
+Design note: **little arithmetic.** MUL of signs and scales would be the plain form.
 But XNNPACK takes a float MUL and runs it again every time; CAST is not run when
 tensors are allocated either. GATHER, RESHAPE, CONCATENATION and STRIDED_SLICE are,
 and what they move stays exact. The digits are brought into the kernel's shape
 before they are looked up: a RESHAPE of floats is XNNPACK's again.
+
+`scaled` is for many levels: `gathered` lists each filter's, 52 bytes for 13 of them,
+a scale takes 12. And it is for kernels whose filters are not on the first axis, as
+depthwise ones. The runtimes that these files are for dequantize what is not a constant
+anew in every run, about a nanosecond a weight.
 """
 
 from collections.abc import Sequence
@@ -47,6 +54,7 @@ The operators and tensors of that take about as much.
 
 GATHER_BYTES = 600
 DEQUANTIZE_BYTES = 250
+SCALED_BYTES = 420
 TABLE_BYTES = 2000
 """About what the operators and tensors of a form take in the file.
 
@@ -152,6 +160,41 @@ class Rewriter:
             "INT8",
             shape_of(tensor),
             output=index,
+        )
+        self._unfold(subgraph, index, operators)
+
+    def scaled(
+        self,
+        subgraph: Any,
+        index: int,
+        digits: Array,
+        codes: Sequence[int],
+        scale: Array,
+        axis: int,
+    ) -> None:
+        """Stores a float constant as packed codes and a scale a channel.
+
+        Args:
+            subgraph: The constant's graph.
+            index: The constant's place in it.
+            digits: Uint8 array, in the constant's order.
+            codes: The int8 codes that the digits stand for.
+            scale: Float32 array `(channels,)`.
+            axis: The channels' axis.
+        """
+        shape = shape_of(subgraph.tensors[index])
+        quantization = per_channel(scale, axis)
+        unfolded = self.file.add_tensor(
+            subgraph, "", shape, "INT8", quantization=quantization
+        )
+        table = self._table(subgraph, "INT8", tuple(codes))
+        operators, _ = self._gathered_digits(
+            subgraph, digits, len(codes), table, "INT8", shape, output=unfolded
+        )
+        options = schema.DequantizeOptionsT()
+        version = DEQUANTIZE_VERSIONS["INT8"]
+        operators.append(
+            self.file.new_operator("DEQUANTIZE", [unfolded], [index], options, version)
         )
         self._unfold(subgraph, index, operators)
 

@@ -115,7 +115,7 @@ def _small(request: Request) -> Made:
 
     if request.examples is not None:
         return building.packed_integers(request)
-    return building.float_weights(request, (choice.GATHERED, "INT8"))
+    return building.float_weights(request, choice.PACKED_FORMS)
 
 
 def _int8(request: Request) -> Made:

@@ -56,7 +56,14 @@ class Peer:
 
 PEERS = {
     "float": Peer(("start", "trained-on"), None),
-    "keras_sq": Peer(("ternary", "ternary-sq", "binary", "binary-sq"), None),
+    "keras_sq": Peer(
+        tuple(
+            f"{quantizer}{way}"
+            for quantizer in ("ternary", "binary")
+            for way in ("-default", "", "-sq")
+        ),
+        None,
+    ),
     "larq": Peer(
         ("ternary", "binary"),
         (*KERAS_2, "larq==0.14.*", "larq-compute-engine==0.16.*", "numpy<2"),

@@ -47,7 +47,14 @@ ENDS = {"@first": EIGHT_BITS, "@last": EIGHT_BITS}
 EDGES = {**ENDS, "@downsampling": EIGHT_BITS}
 SMALL = dict.fromkeys(("@first", "@last", "block1*", "*shortcut"), FOUR_BITS)
 MORE = {**SMALL, "block2_conv1": FOUR_BITS}
-"""Of ResNet-8: 1.4, 4.7, 10.7 and 16.6 % of the weights. The last is `"@small"`."""
+MOST = (*MORE, "block2_conv2")
+"""Of ResNet-8: 1.4, 4.7, 10.7, 16.6 and 28.5 % of the weights; the last: `"@small"`."""
+
+
+def most(**settings: Any) -> dict[str, Any]:
+    """Returns overrides of all those by one quantizer, with the scale as it is now."""
+    return dict.fromkeys(MOST, keras_sq.quantizers.UniformQuantizer(**settings))
+
 
 RATE = 0.1
 
@@ -129,6 +136,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ternary, small 4, per filter": recipe(BY_FILTER, overrides=SMALL),
     "ternary, small 4, SQ": recipe(schedule=RAMP_15, overrides=SMALL),
     "ternary, more 4, SQ": recipe(schedule=RAMP_15, overrides=MORE),
+    "ternary, most 15 levels, SQ": recipe(schedule=RAMP_15, overrides=most(num_bits=4)),
+    "ternary, most 13 levels, SQ": recipe(
+        schedule=RAMP_15, overrides=most(num_bits=4, num_levels=13)
+    ),
+    "ternary, most 7 levels, SQ": recipe(schedule=RAMP_15, overrides=most(num_bits=3)),
     "ternary, more 4, SQ longer, per filter, rate 0.07": recipe(
         BY_FILTER, RAMP_30, overrides=MORE, rate=0.07
     ),
@@ -140,6 +152,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "binary, edges 8, SQ": recipe("binary", RAMP_15, overrides=EDGES),
     "binary, edges 8, offset": recipe(Offset(), overrides=EDGES),
     "binary, small 4, SQ": recipe("binary", RAMP_15, overrides=SMALL),
+    "binary, most 13 levels, SQ": recipe(
+        "binary", RAMP_15, overrides=most(num_bits=4, num_levels=13)
+    ),
 }
 
 
@@ -218,6 +233,7 @@ def main(argv: Sequence[str]) -> None:
         batch_size=64,
         seed=_SEED.value,
         limit=_LIMIT.value,
+        augment=None,
     )
     held_out = judges(data)
     file = folder / f"start-{_SEED.value}.keras"

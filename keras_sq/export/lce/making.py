@@ -67,7 +67,7 @@ def make(request: Request) -> Made:
     if not bits:
         found = [f"'{x.kernel or x.name}': {reasons[id(x.tensor)]}" for x in weights]
         raise _nothing(request.model, "; ".join(found[:3]))
-    rest = choice.store_float_weights(file, weights, (choice.GATHERED, "INT8"))
+    rest = choice.store_float_weights(file, weights, choice.PACKED_FORMS)
     rest = [
         kernels.with_reason(report, reasons[id(weight.tensor)])
         for report, weight in zip(rest, weights, strict=True)

@@ -1,4 +1,4 @@
-"""This package: quantized directly, and by stochastic quantization."""
+"""This package: its defaults; all layers alike, directly and with SQ."""
 
 import harness
 
@@ -6,13 +6,14 @@ import keras_sq
 
 
 def preset(method):
-    """Returns what the package calls the method: `"ternary"`, `"ternary-sq"`, ..."""
-    quantizer, _, stochastic = method.partition("-")
-    if stochastic:
-        schedule = keras_sq.callbacks.StochasticQuantization().schedule
-        settings = {"skip": (), "overrides": {}}
-        return keras_sq.presets.stochastic(quantizer, schedule, **settings)
-    return keras_sq.presets.direct(quantizer, skip=())
+    """Returns the method: `"ternary-default"`, `"ternary-sq"`, `"ternary"`, ..."""
+    quantizer, _, way = method.partition("-")
+    if not way:
+        return keras_sq.presets.direct(quantizer, skip=())
+    # `None`: four bits for the smallest layers, as quantize_model has it.
+    settings = {"skip": (), "overrides": None if way == "default" else {}}
+    schedule = keras_sq.callbacks.StochasticQuantization().schedule
+    return keras_sq.presets.stochastic(quantizer, schedule, **settings)
 
 
 def make(work, method):
