@@ -154,30 +154,23 @@ def _float_plan(file: TFLiteFile, weight: WeightTensor, allowed: Sequence[str]) 
     if levels is None:
         return _no_plan(weight, None, f"more than {MAX_LEVELS} values a filter")
     codes = uniform_codes(levels) if set(allowed) & {SCALED, *RANGES} else None
-    filters = weight.shape[weight.axis]
     options = []
     for form in allowed:
         if form == GATHERED:
-            count = max(levels.num_levels, 2)
-            if count <= packing.MAX_LEVELS and weight.axis == 0:
-                size = packing.packed_bytes(weight.size, count) + 4 * filters * count
-                options.append(_gathered(weight, size, count))
-        elif form == SCALED:
+            options += _gathered_floats(weight, levels)
+        elif codes is not None and form == SCALED:
             options += _scaled(file, weight, codes)
         elif codes is not None:
-            low, high = RANGES[form]
-            if low <= codes.smallest and codes.largest <= high:
-                bits = PACKED_BITS.get(form, 8)
-                size = -(-weight.size * bits // 8) + CHANNEL_BYTES * filters
-                options.append(Option(form, size, size + forms.DEQUANTIZE_BYTES))
+            options += _coded(weight, codes, form)
     reason = ""
+    other_axis = GATHERED in allowed and weight.axis != 0
     if not options:
         reason = f"{levels.num_levels} values a filter"
-        if GATHERED in allowed and weight.axis != 0:
+        if other_axis:
             reason += f"; {OTHER_AXIS}"
         elif levels.num_levels <= packing.MAX_LEVELS and codes is None:
             reason += ", not multiples of one number: only target 'small' holds them"
-    elif GATHERED in allowed and weight.axis != 0 and not _has(options, SCALED):
+    elif other_axis and all(option.table is None for option in options):
         reason = OTHER_AXIS
     elif GATHERED in allowed and levels.num_levels > packing.MAX_LEVELS:
         reason = f"more than {packing.MAX_LEVELS} levels"
@@ -210,15 +203,20 @@ def _gathered(weight: WeightTensor, size: int, count: int) -> Option:
     return Option(GATHERED, size, size + forms.GATHER_BYTES, table)
 
 
-def _has(options: Sequence[Option], form: str) -> bool:
-    return any(option.form == form for option in options)
+def _gathered_floats(weight: WeightTensor, levels: FilterLevels) -> list[Option]:
+    """Returns the form of a list of levels a filter, if filters are in rows."""
+    count = max(levels.num_levels, 2)
+    if count > packing.MAX_LEVELS or weight.axis != 0:
+        return []
+    size = packing.packed_bytes(weight.size, count) + 4 * weight.shape[0] * count
+    return [_gathered(weight, size, count)]
 
 
 def _scaled(
-    file: TFLiteFile, weight: WeightTensor, codes: UniformCodes | None
+    file: TFLiteFile, weight: WeightTensor, codes: UniformCodes
 ) -> list[Option]:
     """Returns the form of packed codes, if it is one for this tensor."""
-    found = None if codes is None else _code_set(codes)
+    found = _code_set(codes)
     in_loop = weight.subgraph is not file.subgraphs[0]
     if found is None or in_loop or not set(weight.operators) <= set(AT_ONCE):
         return []
@@ -226,6 +224,16 @@ def _scaled(
     size += CHANNEL_BYTES * weight.shape[weight.axis]
     total = size + forms.SCALED_BYTES + round(RUN_BYTES * weight.size)
     return [Option(SCALED, size, total, (id(weight.subgraph), found))]
+
+
+def _coded(weight: WeightTensor, codes: UniformCodes, form: str) -> list[Option]:
+    """Returns the form of codes of an integer type, if they are in its range."""
+    low, high = RANGES[form]
+    if codes.smallest < low or codes.largest > high:
+        return []
+    size = -(-weight.size * PACKED_BITS.get(form, 8) // 8)
+    size += CHANNEL_BYTES * weight.shape[weight.axis]
+    return [Option(form, size, size + forms.DEQUANTIZE_BYTES)]
 
 
 def _code_set(codes: UniformCodes) -> tuple[int, ...] | None:
