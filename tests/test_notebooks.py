@@ -9,7 +9,8 @@ import re
 
 import pytest
 
-NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = pathlib.Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 SMALL = {
     "01_quickstart": {"EPOCHS": 4},
@@ -53,6 +54,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     if module is not None:
         pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the commands in it
     code = ["".join(c["source"]) for c in cells_of(path) if c["cell_type"] == "code"]
     for name, value in SMALL[path.stem].items():
         pattern = re.compile(rf"^{name} = \d+$", re.MULTILINE)
