@@ -28,7 +28,7 @@ from typing import Any
 
 from absl import app, flags
 
-from keras_sq import _checks, experiments, run_folder, sweep_report
+from keras_sq import _checks, _commands, experiments, run_folder, sweep_report
 from keras_sq.training_config import MAX_SEEDS, PROTOCOLS
 from keras_sq.training_files import DamagedRunError, write_text
 
@@ -319,18 +319,13 @@ def main(values: flags.FlagValues) -> int:
 
 
 def _main_of_process(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        print(
-            f"keras_sq.sweep: error: unknown argument {argv[1]!r}; flags look like "
-            "--seeds=3. See --helpfull.",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        return main(flags.FLAGS)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on.", file=sys.stderr)
-        return 130
+    return _commands.run(
+        main,
+        argv,
+        name="keras_sq.sweep",
+        example="--seeds=3",
+        goes_on="The same command goes on.",
+    )
 
 
 if __name__ == "__main__":

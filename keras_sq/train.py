@@ -31,6 +31,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from keras_sq import (
+    _commands,
     datasets,
     experiments,
     network_recipes,
@@ -347,23 +348,18 @@ def main(values: flags.FlagValues) -> int:
 
 
 def _main_of_process(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        print(
-            f"keras_sq.train: error: unknown argument {argv[1]!r}; flags look like "
-            "--epochs=3. See --helpfull.",
-            file=sys.stderr,
-        )
-        return 2
     if not flags.FLAGS["verbosity"].present:
         # TFDS logs every file that it opens.
         logging.set_verbosity(logging.WARNING)
     # For the whole process, and not to be undone: hence here and not in `run`.
     tf.config.experimental.enable_op_determinism()
-    try:
-        return main(flags.FLAGS)
-    except KeyboardInterrupt:
-        print("\nStopped. Go on with the same flags and --resume.", file=sys.stderr)
-        return 130
+    return _commands.run(
+        main,
+        argv,
+        name="keras_sq.train",
+        example="--epochs=3",
+        goes_on="Go on with the same flags and --resume.",
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "keras_sq"
 
 # From the bottom up; a part imports parts of its own row and of those above it.
 ROWS = [
-    {"_version", "types", "_checks", "file_checks", "legacy_configs"},
+    {"_version", "types", "_checks", "_commands", "file_checks", "legacy_configs"},
     {"_backend", "functional"},
     {"_keras_internals"},
     {"split_update", "ranking"},
