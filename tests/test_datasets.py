@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from tiny_datasets import labelled
 
 from keras_sq import datasets
 from keras_sq.datasets import batches, loading
@@ -26,16 +27,8 @@ class TinyColours(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "picture": tfds.features.Image(shape=(HEIGHT, WIDTH, 3)),
-                    "kind": tfds.features.ClassLabel(num_classes=3),
-                }
-            ),
-            supervised_keys=("picture", "kind"),
-        )
+        pictures = tfds.features.Image(shape=(HEIGHT, WIDTH, 3))
+        return labelled(self, pictures, name="picture", label="kind")
 
     def _split_generators(self, dl_manager):
         return {
@@ -63,16 +56,8 @@ class NoPictures(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "x": tfds.features.Tensor(shape=(2,), dtype=np.float32),
-                    "label": tfds.features.ClassLabel(num_classes=3),
-                }
-            ),
-            supervised_keys=("x", "label"),
-        )
+        numbers = tfds.features.Tensor(shape=(2,), dtype=np.float32)
+        return labelled(self, numbers, name="x")
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(), "test": self._generate_examples()}

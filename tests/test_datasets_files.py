@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from tiny_datasets import labelled
 
 from keras_sq import datasets
 from keras_sq.datasets import images, loading, settings, sound, streaming
@@ -24,17 +25,9 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(None, None, 3), encoding_format="jpeg"
-                    ),
-                    "label": tfds.features.ClassLabel(num_classes=3),
-                }
-            ),
-            supervised_keys=("image", "label"),
+        return labelled(
+            self,
+            tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
         )
 
     def _split_generators(self, dl_manager):
@@ -54,16 +47,7 @@ class Small(Pictures):
     """Pictures of one size, which memory holds, if it may; 5 x 8 pixels."""
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(5, 8, 3)),
-                    "label": tfds.features.ClassLabel(num_classes=3),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
+        return labelled(self, tfds.features.Image(shape=(5, 8, 3)))
 
     def _generate_examples(self, start, count):
         for number in range(start, start + count):

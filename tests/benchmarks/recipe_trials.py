@@ -239,7 +239,9 @@ def train(
     """Trains with one cosine from the first step to the last, or one a stage."""
     steps = epochs * data.steps_per_epoch
     if made["restarts"]:
-        stages = made["schedule"].bind(steps, data.steps_per_epoch)
+        stages = made["schedule"].bind(
+            total_steps=steps, steps_per_epoch=data.steps_per_epoch
+        )
         steps = -(-steps // len(stages.stage_starts))
     rate = keras.optimizers.schedules.CosineDecay(made["rate"], steps)
     if made["restarts"]:
