@@ -5,21 +5,68 @@ is, is in `training_config.py`; how its files are read and written, in
 `training_files.py`.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_sq import file_checks
 from keras_sq.training_files import write_json
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder go unnoticed there.
+    fcntl = None  # type: ignore[assignment]
+
 _DESCRIPTION = "config.json"
 _STATE = "state"
 _RESULTS = "results.json"
 _OUTPUTS = ("history.csv", _RESULTS, "training.png")
+
+
+@contextlib.contextmanager
+def only_process(output_dir: str) -> Iterator[None]:
+    """Keeps every other process out of an output folder, while the block runs.
+
+    The lock is of the folder itself and goes with the process, however that ends. On
+    file systems without locks there is none.
+
+    Args:
+        output_dir: The folder; made if it is not there.
+
+    Raises:
+        FileExistsError: If another process has the folder.
+        OSError: If the folder cannot be made.
+    """
+    path = pathlib.Path(output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY) if fcntl else None
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        if descriptor is not None:
+            _lock(descriptor, output_dir)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, output_dir: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FileExistsError(
+            f"Another process trains in folder {output_dir!r}. Wait for it, stop it, "
+            "or choose another `--output_dir`."
+        ) from error
+    except OSError:
+        pass  # No locks on this file system.
 
 
 def claim_folder(

@@ -7,11 +7,12 @@ Each run is a process of its own, `python -m keras_sq.train`, in a folder of its
 one that fails, for whatever reason, does not stop the others, and is tried again by the
 same command. What is finished is skipped; what was killed is gone on with. So the
 command can be killed, or given a time (`--minutes`), and repeated until nothing is left
-to do.
+to do. A folder may serve several sweeps.
 
-When it ends, and when it stops, the folder has the table of all that is finished, as
-`results.csv` (a row a network and seed) and `results.md` (mean and spread over the
-seeds, beside what was published), and `failed/` has the output of what failed.
+When it ends, and when it stops, the folder has the table of all that is finished there,
+by earlier sweeps too, as `results.csv` (a row a network and seed) and `results.md`
+(mean and spread over the seeds, beside what was published), and `failed/` has the
+output of what failed.
 
 Design note: processes and not functions, since a network that takes too much memory, or
 a crash below Python, ends a process.
@@ -258,18 +259,35 @@ def _log(folder: pathlib.Path, run: Run) -> pathlib.Path:
     return folder / "failed" / name
 
 
-def _results(runs: Iterable[Run]) -> list[sweep_report.Result]:
+def _results(folder: pathlib.Path, runs: Iterable[Run]) -> list[sweep_report.Result]:
+    """Reads what is finished: of these runs, then of earlier sweeps in the folder."""
     found = []
-    for run in runs:
+    asked = {run.folder for run in runs}
+    for run in (*runs, *(x for x in _runs_in(folder) if x.folder not in asked)):
         if run.is_finished:
             path = run_folder.RunFolder(run.folder).results
             found += sweep_report.read(path, run.experiment, run.protocol, run.seed)
     return found
 
 
+def _runs_in(folder: pathlib.Path) -> list[Run]:
+    """Returns the runs whose folders are in the folder of a sweep."""
+    found = []
+    for path in sorted(folder.glob("*/*/seed-*")):
+        name, protocol, seed = path.relative_to(folder).parts
+        number = seed.removeprefix("seed-")
+        if protocol in PROTOCOLS and number.isdecimal():
+            try:
+                experiment = experiments.get(name)
+            except ValueError:
+                continue  # Not a folder of this command.
+            found.append(Run(experiment, protocol, int(number), path, {}))
+    return found
+
+
 def _write_tables(folder: pathlib.Path, runs: Iterable[Run]) -> str:
     """Writes both tables of what is finished; returns the one for people."""
-    results = _results(runs)
+    results = _results(folder, runs)
     table = sweep_report.markdown(results)
     write_text(folder / "results.csv", sweep_report.csv_text(results))
     write_text(folder / "results.md", table)
@@ -319,6 +337,8 @@ def main(values: flags.FlagValues) -> int:
 
 
 def _main_of_process(argv: Sequence[str]) -> int:
+    # As after Ctrl-C, the training must not go on alone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return _commands.run(
         main,
         argv,

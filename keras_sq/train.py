@@ -17,6 +17,7 @@ Settings are in `training_config.py`, what they make of networks in
 `training_callbacks.py`. Many runs at once: `python -m keras_sq.sweep`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,7 +45,7 @@ from keras_sq.callbacks import NotFiniteError
 from keras_sq.comparisons import FLOAT, Method
 from keras_sq.distillation import distill
 from keras_sq.export import ExportError, export
-from keras_sq.run_folder import RunFolder
+from keras_sq.run_folder import RunFolder, only_process
 from keras_sq.training_config import TrainConfig
 from keras_sq.training_files import (
     DamagedRunError,
@@ -69,14 +70,16 @@ def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
 
     Raises:
         FileNotFoundError: If the data set is not there.
-        FileExistsError: If the folder holds another run.
+        FileExistsError: If the folder holds another run, or another process trains
+            there.
         OSError: If the folder cannot be written to.
         DamagedRunError: If what is to be gone on with was damaged.
         ValueError: If a setting does not suit the data or the network.
         NotFiniteError: If a network diverges; a `ValueError`, too.
         ExportError: If a network cannot be exported.
     """
-    return _finish(config, _prepare(config))
+    with contextlib.ExitStack() as held:
+        return _finish(config, _prepare(config, held))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +91,11 @@ class _Run:
     folder: RunFolder
 
 
-def _prepare(config: TrainConfig) -> list[_Run]:
-    """Everything that can be wrong with a request; then makes the folders."""
+def _prepare(config: TrainConfig, held: contextlib.ExitStack) -> list[_Run]:
+    """Everything that can be wrong with a request; then makes the folders.
+
+    They are this process's until `held` is closed.
+    """
     singles = config.single_runs()
     data = datasets.load(
         config.dataset,
@@ -105,6 +111,8 @@ def _prepare(config: TrainConfig) -> list[_Run]:
     model = network_recipes.new_model(config, data)
     for method in config.methods:
         network_recipes.quantized(config, method, model)
+    for single in singles:
+        held.enter_context(only_process(single.output_dir))
     return [
         _Run(single, data.with_seed(single.seed), single.claim_folder())
         for single in singles
@@ -319,9 +327,14 @@ def main(values: flags.FlagValues) -> int:
         for name in experiments.names():
             print(f"{name:<48}  {experiments.get(name).caption}".rstrip())
         return 0
+    with contextlib.ExitStack() as held:
+        return _main(values, held)
+
+
+def _main(values: flags.FlagValues, held: contextlib.ExitStack) -> int:
     try:
         config = config_from_flags(values)
-        prepared = _prepare(config)
+        prepared = _prepare(config, held)
     except (OSError, TypeError, ValueError) as error:
         print(f"keras_sq.train: error: {error}", file=sys.stderr)
         return 2

@@ -165,6 +165,49 @@ def test_time_that_is_up_stops_the_run_and_the_next_goes_on(quick):
     assert sweep.sweep(quick) == 0
 
 
+def test_table_has_what_earlier_sweeps_in_the_folder_finished(quick, capsys):
+    sweep.sweep(SweepConfig(**{**vars(quick), "experiments": ("digits_sq_twn",)}))
+    pathlib.Path(quick.output_dir, "notes", "equal", "seed-0").mkdir(parents=True)
+    assert sweep.sweep(quick) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line.split(",")[0].strip("| ") for line in lines[-3:]]
+    assert titles == ["TWN", "BWN", "SQ-TWN"]
+    rows = pathlib.Path(quick.output_dir, "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 + 2
+
+
+HANGING = """
+import sys
+from absl import app, flags
+from keras_sq import sweep
+training = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); "
+training += "time.sleep(300)"
+sweep.Run.command = lambda run: [sys.executable, "-c", training, sys.argv[-1]]
+sweep.define_flags(flags.FLAGS)
+app.run(sweep._main_of_process, [*sys.argv[:-1]])
+"""
+
+
+def test_terminated_sweep_takes_its_training_with_it(tmp_path):
+    """SIGTERM to the sweep alone, as of a job scheduler."""
+    begun = tmp_path / "begun"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, "--experiments=digits_twn"]
+        + [f"--output_dir={tmp_path / 'sweep'}", str(begun)],
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not begun.exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    # Nobody is left of the session.
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
 def test_other_settings_in_the_folder_are_refused(quick, tmp_path):
     run = quick.runs()[0]
     run.experiment.config(**run.settings).claim_folder()

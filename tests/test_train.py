@@ -147,7 +147,7 @@ def test_run_writes_files_and_table(finished):
 
 
 def test_quantized_networks_start_from_the_float_one(own):
-    (single,) = train._prepare(own)
+    (single,) = train._prepare(own, contextlib.ExitStack())
     config = dataclasses.replace(own, learning_rate=1e-12, epochs=2)
     folder = single.folder
     folder.model("direct").unlink()
@@ -166,6 +166,37 @@ def test_finished_run_is_resumed_without_training(finished, own, capsys, monkeyp
     assert train.run(own) == [finished[1]]
     assert capsys.readouterr().out == finished[2]
     assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+HOLDER = """
+import sys
+from keras_sq import run_folder
+with run_folder.only_process(sys.argv[1]):
+    print("has it", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_folder_of_another_process_is_left_alone(own):
+    """Until it ends, however that is: here by SIGKILL."""
+    pytest.importorskip("fcntl")
+    folder = pathlib.Path(own.output_dir)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    replacing = dataclasses.replace(own, resume=False, overwrite=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, own.output_dir],
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(train.__file__).parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "has it\n"
+        for config in (own, replacing):
+            with pytest.raises(FileExistsError, match="Another process trains in"):
+                train.run(config)
+        process.kill()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    train.run(own)
 
 
 def test_skipped_layer_stays_float(own):
@@ -635,7 +666,7 @@ def test_full_disk_is_told_and_keeps_what_was_trained(own, capsys, monkeypatch):
 
 
 def test_stop_between_last_epoch_and_saving_loses_nothing(own, monkeypatch):
-    (single,) = train._prepare(own)
+    (single,) = train._prepare(own, contextlib.ExitStack())
     folder, method = single.folder, own.methods[2]
     folder.model("sq").unlink()
     trained = []
