@@ -16,6 +16,7 @@ process down (a segmentation fault) when the last of a file does not fit. So the
 space is reserved first, by a file that Python writes and that can fail in peace.
 """
 
+import json
 import math
 import os
 import pathlib
@@ -27,10 +28,13 @@ import numpy as np
 
 from keras_sq import _keras_internals as internals
 from keras_sq import file_checks, masks
+from keras_sq.layers import quantized_layers
 from keras_sq.types import Model
 
 _PREFIX = "epoch-"
 _UNFINISHED = "unfinished"
+_NETWORK = "network.json"
+"""What the backup is of. Keras would load any weights of the same shapes."""
 
 _FILE_BYTES = 2**16
 _VARIABLE_BYTES = 2**12
@@ -56,7 +60,8 @@ class AtomicBackup(keras.callbacks.Callback):
     Raises:
         TypeError: If `folder` is no path.
         ValueError: When training begins, if the backup was damaged since it was
-            written.
+            written, or is of another network: of other weights, otherwise quantized,
+            or with another optimizer.
         keras_sq.callbacks.NotFiniteError: After an epoch that leaves a weight not
             finite, unless something else stopped the training already
             (`keras.callbacks.TerminateOnNaN`); the last good backup stays.
@@ -120,6 +125,7 @@ class AtomicBackup(keras.callbacks.Callback):
         shutil.rmtree(self._unfinished, ignore_errors=True)
         newest = self.checked_newest()
         if newest is not None:
+            self._check_network(newest)
             keras_backup = self._keras_backup(newest)
             keras_backup.on_train_begin()
 
@@ -138,6 +144,8 @@ class AtomicBackup(keras.callbacks.Callback):
             self._unfinished.mkdir(parents=True, exist_ok=True)
             _require_space(self._unfinished, _num_bytes(self.model))
             self._keras_backup(self._unfinished).on_epoch_end(epoch)
+            text = json.dumps(_network_of(self.model), indent=2)
+            (self._unfinished / _NETWORK).write_text(text, "utf-8")
             self.write_more(self._unfinished)
             file_checks.seal(self._unfinished)
         # HDF5 raises a RuntimeError where closing a file fails.
@@ -162,6 +170,21 @@ class AtomicBackup(keras.callbacks.Callback):
             folder: Of the backup that is being written.
         """
 
+    def _check_network(self, backup: pathlib.Path) -> None:
+        """Raises if a backup is of another network than the one to be trained."""
+        path = backup / _NETWORK
+        if not path.exists():
+            return  # Of an earlier version.
+        there = file_checks.read_json(path, dict)
+        here = json.loads(json.dumps(_network_of(self.model)))
+        for part in here:
+            if there.get(part) != here[part]:
+                raise ValueError(
+                    f"The backup in '{self.folder}' is of another network: its {part} "
+                    f"{_difference(there.get(part), here[part])}. Choose another "
+                    "folder, or remove this one to train from the start."
+                )
+
     @property
     def _unfinished(self) -> pathlib.Path:
         return self.folder / _UNFINISHED
@@ -170,6 +193,44 @@ class AtomicBackup(keras.callbacks.Callback):
         backup = keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False)
         backup.set_model(self.model)
         return backup
+
+
+def _network_of(model: Model) -> dict[str, list[Any]]:
+    """Returns what a backup must agree with, JSON-serializable.
+
+    Not names, which Keras counts up in a process; nor what may be changed on the way,
+    such as the learning rate.
+    """
+    quantization = []
+    for _, layer in quantized_layers(model):
+        settings = dict(layer.quantization_settings.get_config())
+        settings.pop("seed", None)
+        quantization.append(keras.saving.serialize_keras_object(settings))
+    return {
+        "weights": [f"{tuple(w.shape)} {w.dtype}" for w in model.weights],
+        "quantization": quantization,
+        "optimizer": [type(model.optimizer).__name__],
+    }
+
+
+def _difference(there: Any, here: list[Any]) -> str:
+    """Returns the first entry that two lists differ in, for a message."""
+    if not isinstance(there, list) or len(there) != len(here):
+        count = len(there) if isinstance(there, list) else 0
+        return f"has {count} entries there and {len(here)} here"
+    pairs = enumerate(zip(there, here, strict=True))
+    index, (old, new) = next(x for x in pairs if x[1][0] != x[1][1])
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(k for k in sorted(old | new) if old.get(k) != new.get(k))
+        return f"has in entry {index} {key}={_said(old, key)}, here {_said(new, key)}"
+    return f"has in entry {index} {old}, here {new}"
+
+
+def _said(settings: dict[str, Any], key: str) -> str:
+    value = settings.get(key)
+    if isinstance(value, dict) and "class_name" in value:
+        return f"{value['class_name']}({value.get('config')})"
+    return repr(value)
 
 
 def _num_bytes(model: Model) -> int:

@@ -17,7 +17,7 @@ from keras_sq.callbacks import AtomicBackup, NotFiniteError, StochasticQuantizat
 EPOCHS = 3
 
 
-def make(optimizer="sgd", units=4):
+def make(optimizer="sgd", units=4, quantizer="binary"):
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
@@ -26,7 +26,7 @@ def make(optimizer="sgd", units=4):
             keras.layers.Dense(2, name="logits"),
         ]
     )
-    model = keras_sq.quantize_model(model, "binary", seed=0, overrides={})
+    model = keras_sq.quantize_model(model, quantizer, seed=0, overrides={})
     model.compile(optimizer, "mse", jit_compile=JIT_COMPILE)
     return model
 
@@ -49,6 +49,40 @@ def contents(folder):
 
 def state(model):
     return [np.asarray(v.value) for v in [*model.variables, *model.optimizer.variables]]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"quantizer": "ternary"},
+            "quantization has in entry 0 .*Ternary.*, here .*Bi",
+        ),
+        ({"units": 3}, r"weights has in entry 0 \(5, 3\) float32, here \(5, 4\)"),
+        ({"optimizer": "adam"}, "optimizer has in entry 0 Adam, here SGD"),
+    ],
+)
+def test_backup_of_another_network_is_refused_and_stays(other, message, tmp_path):
+    fit(make(**other), StochasticQuantization(), AtomicBackup(tmp_path))
+    before, model = contents(tmp_path), make()
+    start = state(model)
+    with pytest.raises(ValueError, match=f"of another network: its {message}"):
+        fit(model, StochasticQuantization(), AtomicBackup(tmp_path))
+    assert contents(tmp_path) == before
+    for old, new in zip(start, state(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_backup_without_a_description_of_its_network_is_taken(tmp_path):
+    """Those of earlier versions."""
+    fit(make(), StochasticQuantization(), AtomicBackup(tmp_path), epochs=2)
+    backup = AtomicBackup(tmp_path)
+    (backup.newest / "network.json").unlink()
+    (sums,) = (path for path in backup.newest.iterdir() if "sums" in path.name)
+    found = json.loads(sums.read_text())
+    del found["network.json"]
+    sums.write_text(json.dumps(found))
+    assert len(fit(make(), StochasticQuantization(), backup).epoch) == 1
 
 
 class Spoil(keras.callbacks.Callback):
