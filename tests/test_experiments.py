@@ -38,6 +38,7 @@ def test_experiment_is_a_valid_run(name, tmp_path):
         "top_5_error",
         "test_accuracy",
         "top_1_accuracy",
+        "gain_over_straight_through",
     }
     made = [method.name for method in config.methods]
     if config.preset == "defaults":
@@ -85,8 +86,31 @@ def test_all_rows_of_the_papers_are_there():
         for ablation in ablations
     }
     assert rows <= set(NAMES)
-    assert len([name for name in NAMES if re.search(r"_lq_\d_\d+$", name)]) == 29
-    assert len([name for name in NAMES if "_stompp_" in name]) == 32
+    assert len([name for name in NAMES if re.search(r"_lq_\d_\d+$", name)]) == 32
+    # Three baselines and orders of the paper's networks, all of smaller ones.
+    stompp = [name for name in NAMES if "_stompp_" in name]
+    assert len([name for name in stompp if re.search("resnet(18|50)", name)]) == 19
+    assert len(stompp) == 32 + 19
+
+
+@pytest.mark.parametrize(
+    "name", experiments.names(["imagenet_*_lq_*"]), ids=lambda name: name[9:]
+)
+def test_images_of_lq_nets_are_cropped_as_its_code_does(name):
+    """110 epochs go with crops of 8 to 100 % of the area there."""
+    settings = experiments.get(name).settings
+    assert settings["crop"] == "area"
+    assert settings["iterations"] == 110 * 5000
+
+
+@pytest.mark.parametrize("name", experiments.names(["*_resnet[15][80]_stompp_*"]))
+def test_gains_of_stompp_have_the_baseline_beside_them(name):
+    experiment = experiments.get(name)
+    baseline = "weights_ste" if "_weights_" in name else "ste"
+    other = experiments.get(f"{name.partition('_stompp_')[0]}_stompp_{baseline}")
+    same = {**experiment.settings, "only": other.settings["only"]}
+    assert same == other.settings
+    assert ("ste" in name.split("_stompp_")[1]) or experiment.published
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from keras_sq.models import _blocks
 from keras_sq.models.mlp import mlp
 from keras_sq.models.mlperf_tiny import mobilenet_v1
 from keras_sq.models.resnet import resnet
+from keras_sq.models.resnet_imagenet import resnet_imagenet
 
 CIFAR = ((32, 32, 3), 10)
 SMALL = ((8, 8, 1), 10)
@@ -33,6 +34,9 @@ def trainable(model):
         ("resnet32", 464154),
         ("resnet44", 658586),
         ("resnet56", 853018),
+        # kuangliu/pytorch-cifar, also with 64C3 as stem.
+        ("resnet18_cifar_hard_tanh", 11173962),
+        ("resnet50_cifar_hard_tanh", 23520842),
         # mlcommons/tiny, training_log.txt: 78,666 in total.
         ("resnet8", 78186),
         # Summed up from the released code, cifar10-vgg-small.py: kernels of six
@@ -40,7 +44,7 @@ def trainable(model):
         ("vgg_small", 4574592 + 81930 + 2 * 1792),
     ],
 )
-def test_parameters_are_as_published(name, published):
+def test_parameters_are_as_published(name, published, no_values):
     assert trainable(models.get(name, *CIFAR)) == published
 
 
@@ -65,6 +69,8 @@ def test_all_parameters_are_those_of_mlperf_tiny(name, arguments, published):
         ("resnet18", 11689512),
         ("resnet34", 21797672),
         ("resnet50", 25557032),
+        ("resnet18_hard_tanh", 11689512),
+        ("resnet50_hard_tanh", 25557032),
         # Dong et al.'s train_test.prototxt: one 1 x 1 convolution more, 64 to 64.
         ("resnet18_sq", 11689512 + 64 * 64 + 2 * 64),
         # Likewise: five convolutions without groups, three dense layers (the last
@@ -313,6 +319,28 @@ def test_hard_tanh_takes_the_place_of_every_relu():
     x = keras.ops.array([-3.0, -0.5, 0.25, 2.0])
     layer = models.get("resnet8_hard_tanh", *CIFAR).get_layer("conv1_hard_tanh")
     assert keras.ops.convert_to_numpy(layer(x)).tolist() == [-1.0, -0.5, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("name", ["resnet18_hard_tanh", "resnet50_cifar_hard_tanh"])
+def test_hard_tanh_takes_the_place_of_every_relu_of_imagenet_networks(name, no_values):
+    names = [layer.name for layer in models.get(name, (64, 64, 3), 10).layers]
+    assert not [name for name in names if name.endswith("_relu")]
+    plain = models.get(name.partition("_")[0], (64, 64, 3), 10).layers
+    relus = sum(layer.name.endswith("_relu") for layer in plain)
+    assert sum(name.endswith("_hard_tanh") for name in names) == relus
+
+
+def test_stem_for_small_images_keeps_their_size(no_values):
+    model = models.get("resnet18_cifar_hard_tanh", (32, 32, 3), 10)
+    assert model.get_layer("stage1_block1_conv1").output.shape[1:] == (32, 32, 64)
+    assert model.get_layer("stage4_block1_conv1").output.shape[1:] == (4, 4, 512)
+
+
+def test_bad_imagenet_resnet_raises():
+    with pytest.raises(ValueError, match="Argument `stem` must be .*'cifar'"):
+        resnet_imagenet((32, 32, 3), 10, stem="small")
+    with pytest.raises(ValueError, match="Argument `activation` must be"):
+        resnet_imagenet((32, 32, 3), 10, activation="tanh")
 
 
 def test_bad_resnet_raises():

@@ -50,6 +50,19 @@ NETWORKS: dict[str, Network] = {
     "resnet18_sq": Network(partial(resnet_imagenet, depth=18, project_first=True)),
     "resnet34": Network(partial(resnet_imagenet, depth=34)),
     "resnet50": Network(partial(resnet_imagenet, depth=50)),
+    # For binary activations, the second of each for images of 32 x 32.
+    "resnet18_hard_tanh": Network(
+        partial(resnet_imagenet, depth=18, activation="hard_tanh")
+    ),
+    "resnet18_cifar_hard_tanh": Network(
+        partial(resnet_imagenet, depth=18, stem="cifar", activation="hard_tanh")
+    ),
+    "resnet50_hard_tanh": Network(
+        partial(resnet_imagenet, depth=50, activation="hard_tanh")
+    ),
+    "resnet50_cifar_hard_tanh": Network(
+        partial(resnet_imagenet, depth=50, stem="cifar", activation="hard_tanh")
+    ),
     "ds_cnn": Network(ds_cnn),
     "mobilenet_v1": Network(mobilenet_v1),
     "autoencoder": Network(autoencoder, axes=("features",), returns="a reconstruction"),

@@ -10,6 +10,10 @@ BATCH_NORM_MOMENTUM = 0.9
 """That of the papers' code. Keras's own averages over hundreds of steps, so
 that its statistics lag behind weights that were quantized a moment ago."""
 
+ACTIVATIONS = ("relu", "hard_tanh")
+"""What the residual networks may have; the second, `clip(x, -1, 1)`, is for binary
+activations, which need negative values too."""
+
 
 def kernel_settings(weight_decay: float) -> dict[str, Any]:
     """Returns initializer and regularizer arguments of a kernel."""

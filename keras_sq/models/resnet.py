@@ -15,8 +15,6 @@ from keras_sq.types import Model, Tensor
 
 SHORTCUTS = ("identity", "convolution")
 
-ACTIVATIONS = ("relu", "hard_tanh")
-
 
 def resnet(
     input_shape: tuple[int, ...],
@@ -58,7 +56,7 @@ def resnet(
             f"Received: depth={depth}"
         )
     _checks.one_of("shortcut", shortcut, SHORTCUTS)
-    _checks.one_of("activation", activation, ACTIVATIONS)
+    _checks.one_of("activation", activation, _blocks.ACTIVATIONS)
     inputs = keras.Input(input_shape, name="image")
     x = _blocks.conv_bn(inputs, 16, "conv1", weight_decay, activation=activation)
     for stage, filters in enumerate((16, 32, 64), start=1):

@@ -1,10 +1,12 @@
-"""The residual networks for ImageNet: depth 18, 34 and 50.
+"""The residual networks for ImageNet: depth 18, 34 and 50; and for small images.
 
 References:
     - [He et al., 2015, table 1](https://arxiv.org/abs/1512.03385)
     - [Dong et al., 2017](https://arxiv.org/abs/1708.01001), released code, for
       `project_first`
 """
+
+from typing import Any
 
 import keras
 
@@ -15,6 +17,8 @@ from keras_sq.types import Model, Tensor
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Depth -> number of blocks a stage. From 50 on, a block has three convolutions."""
 
+STEMS = ("imagenet", "cifar")
+
 
 def resnet_imagenet(
     input_shape: tuple[int, ...],
@@ -22,6 +26,8 @@ def resnet_imagenet(
     *,
     depth: int = 18,
     project_first: bool = False,
+    stem: str = "imagenet",
+    activation: str = "relu",
     weight_decay: float = 0.0,
 ) -> Model:
     """Builds 64C7/2 - MP3/2, four stages of residual blocks and a dense layer.
@@ -46,6 +52,10 @@ def resnet_imagenet(
         depth: Number of layers with weights on the longest way: 18, 34 or 50.
         project_first: Whether the first shortcut of all is a convolution too, as in
             the SQ paper's code. Depth 50 has it anyway.
+        stem: What comes first. `"imagenet"`: 64C7/2 - MP3/2; `"cifar"`: 64C3, for
+            images of 32 x 32.
+        activation: `"relu"`, or `"hard_tanh"` (`clip(x, -1, 1)`) for binary
+            activations, which need negative values too.
         weight_decay: As in `keras_sq.models.get`.
 
     Returns:
@@ -53,23 +63,34 @@ def resnet_imagenet(
         stage2_block1_shortcut, ... and logits.
 
     Raises:
-        ValueError: If `depth` is not one of these.
+        ValueError: If `depth`, `stem` or `activation` is not one of these.
     """
     _checks.integer("depth", depth)
     if depth not in BLOCKS:
         raise ValueError(
             f"Argument `depth` must be 18, 34 or 50. Received: depth={depth}"
         )
+    _checks.one_of("stem", stem, STEMS)
+    _checks.one_of("activation", activation, _blocks.ACTIVATIONS)
+    block_settings: dict[str, Any] = {
+        "weight_decay": weight_decay,
+        "activation": activation,
+    }
     inputs = keras.Input(input_shape, name="image")
-    x = _blocks.conv_bn(inputs, 64, "conv1", weight_decay, kernel_size=7, strides=2)
-    x = keras.layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x)
+    if stem == "imagenet":
+        x = _blocks.conv_bn(
+            inputs, 64, "conv1", kernel_size=7, strides=2, **block_settings
+        )
+        x = keras.layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x)
+    else:
+        x = _blocks.conv_bn(inputs, 64, "conv1", **block_settings)
     for stage, count in enumerate(BLOCKS[depth], start=1):
         filters = 32 * 2**stage
         for block in range(1, count + 1):
             name = f"stage{stage}_block{block}"
             strides = 2 if stage > 1 and block == 1 else 1
             branch = _bottleneck if depth >= 50 else _two_convolutions
-            y = branch(x, filters, strides, name, weight_decay)
+            y = branch(x, filters, strides, name, **block_settings)
             channels = y.shape[-1]
             first = project_first and stage == block == 1
             if first or strides > 1 or x.shape[-1] != channels:
@@ -83,29 +104,58 @@ def resnet_imagenet(
                     activation=None,
                 )
             x = keras.layers.Add(name=f"{name}_add")([x, y])
-            x = keras.layers.ReLU(name=f"{name}_relu")(x)
+            x = _blocks.activated(x, activation, name)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dense(
         num_classes, name="logits", **_blocks.kernel_settings(weight_decay)
     )(x)
     suffix = "_sq" if project_first else ""
+    suffix += "_cifar" if stem == "cifar" else ""
+    suffix += f"_{activation}" if activation != "relu" else ""
     return keras.Model(inputs, x, name=f"resnet{depth}{suffix}")
 
 
 def _two_convolutions(
-    x: Tensor, filters: int, strides: int, name: str, weight_decay: float
+    x: Tensor,
+    filters: int,
+    strides: int,
+    name: str,
+    *,
+    weight_decay: float,
+    activation: str,
 ) -> Tensor:
     """Returns the branch of a block of depth 18 or 34."""
-    x = _blocks.conv_bn(x, filters, f"{name}_conv1", weight_decay, strides=strides)
+    x = _blocks.conv_bn(
+        x,
+        filters,
+        f"{name}_conv1",
+        weight_decay,
+        strides=strides,
+        activation=activation,
+    )
     return _blocks.conv_bn(x, filters, f"{name}_conv2", weight_decay, activation=None)
 
 
 def _bottleneck(
-    x: Tensor, filters: int, strides: int, name: str, weight_decay: float
+    x: Tensor,
+    filters: int,
+    strides: int,
+    name: str,
+    *,
+    weight_decay: float,
+    activation: str,
 ) -> Tensor:
     """Returns the branch of a block of depth 50."""
-    x = _blocks.conv_bn(x, filters, f"{name}_conv1", weight_decay, kernel_size=1)
-    x = _blocks.conv_bn(x, filters, f"{name}_conv2", weight_decay, strides=strides)
+    for number, (size, stride) in enumerate(((1, 1), (3, strides)), start=1):
+        x = _blocks.conv_bn(
+            x,
+            filters,
+            f"{name}_conv{number}",
+            weight_decay,
+            kernel_size=size,
+            strides=stride,
+            activation=activation,
+        )
     return _blocks.conv_bn(
         x, 4 * filters, f"{name}_conv3", weight_decay, kernel_size=1, activation=None
     )
