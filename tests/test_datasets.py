@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -293,9 +294,19 @@ def test_other_datasets_are_not_fetched_unasked(tmp_path, no_network):
     folder = tmp_path / "nothing"
     with pytest.raises(FileNotFoundError, match="'cifar10' was not found in data_dir"):
         datasets.load("cifar10", data_dir=folder)
-    with pytest.raises(FileNotFoundError, match="--download"):
+    with pytest.raises(
+        FileNotFoundError, match="--download.*Without a network: .*copy"
+    ):
         datasets.load("cifar10", data_dir=folder)
     assert not folder.exists()
+
+
+def test_own_dataset_that_is_not_there_names_the_script_that_makes_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as found:
+        datasets.load("spoken_words", data_dir=tmp_path)
+    script = re.search(r"`python (\S+) --data_dir=FOLDER`", str(found.value))[1]
+    assert (pathlib.Path(__file__).parents[1] / script).is_file()
+    assert "--download" not in str(found.value)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from keras_sq import _checks
 from keras_sq.datasets import sound
 from keras_sq.datasets.digits import DIGITS, KerasSqDigits, prepare_digits
-from keras_sq.datasets.settings import base_name, settings_of
+from keras_sq.datasets.settings import MADE_BY, base_name, settings_of
 
 Array = npt.NDArray[Any]
 
@@ -86,10 +86,9 @@ def prepared(
         folder = prepare_digits(folder, fall_back=data_dir is None)
     elif not download and not _is_prepared(name, folder):
         raise FileNotFoundError(
-            f"Data set {name!r} was not found in data_dir={str(folder)!r}."
-            f"{_unknown_name(name)} Name the folder that holds it "
-            f"(`{base_name(name)}` is a folder in it), or let TFDS fetch it: "
-            "`--download` on the command line, `download=True` in Python."
+            f"Data set {name!r} was not found in data_dir={str(folder)!r}. Name the "
+            f"folder that holds it (`{base_name(name)}` is a folder in it)"
+            f"{_how_to_get(name)}"
         )
     builder = _builder(tfds_name, folder, download)
     info = builder.info
@@ -187,11 +186,7 @@ def _builder(
             reason = " ".join(str(error).split())[:600] or type(error).__name__
             raise OSError(
                 f"Data set {tfds_name!r} could not be fetched into data_dir="
-                f"{str(folder)!r}: {reason} Without a network: prepare it on a "
-                'computer that has one (`python -c "import tensorflow_datasets; '
-                f"tensorflow_datasets.load('{tfds_name}', data_dir='data')\"`), copy "
-                f"the folder `data/{base_name(tfds_name)}` into a folder here, and "
-                "name that one by `--data_dir`, without `--download`."
+                f"{str(folder)!r}: {reason}{_without_network(tfds_name)}"
             ) from error
     return builder
 
@@ -271,6 +266,29 @@ def _is_prepared(name: str, folder: str | os.PathLike[str]) -> bool:
     base = pathlib.Path(folder) / base_name(name)
     patterns = ("*/dataset_info.json", "*/*/dataset_info.json")
     return any(True for pattern in patterns for _ in base.glob(pattern))
+
+
+def _how_to_get(name: str) -> str:
+    """Returns the end of a sentence: where a data set that is not here is from."""
+    script = MADE_BY.get(base_name(name))
+    if script is not None:
+        return f". It is none of TFDS's: `{script}` of the repository makes it."
+    unknown = _unknown_name(name)
+    if unknown:
+        return f".{unknown}"
+    return (
+        ", or let TFDS fetch it: `--download` on the command line, `download=True` in "
+        f"Python.{_without_network(name)}"
+    )
+
+
+def _without_network(name: str) -> str:
+    return (
+        " Without a network: prepare it on a computer that has one (`python -c "
+        f"\"import tensorflow_datasets; tensorflow_datasets.load('{name}', "
+        f"data_dir='data')\"`), copy the folder `data/{base_name(name)}` into a folder "
+        "here, and name that one by `--data_dir`, without `--download`."
+    )
 
 
 def _unknown_name(name: str) -> str:

@@ -58,6 +58,9 @@ SETTINGS = {
 }
 """Data set -> settings. Those not here have the defaults."""
 
+MADE_BY = {"spoken_words": "python tests/benchmarks/spoken_words.py --data_dir=FOLDER"}
+"""Data sets of this project's own, which TFDS knows only where they were made."""
+
 
 def base_name(name: str) -> str:
     """Returns the name without configuration and version."""
