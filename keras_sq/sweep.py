@@ -50,7 +50,8 @@ class SweepConfig:
         data_dir: Folder of prepared TFDS data, or `None` for TFDS's own.
         download: Whether TFDS may download.
         output_dir: Folder of the sweep.
-        minutes: When to stop, after so many; `None` is when all is done.
+        minutes: When to stop, after so many; `None` is when all is done. A training
+            goes on from its last whole epoch.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -189,6 +190,7 @@ def sweep(config: SweepConfig) -> int:
             in_time = False
             break
         print(f"{number} of {len(runs)}: {run.title}", file=sys.stderr, flush=True)
+        before = _progress(run)
         try:
             status = _in_time(run, end, folder)
         finally:
@@ -196,6 +198,12 @@ def sweep(config: SweepConfig) -> int:
             _write_tables(folder, runs)
         if status is None:
             in_time = False
+            if _progress(run) == before:
+                print(
+                    f"{run.title} finished no epoch in its time, and what is less is "
+                    "lost: give `--minutes` for an epoch at least.",
+                    file=sys.stderr,
+                )
             break
         if status:
             failed.append(run)
@@ -252,6 +260,13 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _progress(run: Run) -> set[str]:
+    """Returns what a stopped run would go on with: backups, trained networks."""
+    folder = run_folder.RunFolder(run.folder)
+    found = [*folder.path.glob("*.keras"), *folder.state.glob("*/epoch-*")]
+    return {str(path.relative_to(folder.path)) for path in found}
 
 
 def _log(folder: pathlib.Path, run: Run) -> pathlib.Path:

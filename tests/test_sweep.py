@@ -28,6 +28,7 @@ if (folder / "fails").exists():
     print("out of luck")
     sys.exit(7)
 if (folder / "hangs").exists():
+    (folder / (folder / "hangs").read_text()).mkdir(parents=True, exist_ok=True)
     time.sleep(600)
 seed = int(values["seed"])
 report = {"test_accuracy": 0.5 + seed / 10, "test_loss": 1.0, "tflite_bytes": 1000,
@@ -35,7 +36,8 @@ report = {"test_accuracy": 0.5 + seed / 10, "test_loss": 1.0, "tflite_bytes": 10
 results = {"epochs": {"direct": 3}, "networks": {"direct": report}}
 (folder / "results.json").write_text(json.dumps(results))
 """
-"""Stands for a training: writes results, fails or hangs, as files in its folder say."""
+"""Stands for a training: writes results, fails, or makes a folder and hangs, as files
+in its own say."""
 
 
 @pytest.fixture
@@ -152,15 +154,21 @@ def test_failing_run_does_not_stop_the_others_and_is_tried_again(quick, capsys):
     assert not log.exists()
 
 
-def test_time_that_is_up_stops_the_run_and_the_next_goes_on(quick):
+def test_time_that_is_up_stops_the_run_and_the_next_goes_on(quick, capsys, monkeypatch):
     hanging = folder_of(quick, "digits_bwn", 0) / "hangs"
     hanging.touch()
     short = SweepConfig(**{**vars(quick), "minutes": 5 / 60})
     begin = time.monotonic()
     assert sweep.sweep(short) == 3
     assert time.monotonic() - begin < 60
+    lost = "digits_bwn, equal, seed 0 finished no epoch in its time"
+    assert lost in capsys.readouterr().err
     rows = pathlib.Path(quick.output_dir, "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 1
+    # A piece with a backup more is nothing to warn of.
+    hanging.write_text("state/direct/epoch-000003")
+    assert sweep.sweep(short) == 3
+    assert "finished no epoch" not in capsys.readouterr().err
     hanging.unlink()
     assert sweep.sweep(quick) == 0
 

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
+from file_limits import largest_file
 
 import keras_sq
 from keras_sq import (
@@ -663,6 +664,30 @@ def test_full_disk_is_told_and_keeps_what_was_trained(own, capsys, monkeypatch):
     assert "Cannot write the exported file: No space left" in error
     assert "--resume" in error and error.count("\n") == 1
     assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_disk_that_fills_in_the_saving_of_a_network_keeps_its_backup(own, capsys):
+    """With room again the run ends as it would have."""
+    folder = pathlib.Path(own.output_dir)
+    whole = weights(folder / "sq.keras")
+    (folder / "sq.keras").unlink()
+    (folder / "results.json").unlink()
+    (single,) = train._prepare(own, contextlib.ExitStack())
+    save = train._save
+
+    def full(model, *arguments):
+        with largest_file(10_000):
+            save(model, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_save", full)
+        with pytest.raises(OSError, match="File too large"):
+            train._train(own.methods[-1], own, single.data, single.folder)
+    assert not (folder / "sq.keras").exists()
+    assert training_callbacks.Backup(single.folder.snapshots("sq"), "sq").newest
+    train.run(own)
+    for expected, found in zip(whole, weights(folder / "sq.keras"), strict=True):
+        np.testing.assert_array_equal(expected, found)
 
 
 def test_stop_between_last_epoch_and_saving_loses_nothing(own, monkeypatch):

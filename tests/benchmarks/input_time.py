@@ -1,6 +1,7 @@
 r"""Times how long a batch takes to draw against a training step.
 
-    python tests/benchmarks/input_time.py                  # both, as in the README
+    python tests/benchmarks/input_time.py                    # both
+    python tests/benchmarks/input_time.py --cases=resnet20   # as in the README
     python tests/benchmarks/input_time.py --cases=resnet18 --batch_size=32 --steps=5
 
 `resnet20` trains on 50,000 random images of CIFAR-10's size, from memory, mirrored
