@@ -18,6 +18,9 @@ from keras_sq.types import Model
 MOMENTUM = 0.9
 """Of SGD, as in the papers."""
 
+MANY_CLASSES = 100
+"""From so many on the top-5 accuracy is reported too, as papers do."""
+
 
 def new_model(config: TrainConfig, data: datasets.Dataset) -> Model:
     """Returns the float network to begin with, trained if it is a file's.
@@ -71,8 +74,23 @@ def learning_rate(config: TrainConfig, stages: int, steps: int) -> Any:
     return StagewiseLearningRate(rate, range(0, steps, length))
 
 
-def compile_model(model: Model, config: TrainConfig, rate: Any) -> None:
-    """Compiles a network of logits or, if it ends with a softmax, probabilities."""
+def compile_model(
+    model: Model, config: TrainConfig, rate: Any, *, for_test: bool = False
+) -> None:
+    """Compiles a network of logits or, if it ends with a softmax, probabilities.
+
+    Args:
+        model: The network.
+        config: Says which optimizer.
+        rate: Its learning rate.
+        for_test: Whether everything is measured that is reported, or what the
+            history of a training has.
+    """
+    metrics: list[Any] = ["accuracy"]
+    if for_test and model.output_shape[-1] >= MANY_CLASSES:
+        metrics.append(
+            keras.metrics.SparseTopKCategoricalAccuracy(5, name="top_5_accuracy")
+        )
     if config.optimizer == "adam":
         optimizer = keras.optimizers.Adam(rate)
     else:
@@ -82,7 +100,7 @@ def compile_model(model: Model, config: TrainConfig, rate: Any) -> None:
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=not _returns_probabilities(model)
         ),
-        metrics=["accuracy"],
+        metrics=metrics,
         # On TensorFlow, Keras would choose XLA, but not where operations are
         # deterministic. On JAX there is nothing else to compile by.
         jit_compile=keras.backend.backend() == "jax",

@@ -34,6 +34,7 @@ class Result:
         test_loss: Nats.
         tflite_bytes: Size of the file.
         bits_per_weight: Of the quantized weights, in the file.
+        test_top_5_accuracy: As `test_accuracy`, if there are many classes.
         published: As the experiment's, in a line.
     """
 
@@ -47,6 +48,7 @@ class Result:
     test_loss: float
     tflite_bytes: int
     bits_per_weight: float
+    test_top_5_accuracy: float | None
     published: str
 
 
@@ -80,6 +82,7 @@ def read(
                 seed=seed,
                 epochs=int(epochs[name]),
                 published=experiment.published_text,
+                test_top_5_accuracy=_optional(report.get("test_top_5_accuracy")),
                 **{key: float(report[key]) for key in NUMBERS},  # type: ignore[arg-type]
             )
             for name, report in networks.items()
@@ -88,6 +91,10 @@ def read(
         raise DamagedRunError(
             f"File '{path}' is damaged: {error}. Remove it to write it again."
         ) from error
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def csv_text(results: Sequence[Result]) -> str:
@@ -101,6 +108,7 @@ def csv_text(results: Sequence[Result]) -> str:
 
 def markdown(results: Sequence[Result]) -> str:
     """Returns the table of mean and standard deviation over the seeds."""
+    many = any(result.test_top_5_accuracy is not None for result in results)
     header = (
         "experiment",
         "network",
@@ -108,6 +116,7 @@ def markdown(results: Sequence[Result]) -> str:
         "epochs",
         "seeds",
         "test accuracy, %",
+        *(("top 5, %",) if many else ()),
         "file, kB",
         "published, %",
     )
@@ -121,6 +130,7 @@ def markdown(results: Sequence[Result]) -> str:
             f"{found[0].epochs}",
             f"{len(found)}",
             _spread([100 * result.test_accuracy for result in found]),
+            *((_top_5(found),) if many else ()),
             f"{statistics.fmean(r.tflite_bytes for r in found) / 1000:.1f}",
             found[0].published,
         )
@@ -128,6 +138,13 @@ def markdown(results: Sequence[Result]) -> str:
     ]
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _top_5(results: Sequence[Result]) -> str:
+    known = [
+        r.test_top_5_accuracy for r in results if r.test_top_5_accuracy is not None
+    ]
+    return _spread([100 * value for value in known]) if known else ""
 
 
 def _spread(values: Sequence[float]) -> str:

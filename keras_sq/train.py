@@ -252,7 +252,9 @@ def _export_and_test(
             exported = export(model, folder.tflite(name), target=target).to_dict()
         else:
             exported = _export_elsewhere(folder, name, target)
-        network_recipes.compile_model(model, config, rate=config.learning_rate)
+        network_recipes.compile_model(
+            model, config, rate=config.learning_rate, for_test=True
+        )
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
         reports[name] = training_report.network_report(exported, parameters, logs)
     return reports

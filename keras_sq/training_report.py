@@ -45,6 +45,8 @@ class NetworkReport:
         quantized_weights: How many of these are quantized.
         bits_per_weight: Bits that a quantized weight takes in the file, tables
             and scales included; 32 for the float network.
+        test_top_5_accuracy: Fraction of the test split whose class is among the five
+            likeliest, of many classes (`network_recipes.MANY_CLASSES`), else `None`.
     """
 
     test_accuracy: float
@@ -55,6 +57,7 @@ class NetworkReport:
     parameters: int
     quantized_weights: int
     bits_per_weight: float
+    test_top_5_accuracy: float | None = None
 
 
 def network_report(
@@ -77,6 +80,7 @@ def network_report(
         parameters=parameters,
         quantized_weights=exported["quantized_weights"],
         bits_per_weight=32.0 if bits is None else bits,
+        test_top_5_accuracy=test_logs.get("top_5_accuracy"),
     )
 
 
@@ -95,9 +99,11 @@ def table(
         test_size: Number of test examples.
     """
     reports = {method: [run[method] for run in runs] for method in titles}
+    many = any(r.test_top_5_accuracy is not None for x in reports.values() for r in x)
     header = (
         "network",
         "test accuracy",
+        *(("top 5",) if many else ()),
         "TFLite file",
         "as float32",
         "smaller",
@@ -107,6 +113,7 @@ def table(
         (
             titles[method],
             _percent([report.test_accuracy for report in found]),
+            *((_percent([r.test_top_5_accuracy or 0.0 for r in found]),) * many),
             _kilobytes(_mean(report.tflite_bytes for report in found)),
             _kilobytes(_mean(report.float_tflite_bytes for report in found)),
             f"{_mean(r.float_tflite_bytes / r.tflite_bytes for r in found):.1f} x",

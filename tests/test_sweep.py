@@ -130,6 +130,21 @@ def test_tables_have_mean_and_spread(quick, capsys):
     assert list((folder / "failed").iterdir()) == []
 
 
+def test_top_5_is_in_the_tables_where_it_is_known(quick):
+    sweep.sweep(quick)
+    path = folder_of(quick, "digits_bwn", 1) / "results.json"
+    results = json.loads(path.read_text())
+    results["networks"]["direct"]["test_top_5_accuracy"] = 0.875
+    path.write_text(json.dumps(results))
+    sweep.sweep(quick)
+    folder = pathlib.Path(quick.output_dir)
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+    assert [row["test_top_5_accuracy"] for row in rows] == ["", "", "", "0.875"]
+    header, _, *lines = (folder / "results.md").read_text().splitlines()
+    column = header.split(" | ").index("top 5, %")
+    assert [line.split(" | ")[column] for line in lines] == ["", "87.50"]
+
+
 def test_finished_runs_are_skipped(quick):
     sweep.sweep(quick)
     assert sweep.sweep(quick) == 0

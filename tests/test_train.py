@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -357,6 +358,32 @@ def test_network_with_a_softmax_is_trained_on_its_probabilities():
     for network in (model, keras_sq.quantize_model(model, overrides={})):
         network_recipes.compile_model(network, TrainConfig(), 0.1)
         assert not network.loss._fn_kwargs["from_logits"]
+
+
+@pytest.mark.parametrize("classes", [99, 100])
+def test_top_5_accuracy_of_many_classes_is_tested_and_in_the_table(classes):
+    """Against a ranking by NumPy."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, classes)).astype("float32")
+    labels = rng.integers(0, classes, 200)
+    labels[:50] = np.argsort(logits[:50])[:, -4]
+    model = keras.Sequential([keras.Input((classes,)), keras.layers.Identity()])
+    network_recipes.compile_model(model, TrainConfig(), 0.1, for_test=True)
+    logs = model.evaluate(logits, labels, verbose=0, return_dict=True)
+    exported = dict.fromkeys(
+        ("target", "num_bytes", "float_bytes", "quantized_weights", "bits_per_weight"),
+        1,
+    )
+    report = training_report.network_report(exported, 1, logs)
+    table = training_report.table([{"x": report}], {"x": "x"}, "Caption", 200)
+    if classes < 100:
+        assert report.test_top_5_accuracy is None and "top 5" not in table
+        return
+    best = np.argsort(logits)[:, -5:]
+    expected = np.mean([label in row for label, row in zip(labels, best, strict=True)])
+    assert report.test_top_5_accuracy == pytest.approx(expected)
+    assert re.split(r" {2,}", table.splitlines()[0])[2] == "top 5"
+    assert f"{100 * expected:.2f} %" in table.splitlines()[2]
 
 
 def test_adam_is_an_optimizer():
