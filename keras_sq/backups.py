@@ -144,8 +144,7 @@ class AtomicBackup(keras.callbacks.Callback):
             self._unfinished.mkdir(parents=True, exist_ok=True)
             _require_space(self._unfinished, _num_bytes(self.model))
             self._keras_backup(self._unfinished).on_epoch_end(epoch)
-            text = json.dumps(_network_of(self.model), indent=2)
-            (self._unfinished / _NETWORK).write_text(text, "utf-8")
+            (self._unfinished / _NETWORK).write_text(_description(self.model), "utf-8")
             self.write_more(self._unfinished)
             file_checks.seal(self._unfinished)
         # HDF5 raises a RuntimeError where closing a file fails.
@@ -176,7 +175,7 @@ class AtomicBackup(keras.callbacks.Callback):
         if not path.exists():
             return  # Of an earlier version.
         there = file_checks.read_json(path, dict)
-        here = json.loads(json.dumps(_network_of(self.model)))
+        here = json.loads(_description(self.model))
         for part in here:
             if there.get(part) != here[part]:
                 raise ValueError(
@@ -195,8 +194,8 @@ class AtomicBackup(keras.callbacks.Callback):
         return backup
 
 
-def _network_of(model: Model) -> dict[str, list[Any]]:
-    """Returns what a backup must agree with, JSON-serializable.
+def _description(model: Model) -> str:
+    """Returns what a backup must agree with, as JSON: three lists.
 
     Not names, which Keras counts up in a process; nor what may be changed on the way,
     such as the learning rate.
@@ -206,11 +205,13 @@ def _network_of(model: Model) -> dict[str, list[Any]]:
         settings = dict(layer.quantization_settings.get_config())
         settings.pop("seed", None)
         quantization.append(keras.saving.serialize_keras_object(settings))
-    return {
+    found = {
         "weights": [f"{tuple(w.shape)} {w.dtype}" for w in model.weights],
         "quantization": quantization,
         "optimizer": [type(model.optimizer).__name__],
     }
+    # A quantizer of the user's own may hold what JSON does not know.
+    return json.dumps(found, indent=2, default=lambda value: type(value).__name__)
 
 
 def _difference(there: Any, here: list[Any]) -> str:
