@@ -113,7 +113,7 @@ def table(
         (
             titles[method],
             _percent([report.test_accuracy for report in found]),
-            *((_percent([r.test_top_5_accuracy or 0.0 for r in found]),) * many),
+            *((_top_5(found),) if many else ()),
             _kilobytes(_mean(report.tflite_bytes for report in found)),
             _kilobytes(_mean(report.float_tflite_bytes for report in found)),
             f"{_mean(r.float_tflite_bytes / r.tflite_bytes for r in found):.1f} x",
@@ -205,6 +205,12 @@ def _row_of_text(row: dict[str, Any]) -> dict[str, Any]:
 
 def _mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
+
+
+def _top_5(reports: Sequence[NetworkReport]) -> str:
+    found = [report.test_top_5_accuracy for report in reports]
+    known = [value for value in found if value is not None]
+    return _percent(known) if known else ""
 
 
 def _percent(fractions: Sequence[float]) -> str:

@@ -302,11 +302,14 @@ def test_other_datasets_are_not_fetched_unasked(tmp_path, no_network):
 
 
 def test_own_dataset_that_is_not_there_names_the_script_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError) as found:
+    with pytest.raises(FileNotFoundError, match="'spoken_words' was not") as found:
         datasets.load("spoken_words", data_dir=tmp_path)
     script = re.search(r"`python (\S+) --data_dir=FOLDER`", str(found.value))[1]
     assert (pathlib.Path(__file__).parents[1] / script).is_file()
     assert "--download" not in str(found.value)
+    # Asked to fetch it, TFDS does not know it: no other name is proposed.
+    with pytest.raises(ValueError, match=f"not known to TFDS. .*`python {script}"):
+        datasets.load("spoken_words", data_dir=tmp_path, download=True)
 
 
 @pytest.mark.parametrize(

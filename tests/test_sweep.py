@@ -227,7 +227,7 @@ def test_terminated_sweep_takes_its_training_with_it(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     # Nobody is left of the session.
-    with pytest.raises(ProcessLookupError):
+    with pytest.raises(ProcessLookupError, match="No such process"):
         os.killpg(process.pid, 0)
 
 

@@ -270,9 +270,6 @@ def _is_prepared(name: str, folder: str | os.PathLike[str]) -> bool:
 
 def _how_to_get(name: str) -> str:
     """Returns the end of a sentence: where a data set that is not here is from."""
-    script = MADE_BY.get(base_name(name))
-    if script is not None:
-        return f". It is none of TFDS's: `{script}` of the repository makes it."
     unknown = _unknown_name(name)
     if unknown:
         return f".{unknown}"
@@ -292,6 +289,9 @@ def _without_network(name: str) -> str:
 
 
 def _unknown_name(name: str) -> str:
+    script = MADE_BY.get(base_name(name))
+    if script is not None:
+        return f" It is none of TFDS's: `{script}` of the repository makes it."
     known = [DIGITS, *tfds.list_builders(with_community_datasets=False)]
     if base_name(name) in known:
         return ""

@@ -89,8 +89,7 @@ def resnet_imagenet(
         for block in range(1, count + 1):
             name = f"stage{stage}_block{block}"
             strides = 2 if stage > 1 and block == 1 else 1
-            branch = _bottleneck if depth >= 50 else _two_convolutions
-            y = branch(x, filters, strides, name, **block_settings)
+            y = _branch(x, filters, strides, name, depth, **block_settings)
             channels = y.shape[-1]
             first = project_first and stage == block == 1
             if first or strides > 1 or x.shape[-1] != channels:
@@ -115,47 +114,28 @@ def resnet_imagenet(
     return keras.Model(inputs, x, name=f"resnet{depth}{suffix}")
 
 
-def _two_convolutions(
+def _branch(
     x: Tensor,
     filters: int,
     strides: int,
     name: str,
+    depth: int,
     *,
     weight_decay: float,
     activation: str,
 ) -> Tensor:
-    """Returns the branch of a block of depth 18 or 34."""
-    x = _blocks.conv_bn(
-        x,
-        filters,
-        f"{name}_conv1",
-        weight_decay,
-        strides=strides,
-        activation=activation,
-    )
-    return _blocks.conv_bn(x, filters, f"{name}_conv2", weight_decay, activation=None)
-
-
-def _bottleneck(
-    x: Tensor,
-    filters: int,
-    strides: int,
-    name: str,
-    *,
-    weight_decay: float,
-    activation: str,
-) -> Tensor:
-    """Returns the branch of a block of depth 50."""
-    for number, (size, stride) in enumerate(((1, 1), (3, strides)), start=1):
+    """Returns the branch of a block: two convolutions, from depth 50 on three."""
+    layers = [(filters, 3, strides), (filters, 3, 1)]
+    if depth >= 50:
+        layers = [(filters, 1, 1), (filters, 3, strides), (4 * filters, 1, 1)]
+    for number, (channels, size, stride) in enumerate(layers, start=1):
         x = _blocks.conv_bn(
             x,
-            filters,
+            channels,
             f"{name}_conv{number}",
             weight_decay,
             kernel_size=size,
             strides=stride,
-            activation=activation,
+            activation=activation if number < len(layers) else None,
         )
-    return _blocks.conv_bn(
-        x, 4 * filters, f"{name}_conv3", weight_decay, kernel_size=1, activation=None
-    )
+    return x
