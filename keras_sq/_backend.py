@@ -51,6 +51,17 @@ def as_tensor(value: Any) -> Any:
     return value
 
 
+def strings(values: Any) -> Any:
+    """Returns strings as a tensor, which only TensorFlow has.
+
+    Raises:
+        ImportError: If TensorFlow is not installed.
+    """
+    import tensorflow as tf
+
+    return tf.constant(values, "string")
+
+
 def unshared(value: Any) -> Any:
     """Returns a value that two variables may be given.
 

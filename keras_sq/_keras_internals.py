@@ -6,7 +6,7 @@ that a new Keras release is checked in one place (`tests/test_internals.py`).
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -24,6 +24,9 @@ from keras.src.backend.common.variables import AutocastScope
 
 # `type(keras.Model(inputs, outputs))` without building one.
 from keras.src.models.functional import Functional as Functional
+
+# Whether Keras's configuration of a class in functional style is that of its graph.
+from keras.src.models.functional import functional_like_constructor
 
 from keras_sq import _backend
 from keras_sq.types import Layer, Model, Tensor, Variable
@@ -219,9 +222,82 @@ def input_specs(model: Model) -> Any:
     return spec(built)
 
 
-def is_graph_model(model: Model) -> bool:
-    """Whether a model's configuration describes its layers one by one."""
-    return type(model) in (Functional, keras.Sequential)
+def has_graph(layer: Layer) -> bool:
+    """Whether a layer is a model that knows the graph of its layers.
+
+    Functional and Sequential models, and classes made in functional style:
+    `super().__init__(inputs=..., outputs=...)`.
+    """
+    return isinstance(layer, Functional | keras.Sequential)
+
+
+def describes_layers(layer: Layer) -> bool:
+    """Whether a model's configuration describes its layers one by one.
+
+    Unlike that of a class in functional style with arguments of its own, which makes
+    its layers anew.
+    """
+    cls = type(layer)
+    if cls in (Functional, keras.Sequential):
+        return True
+    return (
+        issubclass(cls, Functional)
+        and functional_like_constructor(cls)
+        and cls.get_config is Functional.get_config
+    )
+
+
+class _References(dict[int, Any]):
+    """Objects whose serialized form says which object it is of."""
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        """Notes nothing else: ids of objects that are gone may come again."""
+
+
+class _Objects(dict[int, Any]):
+    """Objects that take the place of serialized ones."""
+
+    def __init__(self, answer: Callable[[int], Layer | None]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """Returns the object for a reference."""
+        found = self.answer(key)
+        return default if found is None else found
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        """Notes nothing: the copies are known already."""
+
+
+@contextlib.contextmanager
+def _global_attribute(name: str, value: Any) -> Iterator[None]:
+    before = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, value)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
+def shared_references(ids: Iterable[int]) -> contextlib.AbstractContextManager[None]:
+    """Within, serialized objects with one of these ids carry it.
+
+    As in the scope in which Keras saves a whole model (`ObjectSharingScope`).
+    """
+    known = {key: dict[str, Any]() for key in ids}
+    return _global_attribute("shared_objects/id_to_config_map", _References(known))
+
+
+def shared_objects(
+    answer: Callable[[int], Layer | None],
+) -> contextlib.AbstractContextManager[None]:
+    """Within, deserializing a reference gives the object that a function returns.
+
+    Args:
+        answer: Id -> the object, or `None` to make a new one.
+    """
+    return _global_attribute("shared_objects/id_to_obj_map", _Objects(answer))
 
 
 class GraphCalls(NamedTuple):

@@ -12,6 +12,8 @@ inside attention, recurrent or custom layers and subclassed models would need
 a second way, and shared layers a third.
 """
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -20,11 +22,25 @@ import numpy as np
 from keras_sq import _backend, _checks
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
-from keras_sq.copying import copy_model, copy_variables, require_built, same_copy
+from keras_sq.copying import (
+    Copier,
+    copy_model,
+    copy_own_state,
+    copy_saved_state,
+    require_built,
+    same_copy,
+    stateful_layers,
+)
 from keras_sq.layers import container, registry
+from keras_sq.layers.hybrid_kernel import computing_float
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings
-from keras_sq.quantization_plan import check_kernels, plan_quantization
+from keras_sq.quantization_plan import (
+    QuantizationReport,
+    check_kernels,
+    plan_quantization,
+)
+from keras_sq.same_outputs import check_same
 from keras_sq.selection import SoftRefresh
 from keras_sq.types import Layer, LayerKeys, Model, Overrides
 
@@ -99,8 +115,9 @@ def quantize_model(
     Raises:
         TypeError: If `model` or an argument has the wrong type.
         ValueError: If the model is not built, is quantized already, holds a
-            kernel that is not finite, has nothing to quantize or cannot be
-            copied; under a `tf.distribute.MultiWorkerMirroredStrategy` of several
+            kernel that is not finite, has nothing to quantize, cannot be
+            copied, or has state that a copy loses, so that it computes something
+            else; under a `tf.distribute.MultiWorkerMirroredStrategy` of several
             workers, which Keras 3 cannot train with; or if a key of `skip` or
             `overrides` matches no layer.
 
@@ -138,19 +155,49 @@ def quantize_model(
     check_kernels(model, plan)
     copy = copy_model(model)
     seeds = np.random.SeedSequence(seed).generate_state(len(plan))
+    copies = dict(
+        zip(map(id, stateful_layers(model)), stateful_layers(copy), strict=True)
+    )
     chosen: dict[int, Settings] = {}
     for (_, layer), entry, new_seed in zip(
-        sq_layers.layer_paths(copy), plan, seeds, strict=True
+        sq_layers.layer_paths(model), plan, seeds, strict=True
     ):
         if entry.settings is not None:
             mask_seed = None if seed is None else int(new_seed >> 1)
-            chosen[id(layer)] = entry.settings.replace(mask_seed=mask_seed)
+            settings = entry.settings.replace(mask_seed=mask_seed)
+            chosen[id(copies[id(layer)])] = settings
     _promote(copy, chosen)
-    # Past Keras's attribute tracking, which would turn the list into its own.
-    copy.__dict__["quantization_report"] = [
+    report = QuantizationReport(
         entry.outcome for entry in plan if entry.outcome is not None
-    ]
+    )
+    report.check = check_same(
+        model, copy, "quantize_model", lambda: _computing_float(copy)
+    )
+    _set_report(copy, report)
     return copy
+
+
+def _computing_float(model: Model) -> contextlib.AbstractContextManager[None]:
+    return computing_float(layer for _, layer in sq_layers.quantized_layers(model))
+
+
+def _set_report(model: Model, report: QuantizationReport) -> None:
+    """Gives a model its report, which pickling and `copy.deepcopy` keep."""
+    # Past Keras's attribute tracking, which would turn the list into its own.
+    model.__dict__["quantization_report"] = report
+    # Keras pickles a model as the file that `save` writes.
+    model.__dict__["__reduce_ex__"] = lambda protocol: (
+        _with_report,
+        (*model.__reduce__(), report),
+    )
+
+
+def _with_report(
+    restore: Callable[..., Model], arguments: Any, report: QuantizationReport
+) -> Model:
+    model = restore(*arguments)
+    _set_report(model, report)
+    return model
 
 
 def _require_a_strategy_that_trains() -> None:
@@ -185,7 +232,8 @@ def strip_quantization(model: Model) -> Model:
     Raises:
         TypeError: If `model` is no Keras model.
         ValueError: If it is not built, has no quantized layer, has quantized
-            activations or cannot be copied.
+            activations, cannot be copied, or the plain model computes something
+            else.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -210,7 +258,18 @@ def strip_quantization(model: Model) -> Model:
         raise ValueError(
             f"Model '{model.name}' has no quantized layer: nothing to strip."
         )
-    return plain_copy(model)
+    plain = plain_copy(model)
+    if not computes_hybrid(model):
+        check_same(model, plain, "strip_quantization")
+    return plain
+
+
+def computes_hybrid(model: Model) -> bool:
+    """Whether a layer computes with its hybrid kernel at inference, too."""
+    return any(
+        layer.quantization_settings.inference == "hybrid"
+        for _, layer in sq_layers.quantized_layers(model)
+    )
 
 
 def plain_copy(model: Model) -> Model:
@@ -233,7 +292,7 @@ def plain_copy(model: Model) -> Model:
 
 def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
     """Turns the chosen layers below `layer` into quantized ones."""
-    if not internals.is_graph_model(layer):
+    if not internals.describes_layers(layer):
         children = {
             key: chosen[id(child)]
             for key, child in container.child_keys(layer)
@@ -263,11 +322,11 @@ def quantized_activation(model: Model) -> str | None:
     return None
 
 
-def _float_copy(layer: Layer) -> Layer:
+def _float_copy(layer: Layer, copier: Copier) -> Layer:
     if isinstance(layer, StochasticallyQuantized | container.QuantizedContainer):
-        config = _float_config(layer.float_config())
-        return type(layer).float_class.from_config(config)  # type: ignore[union-attr]
-    return same_copy(layer)
+        config = _float_config(copier.config(layer, layer.float_config))
+        return copier.from_config(layer, type(layer).float_class, config)  # type: ignore[arg-type]
+    return same_copy(layer, copier)
 
 
 def _float_config(config: Any) -> Any:
@@ -299,8 +358,9 @@ def _float_config(config: Any) -> Any:
 
 def _copy_quantized_kernels(old: Layer, new: Layer) -> None:
     if not isinstance(old, StochasticallyQuantized):
-        copy_variables(old, new)
+        copy_own_state(old, new)
         return
+    copy_saved_state(old, new)
     # These have no counterpart; the others are in the same order.
     quantized = {id(old.latent(name)): name for name in old.quantized_weights}
     extra = {id(v) for v in old.quantization_state()}

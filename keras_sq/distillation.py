@@ -328,7 +328,7 @@ def _check_outputs(student: Model, teacher: Model) -> None:
     """Raises if the outputs cannot be compared; a subclassed model may not tell."""
     shapes = []
     for name, model in (("student", student), ("teacher", teacher)):
-        outputs = model.outputs if internals.is_graph_model(model) else None
+        outputs = model.outputs if internals.has_graph(model) else None
         if outputs is not None and len(outputs) != 1:
             raise ValueError(
                 f"Argument `{name}` must be a model of one output. Received: "
@@ -347,7 +347,7 @@ def _with_features(
 ) -> keras.Model:
     """Returns a model with the output and those of the named layers."""
     role = ("student", "teacher")[side]
-    if not internals.is_graph_model(model):
+    if not internals.has_graph(model):
         raise ValueError(
             f"Argument `features` needs functional or Sequential models. The {role} "
             f"is of type {type(model).__name__}."

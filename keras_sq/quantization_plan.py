@@ -54,6 +54,18 @@ class LayerOutcome:
     input_quantizer: str | None = None
 
 
+class QuantizationReport(list[LayerOutcome]):
+    """What `quantize_model` did with each layer that has weights of its own.
+
+    Attributes:
+        check: `"computes what the original computes"` if the copy, with its layers
+            unquantized, gave the original's outputs on random inputs; `"not checked:
+            "` and the reason where that could not be tried.
+    """
+
+    check: str = ""
+
+
 @dataclasses.dataclass(frozen=True)
 class PlanEntry:
     """What happens to a layer.

@@ -95,7 +95,7 @@ class _Calls:
             self.followed |= before
             self.made.append((layer, before))
             return frozenset({len(self.made) - 1})
-        if not internals.is_graph_model(layer):
+        if not internals.has_graph(layer):
             return self._chain(internals.sublayers(layer), before)
         graph = internals.graph_calls(layer)
         if graph is None:

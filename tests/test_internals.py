@@ -105,7 +105,37 @@ def test_graph_models_are_told_from_subclassed_ones():
         def call(self, x):
             return x
 
+    class Styled(keras.Model):
+        def __init__(self, units):
+            x = keras.Input((2,))
+            super().__init__(inputs=x, outputs=keras.layers.Dense(units)(x))
+
+    class Stepping(keras.Model):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
     x = keras.Input((2,))
-    assert internals.is_graph_model(keras.Model(x, x + 1))
-    assert internals.is_graph_model(keras.Sequential([x]))
-    assert not internals.is_graph_model(Own())
+    # Has a graph; its configuration describes the layers one by one.
+    for model, graph, layers in (
+        (keras.Model(x, x + 1), True, True),
+        (keras.Sequential([x]), True, True),
+        (Stepping(x, x + 1), True, True),
+        (Styled(3), True, False),
+        (Own(), False, False),
+    ):
+        assert internals.has_graph(model) == graph, type(model)
+        assert internals.describes_layers(model) == layers, type(model)
+
+
+def test_references_to_shared_objects_are_answered():
+    layer, copy = keras.layers.Dense(2), keras.layers.Dense(2)
+    serialize = keras.saving.serialize_keras_object
+    deserialize = keras.saving.deserialize_keras_object
+    with internals.shared_references({id(layer)}):
+        config = serialize(layer)
+        other = serialize(copy), serialize(copy)
+    assert config["shared_object_id"] == id(layer)
+    assert not any("shared_object_id" in entry for entry in other)
+    with internals.shared_objects({id(layer): copy}.get):
+        assert deserialize(config) is copy
+    assert deserialize(config) is not copy

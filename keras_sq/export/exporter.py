@@ -152,7 +152,7 @@ def export(
         if plain is not stripped:
             reference = plain
             notes += ("computes in float32; the model does not",)
-        elif _computes_hybrid(model):
+        elif conversion.computes_hybrid(model):
             reference = plain
         request = targets.Request(
             model=plain,
@@ -391,10 +391,3 @@ def _is_untrained(model: Model) -> bool:
     ]
     # A seed and a counter of draws.
     return not any(np.any(state[1:]) for state in states)
-
-
-def _computes_hybrid(model: Model) -> bool:
-    return any(
-        layer.quantization_settings.inference == "hybrid"
-        for _, layer in layers.quantized_layers(model)
-    )

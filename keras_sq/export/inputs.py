@@ -98,7 +98,7 @@ def input_signature(model: Model, representative_data: Any = None) -> InputSigna
         ValueError: If the model's call takes several arguments, or an input
             is sparse or ragged.
     """
-    tensors = model.inputs if internals.is_graph_model(model) else None
+    tensors = model.inputs if internals.has_graph(model) else None
     if tensors is not None:
         # A Sequential model takes one tensor, and knows its structure as a
         # layer only once it has been called.

@@ -32,7 +32,7 @@ def computes_otherwise(model: Model) -> bool:
     for layer in internals.flatten_layers(model, include_self=True):
         # These compute nothing themselves, and keep the policy of the day.
         idle = isinstance(layer, keras.layers.InputLayer)
-        if idle or internals.is_graph_model(layer):
+        if idle or internals.has_graph(layer):
             continue
         policy = layer.dtype_policy
         if policy.compute_dtype in OTHER_FLOATS:
@@ -42,12 +42,13 @@ def computes_otherwise(model: Model) -> bool:
     return False
 
 
-def _float32_copy(layer: Layer) -> Layer:
+def _float32_copy(layer: Layer, copier: copying.Copier) -> Layer:
     if isinstance(layer, keras.layers.Lambda):
-        copy = copying.same_copy(layer)
+        copy = copying.same_copy(layer, copier)
         copy.dtype_policy = keras.DTypePolicy("float32")
         return copy
-    return type(layer).from_config(_float32_config(layer.get_config()))
+    config = _float32_config(copier.config(layer, layer.get_config))
+    return copier.from_config(layer, type(layer), config)
 
 
 def _float32_config(config: Any) -> Any:

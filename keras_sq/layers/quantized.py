@@ -22,24 +22,16 @@ class SQSeparableConv2D(StochasticallyQuantized, keras.layers.SeparableConv2D):
     quantized_weights = ("depthwise_kernel", "pointwise_kernel")
 ```
 
-Design note: **saving.** Dense, EinsumDense, Embedding and the convolutions
-write `self.kernel` and the bias and nothing else. With the descriptor that
-would lose the mask and *overwrite the latent kernel by the quantized one*, so
-`save_own_variables` and `load_own_variables` are those of the base class of
-all layers again: every variable, in order.
-
 Design note: **training or not** is read from Keras's call context while the
 call is traced, not from a switch of ours: replicas run in threads that share
 the layer.
 """
 
-import contextlib
 import inspect
 import math
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import keras
@@ -48,64 +40,20 @@ from keras import ops
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import settings as settings_module
 from keras_sq.layers.codebooks import LearnedCodebooks
+from keras_sq.layers.hybrid_kernel import HybridKernel, held_kernel
 from keras_sq.layers.inputs import INPUT, QuantizedInputs
 from keras_sq.layers.kernel_functions import (
     error_function,
     filters_last,
     forward_function,
 )
+from keras_sq.layers.saving import saving_methods
 from keras_sq.layers.settings import Settings
 from keras_sq.selection import Selection
 from keras_sq.split_update import split_update
 from keras_sq.types import Config, Tensor, Variable
 
-_held = threading.local()
-
-
-@contextlib.contextmanager
-def kernels_held(layers: Iterable["StochasticallyQuantized"]) -> Iterator[None]:
-    """Computes the kernels of layers once for all calls within.
-
-    A recurrent layer calls its cell in a loop; reading the kernel there would
-    quantize it at every time step (2.2 times the float step for an LSTM of 128
-    units over 40 steps). Held per thread: replicas trace side by side.
-    """
-    before = getattr(_held, "kernels", {})
-    new = {
-        (id(layer), name): layer.kernel_to_compute_with(name)
-        for layer in layers
-        for name in layer.quantized_weights
-    }
-    _held.kernels = {**before, **new}
-    try:
-        yield
-    finally:
-        _held.kernels = before
-
-
-class HybridKernel:
-    """The descriptor that stands in for a kernel's attribute.
-
-    Args:
-        name: The attribute; the latent variable is stored with a leading
-            underscore, where Dense and the convolutions keep theirs anyway.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, layer: Any, owner: type | None = None) -> Any:
-        if layer is None:
-            return self
-        if f"_{self.name}" not in layer.__dict__:
-            raise AttributeError(
-                f"You must build the layer before accessing `{self.name}` "
-                f"(layer '{layer.name}')."
-            )
-        return layer.kernel_to_compute_with(self.name)
-
-    def __set__(self, layer: Any, value: Any) -> None:
-        layer.__dict__[f"_{self.name}"] = value
+_warned = threading.local()
 
 
 class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
@@ -124,8 +72,8 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         )
         for name in cls.quantized_weights:
             setattr(cls, name, HybridKernel(name))
-        cls.save_own_variables = keras.layers.Layer.save_own_variables  # type: ignore[attr-defined]
-        cls.load_own_variables = keras.layers.Layer.load_own_variables  # type: ignore[attr-defined]
+        save, load = saving_methods(cls.float_class)
+        cls.save_own_variables, cls.load_own_variables = save, load  # type: ignore[attr-defined]
         cls.__signature__ = constructor_signature(cls.float_class)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -260,7 +208,7 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         latent = self.latent(name)
         if f"_{name}_mask" not in self.__dict__:
             return latent  # Still building.
-        held = getattr(_held, "kernels", {}).get((id(self), name))
+        held = held_kernel(self, name)
         if held is not None:
             return held
         training = bool(internals.training_phase())
@@ -338,10 +286,10 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
             if isinstance(layer, StochasticallyQuantized):
                 layer.ratio_is_controlled = True
         call = internals.call_under_way()
-        warned = getattr(_held, "warned", None)
+        warned = getattr(_warned, "call", None)
         if warned is not None and warned() is call:
             return  # On JAX each layer of a model is the one that is called.
-        _held.warned = weakref.ref(call)
+        _warned.call = weakref.ref(call)
         warnings.warn(
             "Training stochastically quantized layers without the callback: the "
             "masks stay as they are, which in a new model means that everything is "

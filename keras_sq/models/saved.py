@@ -42,7 +42,7 @@ def load_source(
         ValueError: If it cannot be loaded or has inputs or outputs of another kind.
     """
     source = load_model(path)
-    if not (internals.is_graph_model(source) and source.built):
+    if not (internals.has_graph(source) and source.built):
         raise _other_network(name, path, "it is no model of layers in a graph")
     if len(source.inputs) != 1 or len(source.outputs) != 1:
         raise _other_network(name, path, "it has several inputs or outputs")
