@@ -105,6 +105,17 @@ def is_built(model: Model) -> bool:
     return bool(model.built or (below and all(layer.built for layer in below)))
 
 
+def copy_build_shapes(old: Model, new: Model) -> None:
+    """Lets a model save the shapes that another one was called on.
+
+    Without them, Keras does not build a subclassed model that it loads, nor then the
+    optimizer.
+    """
+    shapes = getattr(old, "_build_shapes_dict", None)
+    if shapes and not getattr(new, "_build_shapes_dict", None):
+        new._build_shapes_dict = shapes
+
+
 def own_variables(layer: Layer) -> list[Variable]:
     """Returns a layer's variables without those of its sublayers, in order."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]

@@ -75,8 +75,10 @@ def copy_model(
         for old, new in pairs:
             if new.trainable != old.trainable:
                 new.trainable = old.trainable
-        # Keras leaves it at False for a subclassed model built from its config.
+        # Keras leaves it at False for a subclassed model built from its config, and
+        # a model whose layers its constructor built was not called.
         copy.built = True
+        internals.copy_build_shapes(model, copy)
     return copy
 
 

@@ -269,6 +269,44 @@ def test_a_registered_class_goes_on_to_save_its_own_state(tmp_path):
     assert stripped.layers[-1].gate == 5.0
 
 
+@registered
+class Pair(keras.Model):
+    """Its constructor is given built models: nothing need be built by a call."""
+
+    def __init__(self, first, second, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = first, second
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {"first": serialize(self.first), "second": serialize(self.second)}
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.saving.deserialize_keras_object
+        return cls(**{key: deserialize(config[key]) for key in ("first", "second")})
+
+
+def test_models_made_of_models_keep_their_optimizer(tmp_path):
+    first = keras.Sequential([keras.Input((4,)), L.Dense(3)])
+    second = keras.Sequential([keras.Input((3,)), L.Dense(2)])
+    model = Pair(first, second)
+    model(NUMBERS)
+    sq_model = quantized(model)
+    sq_model.compile("adam", "mse")
+    keras_sq.set_ratio(sq_model, 1.0)
+    sq_model.fit(NUMBERS / 50, NUMBERS[:, :2] / 50, verbose=0)
+    sq_model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, other in zip(
+        sq_model.optimizer.variables, loaded.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(as_arrays(one), as_arrays(other))
+
+
 def test_flags_of_layers_inside_others_come_along():
     @registered
     class Block(L.Layer):
