@@ -21,7 +21,7 @@ from keras_sq import _backend, _checks
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
 from keras_sq.copying import copy_model, copy_variables, require_built, same_copy
-from keras_sq.layers import container, registry
+from keras_sq.layers import container, derived, registry
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings
 from keras_sq.quantization_plan import check_kernels, plan_quantization
@@ -283,6 +283,8 @@ def _float_config(config: Any) -> Any:
     quantized = None
     if isinstance(new.get("registered_name"), str):
         quantized = keras.saving.get_registered_object(new["registered_name"])
+    if quantized is derived.QuantizedSubclass:
+        return new | new["config"][derived.FLOAT_LAYER]
     if isinstance(quantized, type) and issubclass(quantized, StochasticallyQuantized):
         ours = set(Settings().get_config())
         inner = {k: v for k, v in new["config"].items() if k not in ours}
