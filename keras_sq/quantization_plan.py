@@ -34,6 +34,12 @@ SMALL_QUANTIZER = quantizers.UniformQuantizer(4, num_levels=13)
 13 levels, not 15: packed files hold them in four bits (`export/packing.py`).
 """
 
+STAYS_FLOAT: dict[type, str] = {
+    keras.layers.PReLU: "a few numbers a channel",
+    keras.layers.STFTSpectrogram: "its kernels are those of a Fourier transform",
+}
+"""Layers of Keras with a matrix that is left alone -> why."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerOutcome:
@@ -171,6 +177,8 @@ def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> Pla
 def _why_not(layer: Layer) -> str:
     """Returns why a layer with matrices stays float though nobody asked for it."""
     layer_type = type(layer).__name__
+    if type(layer) in STAYS_FLOAT:
+        return STAYS_FLOAT[type(layer)]
     base = covered_base(type(layer))
     if base is not None:
         anew = ", ".join(f"`{name}`" for name in redefined(type(layer), base))
