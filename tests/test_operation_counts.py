@@ -342,6 +342,9 @@ def test_open_lengths_are_tried_with_short_sequences_too():
         def call(self, x):
             return x + self.table[: keras.ops.shape(x)[1]]
 
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
     keras.saving.register_keras_serializable("test_operation_counts")(Positions)
     x = inputs = keras.Input((None, 3))
     x = Positions(name="positions")(x)  # No more than 20.

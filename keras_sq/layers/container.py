@@ -271,9 +271,9 @@ def find_class(reference: Config) -> type:
     return found
 
 
-def _class_of_library(module: str, name: str) -> Any:
+def _class_of_library(module: Any, name: str) -> Any:
     """Returns a class of a library that Keras itself imports to read a file."""
-    if module.split(".")[0] not in LIBRARIES:
+    if str(module).split(".")[0] not in LIBRARIES:
         return None
     try:
         return vars(importlib.import_module(module)).get(name)

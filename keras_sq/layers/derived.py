@@ -92,7 +92,12 @@ class QuantizedSubclass:
         Raises:
             ValueError: If the class named has no quantized one.
         """
-        reference = config[FLOAT_LAYER]
+        reference = config.get(FLOAT_LAYER)
+        if not isinstance(reference, dict):
+            raise ValueError(
+                "The configuration of a quantized layer must name the class of its "
+                f"float layer under {FLOAT_LAYER!r}. Received: {reference!r}"
+            )
         chosen = {k: v for k, v in config.items() if k in settings_module.names()}
         base = find_class(reference)
         found = issubclass(base, keras.layers.Layer) and derived_class(base)
