@@ -135,17 +135,20 @@ def with_recorded_arguments(layer: Layer, base: type, config: Config) -> Config:
         config: What Keras returns for the layer itself.
     """
     recorded = layer.__dict__.get("_auto_config")
-    left_to_keras = getattr(base.get_config, "_is_default", False)  # type: ignore[attr-defined]
-    if not left_to_keras or recorded is None:
+    if recorded is None or not _leaves_config_to_keras(base):
         return config
     return {**recorded.config, **config}
 
 
 def record_arguments(layer: Layer, base: type, arguments: Any, named: Any) -> None:
     """Records what the constructor of a base class is called with, as Keras does."""
-    layer.__dict__["_auto_config"] = base.__new__(
-        base, *arguments, **named
-    )._auto_config
+    if _leaves_config_to_keras(base):
+        twin: Any = base.__new__(base, *arguments, **named)
+        layer.__dict__["_auto_config"] = getattr(twin, "_auto_config", None)
+
+
+def _leaves_config_to_keras(base: Any) -> bool:
+    return bool(getattr(base.get_config, "_is_default", False))
 
 
 def seed_states(layer: Layer) -> list[Variable]:

@@ -209,9 +209,9 @@ class QuantizedLayer(QuantizedContainer):
 class QuantizedSpectralNormalization(QuantizedContainer):
     """What makes `SpectralNormalization` normalize the latent kernel."""
 
-    def build(self, *args: Any, **kwargs: Any) -> None:
+    def build(self, input_shape: Any) -> None:
         """Builds the layer; `kernel` is the variable that it is to write."""
-        super().build(*args, **kwargs)  # type: ignore[misc]
+        super().build(input_shape)  # type: ignore[misc]
         layer = self.layer  # type: ignore[attr-defined]
         if isinstance(layer, StochasticallyQuantized):
             self.kernel = layer.latent(layer.quantized_weights[0])
@@ -263,7 +263,7 @@ def find_class(reference: Config) -> type:
         found = found or _class_of_library(reference["module"], name)
     if not isinstance(found, type):
         raise ValueError(
-            f"Could not locate the class {name!r} of a quantized container. As "
+            f"Could not locate the class {name!r} of a quantized layer. As "
             "for any custom layer, decorate it with @keras.saving."
             "register_keras_serializable() and import it before loading, or pass "
             f"custom_objects={{{name!r}: {name}}}."
