@@ -22,6 +22,9 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 # thresholds must be found in the variable's own dtype.
 from keras.src.backend.common.variables import AutocastScope
 
+# The cell of ConvLSTM1D, 2D and 3D, which has no public name.
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell as ConvLSTMCell
+
 # `type(keras.Model(inputs, outputs))` without building one.
 from keras.src.models.functional import Functional as Functional
 
@@ -29,7 +32,7 @@ from keras.src.models.functional import Functional as Functional
 from keras.src.models.functional import functional_like_constructor
 
 from keras_sq import _backend
-from keras_sq.types import Layer, Model, Tensor, Variable
+from keras_sq.types import Config, Layer, Model, Tensor, Variable
 
 
 def training_phase() -> bool | None:
@@ -117,8 +120,49 @@ def copy_build_shapes(old: Model, new: Model) -> None:
 
 
 def own_variables(layer: Layer) -> list[Variable]:
-    """Returns a layer's variables without those of its sublayers, in order."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
+    """Returns a layer's variables without those of its sublayers, in order.
+
+    Keras lists a sublayer's variable twice if the layer has it as an attribute, too,
+    as `SpectralNormalization` has the kernel of its layer.
+    """
+    variables = [*layer._trainable_variables, *layer._non_trainable_variables]
+    below = {
+        id(variable)
+        for sublayer in (flatten_layers(layer) if layer._layers else ())
+        for variable in (
+            *sublayer._trainable_variables,
+            *sublayer._non_trainable_variables,
+        )
+    }
+    return [variable for variable in variables if id(variable) not in below]
+
+
+def with_recorded_arguments(layer: Layer, base: type, config: Config) -> Config:
+    """Returns a configuration with what Keras adds where a class describes nothing.
+
+    Keras records the arguments of each constructor, and they are the configuration of
+    a layer whose class has no `get_config`. A class of ours always has one.
+
+    Args:
+        layer: The layer.
+        base: The class that it was, or stands for.
+        config: What Keras returns for the layer itself.
+    """
+    recorded = layer.__dict__.get("_auto_config")
+    if recorded is None or not _leaves_config_to_keras(base):
+        return config
+    return {**recorded.config, **config}
+
+
+def record_arguments(layer: Layer, base: type, arguments: Any, named: Any) -> None:
+    """Records what the constructor of a base class is called with, as Keras does."""
+    if _leaves_config_to_keras(base):
+        twin: Any = base.__new__(base, *arguments, **named)
+        layer.__dict__["_auto_config"] = getattr(twin, "_auto_config", None)
+
+
+def _leaves_config_to_keras(base: Any) -> bool:
+    return bool(getattr(base.get_config, "_is_default", False))
 
 
 def seed_states(layer: Layer) -> list[Variable]:

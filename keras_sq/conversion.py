@@ -31,7 +31,7 @@ from keras_sq.copying import (
     same_copy,
     stateful_layers,
 )
-from keras_sq.layers import container, registry
+from keras_sq.layers import container, derived, registry
 from keras_sq.layers.hybrid_kernel import computing_float
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings
@@ -342,6 +342,8 @@ def _float_config(config: Any) -> Any:
     quantized = None
     if isinstance(new.get("registered_name"), str):
         quantized = keras.saving.get_registered_object(new["registered_name"])
+    if quantized is derived.QuantizedSubclass:
+        return new | new["config"][derived.FLOAT_LAYER]
     if isinstance(quantized, type) and issubclass(quantized, StochasticallyQuantized):
         ours = set(Settings().get_config())
         inner = {k: v for k, v in new["config"].items() if k not in ours}

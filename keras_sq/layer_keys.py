@@ -142,7 +142,7 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
     """
     by_size: defaultdict[int, set[str]] = defaultdict(set)
     for path, layer in paths:
-        if registry.quantized_class(type(layer)) is not None:
+        if registry.quantized_class_of(layer) is not None:
             by_size[sum(math.prod(v.shape) for v in _matrices(layer))].add(path)
     limit = SMALL_PART * sum(size * len(found) for size, found in by_size.items())
     small: set[str] = set()
@@ -157,7 +157,7 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
 
 def has_kernels(layer: Layer) -> bool:
     """Whether a layer itself has a weight that could be quantized."""
-    if registry.quantized_class(type(layer)) is not None:
+    if registry.quantized_class_of(layer) is not None:
         return True
     return not internals.sublayers(layer) and has_matrix(layer)
 
@@ -165,6 +165,15 @@ def has_kernels(layer: Layer) -> bool:
 def has_matrix(layer: Layer) -> bool:
     """Whether a layer itself has a weight of two axes or more."""
     return bool(_matrices(layer))
+
+
+def large_matrices(layer: Layer) -> list[Variable]:
+    """Returns a layer's own weights that are more than a vector.
+
+    A vector is what has one axis, or ones before the last: a class token
+    `(1, 1, size)`, which has no filters to tell apart either.
+    """
+    return [v for v in _matrices(layer) if math.prod(v.shape[:-1]) > 1]
 
 
 def _matrices(layer: Layer) -> list[Variable]:

@@ -37,6 +37,7 @@ GONE: dict[str, dict[str, Any]] = {
     **{f"Conv{rank}DTranspose": _NO_GROUPS for rank in (1, 2, 3)},
     **{f"SeparableConv{rank}D": _SEPARABLE for rank in (1, 2)},
     **{name: _RECURRENT for name in ("RNN", "SimpleRNN", "LSTM", "GRU")},
+    **{f"ConvLSTM{rank}D": _RECURRENT for rank in (1, 2, 3)},
     **{f"SpatialDropout{rank}D": _SPATIAL_DROPOUT for rank in (1, 2, 3)},
     **{
         f"Random{name}": _RANDOM

@@ -18,7 +18,8 @@ from keras_sq import _keras_internals as internals
 from keras_sq.layers import QuantizedActivation, layer_paths
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.masks import require_quantized
-from keras_sq.operation_counts import PRODUCTS, Count, Counts, macs_of
+from keras_sq.operation_counts import Count, Counts, macs_of
+from keras_sq.operation_rules import PRODUCTS, float_class
 from keras_sq.schedules import Layerwise, RatioSchedule
 from keras_sq.summary_text import Column, short
 from keras_sq.types import Config, Layer, Model
@@ -112,13 +113,22 @@ class ModelSummary:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-accumulates for one example, `None` if a layer's are unknown."""
+        """Multiply-accumulates for one example.
+
+        The sum of what is known: without those of `unknown_macs`. `None` if this is
+        nothing.
+        """
         return _sum_of_known([row.macs for row in self.rows])
 
     @property
     def bit_operations(self) -> int | None:
-        """Bit operations for one example, `None` if a layer's are unknown."""
+        """Bit operations for one example, of what is known as with `macs`."""
         return _sum_of_known([row.bit_operations for row in self.rows])
+
+    @property
+    def unknown_macs(self) -> tuple[str, ...]:
+        """Paths of the rows whose operations are unknown; none: totals are complete."""
+        return tuple(row.path for row in self.rows if row.macs is None)
 
     def to_dict(self) -> Config:
         """Returns rows and totals, JSON-serializable."""
@@ -129,6 +139,7 @@ class ModelSummary:
             "quantized_bits": self.quantized_bits,
             "macs": self.macs,
             "bit_operations": self.bit_operations,
+            "unknown_macs": [*self.unknown_macs],
         }
 
     def to_records(self) -> list[Config]:
@@ -156,12 +167,13 @@ class ModelSummary:
             line_length = summary_text.terminal_width()
         _checks.integer("line_length", line_length, summary_text.MIN_WIDTH)
         smaller = self.float_bytes / max(self.packed_bytes, 1)
-        known = [row for row in self.rows if row.macs is not None]
+        unknown = self.unknown_macs
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         footer = [
-            ("" if self.macs is not None else "at least ")
-            + f"{short(sum(row.macs or 0 for row in known))} multiply-accumulates and "
-            f"{short(sum(row.bit_operations or 0 for row in known))} bit operations "
-            "for one example" + ("" if self.macs is not None else " (?: unknown)"),
+            ("at least " if unknown else "")
+            + f"{short(self.macs or 0)} multiply-accumulates and "
+            f"{short(self.bit_operations or 0)} bit operations for one example"
+            + (f" (unknown: {', '.join(unknown[:3])}{more})" if unknown else ""),
             f"{self.float_bytes:,} bytes as float32, {self.packed_bytes:,} packed "
             f"({smaller:.1f} x smaller); {self.quantized_bits:.2f} bits a quantized "
             "weight",
@@ -229,7 +241,8 @@ def summary(
     MAC takes as many bit operations as the bits of the weight's code times those of
     the activation, each 32 for float. To count them, the model is called once on an
     example of zeros. A question mark (`None` in the rows) means unknown: the layer's
-    class is none of Keras, or a size is open.
+    class is none of Keras, or a size is open. Totals are then those of all others, and
+    `unknown_macs` names what they lack.
 
     Args:
         model: A model with quantized layers.
@@ -276,7 +289,7 @@ def summary(
             rows.append(_activation_row(path, layer))
             continue
         rest = _float_row(path, layer, counts)
-        if rest.weights or rest.macs:
+        if rest.weights or (counts is not None and rest.macs != 0):
             rows.append(rest._replace(reason=reasons.get(path, "")))
     result = ModelSummary(tuple(rows))
     (print_fn or _print)(result.text(line_length))
@@ -356,7 +369,7 @@ def _float_row(path: str, layer: Layer, counts: Counts | None) -> LayerSummary:
     largest = max(variables, key=lambda v: math.prod(v.shape), default=None)
     return LayerSummary(
         path,
-        operation_counts.float_class(layer).__name__,
+        float_class(layer).__name__,
         weights,
         "float" if weights else "",
         None,
@@ -378,7 +391,8 @@ def _bit_operations(count: Count, weight_bits: int) -> int | None:
 
 def _sum_of_known(values: list[int | None]) -> int | None:
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    total = sum(known)
+    return total if total or len(known) == len(values) else None
 
 
 def _print(text: str) -> None:

@@ -7,15 +7,14 @@ converter mostly folds into a kernel) count nothing. Padding counts as any pixel
 The shapes are those of a call: the model is run once, in inference, on one example of
 zeros, and each layer's inputs and outputs are looked at. What depends on a size that
 the model leaves open (a length of sequences, of images) is unknown, and so are layers
-of classes that are not in the tables below.
+of classes without a rule in `operation_rules.py`, if they have more than vectors.
 
 Design note: **why a call** and not the shapes that a graph knows. There are none
 inside of subclassed models, attention and other containers. Calls with symbolic
 tensors would add to the model's graph, and on JAX they hide which sizes are open.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -23,16 +22,19 @@ import keras
 from keras_sq import _keras_internals as internals
 from keras_sq.kernel_sizes import FLOAT_BITS
 from keras_sq.layers import QuantizedActivation
+from keras_sq.operation_rules import (
+    INNER_KERNELS,
+    KEEPS_VALUES,
+    PRODUCTS,
+    REPEATS,
+    is_unknown,
+    rule_of,
+)
 from keras_sq.types import Layer, Model
 
-Shape = tuple[int, ...]
-
-PRODUCTS = ""
-"""In place of a weight's name: products of activations with each other."""
-
-OPEN_SIZES = (64, 96)
+OPEN_SIZES = ((64, 96), (16, 24), (4, 6))
 """What sizes that a model leaves open are tried with: a count that differs between
-the two is unknown."""
+the two is unknown. The later pairs are for models that take no longer sequences."""
 
 
 class Count(NamedTuple):
@@ -67,14 +69,15 @@ def count_operations(model: Model) -> Counts | None:
     if specs is None:
         return None
     if not any(None in spec.shape[1:] for spec in keras.tree.flatten(specs)):
-        return _counted(model, specs, OPEN_SIZES[0])
-    first, second = (_counted(model, specs, size) for size in OPEN_SIZES)
-    if first is None or second is None:
-        return None
-    return {
-        key: count if second.get(key) == count else count._replace(macs=None)
-        for key, count in first.items()
-    }
+        return _counted(model, specs, 0)
+    for sizes in OPEN_SIZES:
+        first, second = (_counted(model, specs, size) for size in sizes)
+        if first is not None and second is not None:
+            return {
+                key: count if second.get(key) == count else count._replace(macs=None)
+                for key, count in first.items()
+            }
+    return None
 
 
 def _counted(model: Model, specs: Any, open_size: int) -> Counts | None:
@@ -99,16 +102,17 @@ class _Watcher:
         # Tensors are known by their identity, so they must live until the end.
         self._kept: list[Any] = []
         self._bits: dict[int, int] = {}
-        self._inside_counted = 0
+        self._inside_loop = 0
+        self._times = 1
 
     def called(self, layer: Layer, args: Sequence[Any]) -> None:
-        if isinstance(layer, _COUNTED_WHOLE):
-            self._inside_counted += 1
+        if isinstance(layer, REPEATS):
+            self._inside_loop += 1
 
     def returned(self, layer: Layer, args: Sequence[Any], result: Any) -> None:
-        if isinstance(layer, _COUNTED_WHOLE):
-            self._inside_counted -= 1
-        if self._inside_counted:
+        if isinstance(layer, REPEATS):
+            self._inside_loop -= 1
+        if self._inside_loop:
             return
         inputs = [x for x in keras.tree.flatten(args) if hasattr(x, "shape")]
         outputs = [x for x in keras.tree.flatten(result) if hasattr(x, "shape")]
@@ -117,199 +121,64 @@ class _Watcher:
         bits = self._bits.get(id(inputs[0]), FLOAT_BITS)
         if isinstance(layer, QuantizedActivation):
             self._tag(outputs[0], layer.activation_rule.num_bits)
-        elif isinstance(layer, _KEEPS_VALUES):
+        elif isinstance(layer, KEEPS_VALUES):
             self._tag(outputs[0], bits)
         # Taken from the tensors' sizes, where the batch has one example.
         shapes = [tuple(x.shape) for x in inputs]
-        for key, macs in _counts_of_call(layer, shapes, tuple(outputs[0].shape)):
-            seen = FLOAT_BITS
-            if key[1] not in _INNER_KERNELS:
-                rule = getattr(key[0], "input_rule", None)
-                seen = bits if rule is None else rule.num_bits
-            self._add((id(key[0]), key[1]), macs, seen)
+        if isinstance(layer, REPEATS):
+            self._count_one_step(layer, inputs[0], bits)
+            return
+        rule = rule_of(layer)
+        if rule is not None:
+            for name, macs in rule(layer, shapes, tuple(outputs[0].shape)).items():
+                self._add(layer, name, macs, bits)
+        elif is_unknown(layer):
+            self._add(layer, PRODUCTS, None, bits)
+
+    def _count_one_step(self, layer: Layer, sequences: Any, bits: int) -> None:
+        """Calls what a layer repeats once more, and counts that for all its steps.
+
+        How often Keras does so, and whether by `__call__`, is the backend's matter.
+        """
+        inner = layer.cell if isinstance(layer, keras.layers.RNN) else layer.layer
+        before, self._times = self._times, self._times * sequences.shape[1]
+        step = keras.ops.zeros((1, *sequences.shape[2:]), sequences.dtype)
+        self._tag(step, bits)
+        try:
+            if isinstance(layer, keras.layers.RNN):
+                inner(step, layer.get_initial_state(1))
+            else:
+                inner(step)
+        except Exception:  # What a cell of one's own may want is not known.
+            for inside in (inner, *internals.flatten_layers(inner)):
+                if is_unknown(inside) or rule_of(inside) is not None:
+                    self._add(inside, PRODUCTS, None, bits)
+        finally:
+            self._times = before
 
     def _tag(self, tensor: Any, bits: int) -> None:
         self._kept.append(tensor)
         self._bits[id(tensor)] = bits
 
-    def _add(self, key: tuple[int, str], macs: int | None, bits: int) -> None:
-        old = self.counts.get(key, Count(0, 0))
-        known = macs is not None and old.macs is not None
-        total = old.macs + macs if known else None  # type: ignore[operator]
-        self.counts[key] = Count(total, max(bits, old.activation_bits))
+    def _add(self, layer: Layer, name: str, macs: int | None, bits: int) -> None:
+        """Adds what a kernel is multiplied with in a call.
 
-
-_KEEPS_VALUES = (
-    keras.layers.Flatten,
-    keras.layers.Reshape,
-    keras.layers.Permute,
-    keras.layers.Dropout,
-    keras.layers.SpatialDropout2D,
-    keras.layers.MaxPooling1D,
-    keras.layers.MaxPooling2D,
-    keras.layers.MaxPooling3D,
-    keras.layers.RepeatVector,
-    keras.layers.UpSampling1D,
-    keras.layers.UpSampling2D,
-)
-"""Layers that take values from place to place, so that levels stay levels."""
-
-_INNER_KERNELS = ("pointwise_kernel", "recurrent_kernel")
-"""Those that are multiplied with a result of the first kernel, or a state."""
-
-_CELLS = (keras.layers.SimpleRNNCell, keras.layers.LSTMCell, keras.layers.GRUCell)
-
-_COUNTED_WHOLE = (keras.layers.RNN, keras.layers.TimeDistributed)
-"""What is called inside runs once a step, or not by Keras's `__call__`."""
-
-_FREE = (
-    keras.layers.BatchNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.RMSNormalization,
-    keras.layers.UnitNormalization,
-    keras.layers.PReLU,
-    keras.layers.Normalization,
-)
-"""Layers with weights whose arithmetic does not count."""
-
-
-def float_class(layer: Layer) -> type:
-    """Returns the Keras class of a layer, quantized or not."""
-    return getattr(type(layer), "float_class", None) or type(layer)
-
-
-_Call = Iterator[tuple[tuple[Layer, str], int | None]]
-
-
-def _counts_of_call(layer: Layer, inputs: list[Shape], output: Shape) -> _Call:
-    """Yields the kernels that a call multiplies with, and how often."""
-    kind = float_class(layer)
-    if issubclass(kind, keras.layers.TimeDistributed):
-        steps = inputs[0][1]
-        below = [layer.layer, *internals.flatten_layers(layer.layer)]
-        if len(below) > 1:
-            for inside in below:
-                if internals.own_variables(inside):
-                    yield (inside, PRODUCTS), None
-            return
-        one = (inputs[0][0], *inputs[0][2:])
-        for key, macs in _counts_of_call(layer.layer, [one], (1, *output[2:])):
-            yield key, None if macs is None else steps * macs
-    elif issubclass(kind, keras.layers.RNN):
-        yield from _of_recurrent(layer, inputs[0])
-    elif kind in _KERNELS:
-        for name, macs in _KERNELS[kind](layer, inputs, output).items():
-            yield (layer, name), macs
-    elif internals.own_variables(layer) and not issubclass(kind, _FREE):
-        yield (layer, PRODUCTS), None
-
-
-def _of_recurrent(layer: Layer, sequences: Shape) -> _Call:
-    steps = sequences[1]
-    for inside in [layer, *internals.flatten_layers(layer)]:
-        if float_class(inside) in _CELLS:
-            for name in ("kernel", "recurrent_kernel"):
-                yield (inside, name), steps * math.prod(_shape(inside, name))
-        elif internals.own_variables(inside):
-            yield (inside, PRODUCTS), None
-
-
-def _shape(layer: Layer, name: str) -> Shape:
-    """Returns the shape of a kernel, without computing a quantized one."""
-    found = layer.__dict__.get(f"_{name}", None)
-    return tuple((getattr(layer, name) if found is None else found).shape)
-
-
-def _dense(layer: Layer, inputs: list[Shape], output: Shape) -> dict[str, int | None]:
-    return {"kernel": math.prod(output) * inputs[0][-1]}
-
-
-def _einsum(layer: Layer, inputs: list[Shape], output: Shape) -> dict[str, int | None]:
-    left, result = layer.equation.replace(" ", "").split("->")
-    data, kernel = left.split(",")
-    sizes = dict(zip(kernel, _shape(layer, "kernel"), strict=True))
-    if "..." not in data:
-        sizes |= dict(zip(data, inputs[0], strict=True))
-    summed = {x for x in data + kernel if x.isalpha()} - set(result)
-    if not summed <= set(sizes):
-        return {"kernel": None}
-    return {"kernel": math.prod(output) * math.prod(sizes[x] for x in summed)}
-
-
-def _places(layer: Layer, shape: Shape) -> int:
-    """Returns the number of pixels of a feature map."""
-    first = layer.data_format == "channels_first"
-    return math.prod(shape[2:] if first else shape[1:-1])
-
-
-def _conv(layer: Layer, inputs: list[Shape], output: Shape) -> dict[str, int | None]:
-    kernel = _shape(layer, "kernel")
-    return {"kernel": _places(layer, output) * math.prod(kernel)}
-
-
-def _transposed(
-    layer: Layer, inputs: list[Shape], output: Shape
-) -> dict[str, int | None]:
-    kernel = _shape(layer, "kernel")
-    return {"kernel": _places(layer, inputs[0]) * math.prod(kernel)}
-
-
-def _separable(
-    layer: Layer, inputs: list[Shape], output: Shape
-) -> dict[str, int | None]:
-    places = _places(layer, output)
-    names = ("depthwise_kernel", "pointwise_kernel")
-    return {name: places * math.prod(_shape(layer, name)) for name in names}
-
-
-def _embedding(
-    layer: Layer, inputs: list[Shape], output: Shape
-) -> dict[str, int | None]:
-    return {"embeddings": 0}
-
-
-def _cell(layer: Layer, inputs: list[Shape], output: Shape) -> dict[str, int | None]:
-    names = ("kernel", "recurrent_kernel")
-    return {name: math.prod(_shape(layer, name)) for name in names}
-
-
-def _heads(layer: Layer, inputs: list[Shape], output: Shape) -> dict[str, int | None]:
-    queries, values = (math.prod(x[1:-1]) for x in (*inputs, inputs[0])[:2])
-    heads = getattr(layer, "num_heads", None) or layer.num_query_heads
-    key_dim = getattr(layer, "key_dim", None) or layer.head_dim
-    value_dim = getattr(layer, "value_dim", None) or key_dim
-    along = getattr(layer, "_attention_axes", None)
-    if along is not None and len(along) != len(output) - 2:
-        return {PRODUCTS: None}  # Attention along some of the axes only.
-    return {PRODUCTS: heads * queries * values * (key_dim + value_dim)}
-
-
-def _attention(
-    layer: Layer, inputs: list[Shape], output: Shape
-) -> dict[str, int | None]:
-    query, value = inputs[0], inputs[1]
-    return {PRODUCTS: query[1] * value[1] * (query[-1] + value[-1])}
-
-
-_Rule = Callable[[Layer, list[Shape], Shape], dict[str, int | None]]
-
-_KERNELS: dict[type, _Rule] = {
-    keras.layers.Dense: _dense,
-    keras.layers.EinsumDense: _einsum,
-    keras.layers.Embedding: _embedding,
-    keras.layers.MultiHeadAttention: _heads,
-    keras.layers.GroupQueryAttention: _heads,
-    keras.layers.Attention: _attention,
-    **dict.fromkeys(_CELLS, _cell),
-}
-for _rule, _names in (
-    (_conv, ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D")),
-    (_transposed, ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")),
-    (_separable, ("SeparableConv1D", "SeparableConv2D")),
-):
-    _KERNELS.update({getattr(keras.layers, name): _rule for name in _names})
-"""Exact Keras class -> its rule. A subclass may compute anything."""
+        Args:
+            layer: The layer.
+            name: Of its kernel, or `PRODUCTS`.
+            macs: Multiply-accumulates, `None` if unknown.
+            bits: Of the layer's input.
+        """
+        seen = FLOAT_BITS
+        if name != PRODUCTS and name not in INNER_KERNELS:
+            rule = getattr(layer, "input_rule", None)
+            seen = bits if rule is None else rule.num_bits
+        old = self.counts.get((id(layer), name), Count(0, 0))
+        total = None
+        if macs is not None and old.macs is not None:
+            total = old.macs + self._times * macs
+        most = max(seen, old.activation_bits)
+        self.counts[id(layer), name] = Count(total, most)
 
 
 def macs_of(counts: Counts | None, layer: Layer, names: Sequence[str]) -> Count:

@@ -17,13 +17,14 @@ from keras_sq.layer_keys import (
     LAST,
     SMALL,
     as_keys,
-    has_matrix,
+    large_matrices,
     matching_paths,
     meant,
     name_of,
     override_settings,
 )
 from keras_sq.layers import registry
+from keras_sq.layers.derived import covered_base, redefined
 from keras_sq.layers.settings import Settings
 from keras_sq.types import Layer, LayerKeys, Model, Overrides
 
@@ -32,6 +33,12 @@ SMALL_QUANTIZER = quantizers.UniformQuantizer(4, num_levels=13)
 
 13 levels, not 15: packed files hold them in four bits (`export/packing.py`).
 """
+
+STAYS_FLOAT: dict[type, str] = {
+    keras.layers.PReLU: "a few numbers a channel",
+    keras.layers.STFTSpectrogram: "its kernels are those of a Fourier transform",
+}
+"""Layers of Keras with a matrix that is left alone -> why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +170,10 @@ def default_overrides(settings: Settings) -> Overrides:
 
 def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> PlanEntry:
     layer_type = type(layer).__name__
-    if registry.quantized_class(type(layer)) is None:
-        if not has_matrix(layer):
+    if registry.quantized_class_of(layer) is None:
+        if not large_matrices(layer):
             return PlanEntry(None, None)
-        base = next((b for b in type(layer).__mro__ if b in registry.covered()), None)
-        why = f"no quantized class for {layer_type}"
-        if base is not None:
-            why = f"{layer_type} is a subclass of {base.__name__}"
-        return PlanEntry(
-            None,
-            LayerOutcome(path, layer_type, None, f"{why}; see `keras_sq.register`"),
-        )
+        return PlanEntry(None, LayerOutcome(path, layer_type, None, _why_not(layer)))
     if choice is not None and not layer.built:
         choice, reason = None, "was never built: the model does not call it"
     if choice is None:
@@ -184,6 +184,25 @@ def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> Pla
         registry.quantized_class(type(layer)).check_input_quantizer()  # type: ignore[union-attr]
     name = None if inputs is None else inputs.name
     return PlanEntry(choice, LayerOutcome(path, layer_type, quantizer, "", name))
+
+
+def _why_not(layer: Layer) -> str:
+    """Returns why a layer with matrices stays float though nobody asked for it."""
+    layer_type = type(layer).__name__
+    if type(layer) in STAYS_FLOAT:
+        return STAYS_FLOAT[type(layer)]
+    base = covered_base(type(layer))
+    if base is not None:
+        anew = ", ".join(f"`{name}`" for name in redefined(type(layer), base))
+        return (
+            f"{layer_type} is a subclass of {base.__name__} with {anew} of its own; "
+            "see `keras_sq.register`"
+        )
+    own = large_matrices(layer)
+    names = ", ".join(f"{v.name} {' x '.join(map(str, v.shape))}" for v in own)
+    if not any(variable.trainable for variable in own):
+        return f"what {layer_type} has itself is not trained ({names})"
+    return f"no quantized class for {layer_type} ({names}); see `keras_sq.register`"
 
 
 def _without_input(layer: Layer, choice: Settings) -> Settings:

@@ -763,12 +763,22 @@ def test_overrides_take_quantizers_dicts_and_settings():
 
 def test_report_says_what_happened_to_every_layer_and_why():
     class Own(layers.Dense):
-        pass
+        def call(self, x, training=None):
+            return 2 * super().call(x)
+
+    class Table(layers.Layer):
+        def build(self, input_shape):
+            self.table = self.add_weight(shape=(input_shape[-1], 4), name="table")
+            self.token = self.add_weight(shape=(1, 1, 4), name="token")
+
+        def call(self, x):
+            return x @ self.table + self.token
 
     model = keras.Sequential(
         [
             keras.Input((6, 3)),
             Own(4, name="own"),
+            Table(name="table"),
             layers.GroupNormalization(2),
             layers.Dense(4, name="skipped"),
             layers.Dense(4, name="dropped"),
@@ -779,13 +789,14 @@ def test_report_says_what_happened_to_every_layer_and_why():
         model, "binary", skip="skip*", overrides={"dropped": None}
     )
     report = {entry.path: entry for entry in quantized.quantization_report}
-    assert set(report) == {"own", "skipped", "dropped", "quantized"}
+    assert set(report) == {"own", "table", "skipped", "dropped", "quantized"}
     assert report["quantized"].quantizer == "BinaryQuantizer()"
     assert report["quantized"].reason == ""
     assert report["quantized"].layer_type == "Dense"
     assert report["own"].quantizer is None
-    assert "subclass of Dense" in report["own"].reason
+    assert "subclass of Dense with `call` of its own" in report["own"].reason
     assert "keras_sq.register" in report["own"].reason
+    assert "no quantized class for Table (table 4 x 4)" in report["table"].reason
     assert "skip='skip*'" in report["skipped"].reason
     assert "overrides['dropped']" in report["dropped"].reason
 

@@ -19,7 +19,8 @@ from documents import ROOT
 
 import keras_sq
 from keras_sq import datasets, experiments, models, plots
-from keras_sq.layers import registry
+from keras_sq.layers import derived, registry
+from keras_sq.quantization_plan import STAYS_FLOAT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -186,8 +187,17 @@ def tables(page):
     ]
 
 
+def adds_weights(layer_class):
+    """Whether a layer class, or one that it is derived from, has weights."""
+    return any(
+        "add_weight(" in inspect.getsource(base)
+        for base in layer_class.__mro__
+        if base.__module__.startswith("keras.src.layers.") and base is not keras.Layer
+    )
+
+
 def test_table_of_layers_is_that_of_the_package():
-    quantized, holders, floats = tables("coverage.md")
+    quantized, holders, elsewhere, floats = tables("coverage.md")
     covered = {
         base.__name__: ", ".join(cls.quantized_weights)
         for base, cls in registry.covered().items()
@@ -201,8 +211,27 @@ def test_table_of_layers_is_that_of_the_package():
         if registry.static_container(getattr(keras.layers, name)) is not None
     }
     assert {row[0] for row in holders} == containers
-    for name, _ in floats:
-        assert registry.quantized_class(getattr(keras.layers, name)) is None
+    known = {
+        name: (", ".join(entry.weights), "row" if entry.filter_axis == 0 else "output")
+        for (package, name), entry in derived.ELSEWHERE.items()
+        if package == "keras_hub"
+    }
+    # What is conditional says on what, after a comma.
+    found = {
+        name: (weights.split(", ")[0], filters.split()[-1])
+        for name, weights, filters in elsewhere
+    }
+    assert found == known
+    for name, reason in floats:
+        layer_class = getattr(keras.layers, name)
+        assert registry.quantized_class(layer_class) is None
+        assert STAYS_FLOAT.get(layer_class, reason) == reason
+    # No layer of Keras with weights is forgotten.
+    for layer_class in {getattr(keras.layers, name) for name in names}:
+        if isinstance(layer_class, type) and adds_weights(layer_class):
+            assert layer_class.__name__ in {
+                row[0] for row in (*quantized, *holders, *floats)
+            }
 
 
 # Messages.

@@ -33,7 +33,7 @@ ROWS = [
     {"presets"},
     {"comparisons", "distillation", "batch_statistics"},
     {"loading"},
-    {"operation_counts", "summary_text"},
+    {"operation_rules", "operation_counts", "summary_text"},
     {"knapsack"},
     {"layer_sensitivity", "bit_choice"},
     {"model_summary", "export"},

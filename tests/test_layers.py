@@ -13,6 +13,7 @@ from keras import ops
 import keras_sq
 from keras_sq import layers as sq
 from keras_sq.layers import Settings, quantized_layers
+from keras_sq.quantization_plan import plan_quantization
 
 SETTINGS = list(inspect.signature(Settings).parameters)
 
@@ -43,6 +44,10 @@ def cell_call(layer, x, **kwargs):
     return layer(x, [ops.ones((len(x), n)) / 3 for n in sizes], **kwargs)[0]
 
 
+def there_and_back(layer, x, **kwargs):
+    return layer(layer(x, **kwargs), reverse=True, **kwargs)
+
+
 def self_attention(layer, x, **kwargs):
     return layer(x, x[:, :2], **kwargs)
 
@@ -56,6 +61,10 @@ class Row:
         self.name, self._args, self.kwargs = name, args, kwargs
         self.shape, self.axes, self.call, self.parts = shape, axes, call, parts
         self.note = f"{name}-{note}" if note else name
+
+    @property
+    def takes_indices(self):
+        return self.name.endswith("Embedding")
 
     @property
     def quantized_class(self):
@@ -74,7 +83,7 @@ class Row:
 
     def data(self, seed=0):
         rng = np.random.default_rng(seed)
-        if self.name == "Embedding":
+        if self.takes_indices:
             return rng.integers(0, self.args[0], self.shape)
         return rng.normal(size=self.shape).astype("float32")
 
@@ -219,6 +228,23 @@ ROWS = [
         {"depthwise_kernel": (2, 3), "pointwise_kernel": (3,)},
     ),
     Row("Embedding", (6, 4), {}, (2, 5), {"embeddings": (0,)}),
+    Row(
+        "ReversibleEmbedding",
+        (6, 4),
+        {"logit_soft_cap": 5.0},
+        (2, 5),
+        {"embeddings": (0,)},
+        there_and_back,
+    ),
+    Row(
+        "ReversibleEmbedding",
+        (6, 4),
+        {"tie_weights": False},
+        (2, 5),
+        {"embeddings": (0,), "reverse_embeddings": (1,)},
+        there_and_back,
+        note="untied",
+    ),
     Row("SimpleRNNCell", (4,), {}, (3, 5), BOTH_GATES, cell_call),
     Row("LSTMCell", (4,), {}, (3, 5), BOTH_GATES, cell_call),
     Row("GRUCell", (4,), {}, (3, 5), BOTH_GATES, cell_call),
@@ -232,6 +258,30 @@ ROWS = [
         (2, 3, 5),
         [BOTH_GATES, BOTH_GATES],
         parts=cells_of,
+    ),
+    Row(
+        "ConvLSTM1D",
+        (4, 3),
+        {"return_sequences": True, "dilation_rate": 2, "padding": "same"},
+        (2, 3, 7, 5),
+        {"kernel": (2,), "recurrent_kernel": (2,)},
+        parts=cell_of,
+    ),
+    Row(
+        "ConvLSTM2D",
+        (2, (3, 2)),
+        {"strides": 2, "use_bias": False},
+        (2, 3, 5, 6, 3),
+        {"kernel": (3,), "recurrent_kernel": (3,)},
+        parts=cell_of,
+    ),
+    Row(
+        "ConvLSTM3D",
+        (2, 2),
+        {},
+        (1, 2, 3, 3, 2, 2),
+        {"kernel": (4,), "recurrent_kernel": (4,)},
+        parts=cell_of,
     ),
     Row(
         "MultiHeadAttention",
@@ -390,7 +440,7 @@ def as_model(row, layer):
     if row.call is cell_call:
         inputs = keras.Input((4, row.shape[-1]))
         return keras.Model(inputs, keras.layers.RNN(layer)(inputs))
-    dtype = "int32" if row.name == "Embedding" else "float32"
+    dtype = "int32" if row.takes_indices else "float32"
     inputs = keras.Input(row.shape[1:], dtype=dtype)
     outputs = row.call(layer, inputs)
     return keras.Model(inputs, outputs)
@@ -667,6 +717,234 @@ def test_registered_layer_is_quantized(own_class, tmp_path):
     assert type(plain.get_layer("tables")) is TwoTables
     np.testing.assert_allclose(numpy(plain(x)), expected, rtol=1e-4, atol=1e-5)
     assert "units" in inspect.signature(own_class).parameters
+
+
+# Classes that are made on demand.
+
+
+@keras.saving.register_keras_serializable("test_layers")
+class HeNormal(keras.layers.Conv2D):
+    """A subclass that computes as its base does."""
+
+    scale_of_init = 2.0
+
+    def __init__(self, filters, kernel_size, activation="relu", **kwargs):
+        super().__init__(filters, kernel_size, activation=activation, **kwargs)
+
+    def number_of_filters(self):
+        return self.filters
+
+
+@keras.saving.register_keras_serializable("test_layers")
+class Standardized(HeNormal):
+    """A subclass that does something to the kernel."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - ops.mean(kernel))
+
+
+def reloaded(model, path):
+    model.save(path)
+    return keras.models.load_model(path)
+
+
+def test_subclass_that_computes_as_its_base_is_quantized_as_it(tmp_path):
+    inputs = keras.Input((3, 6, 6, 2))
+    timed = keras.layers.TimeDistributed(HeNormal(4, 3, name="inner"), name="timed")
+    outputs = keras.layers.TimeDistributed(keras.layers.Flatten())(timed(inputs))
+    outputs = keras.layers.Dense(2, name="logits")(outputs)
+    for model in (
+        keras.Model(inputs, outputs),
+        keras.Sequential([keras.Input((6, 6, 2)), HeNormal(4, 3, name="inner")]),
+    ):
+        randomize(model)
+        quantized = keras_sq.quantize_model(model, "binary", seed=0, overrides={})
+        path = next(p for p, x in quantized_layers(quantized) if p.endswith("inner"))
+        layer = dict(quantized_layers(quantized))[path]
+        assert isinstance(layer, sq.SQConv2D) and layer.float_class is HeNormal
+        x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:]))
+        expected = numpy(quantized(x))
+        plain = keras_sq.strip_quantization(quantized)
+        np.testing.assert_allclose(numpy(plain(x)), expected, rtol=1e-5, atol=1e-5)
+        kernel = next(v for v in plain.variables if len(v.shape) == 4)
+        by_hand = binary(numpy(layer.latent()), (3,))
+        np.testing.assert_allclose(numpy(kernel), by_hand, rtol=1e-5)
+        keras_sq.set_ratio(quantized, 0.5)
+        loaded = reloaded(quantized, tmp_path / "model.keras")
+        assert_same_state(state(loaded), state(quantized))
+        again = reloaded(loaded, tmp_path / "model.keras")
+        np.testing.assert_array_equal(numpy(again(x)), expected)
+        types = {type(x) for x in keras_sq.strip_quantization(again)._flatten_layers()}
+        assert HeNormal in types
+
+
+def test_subclass_that_changes_the_kernel_stays_float_and_says_why():
+    layers = [keras.Input((6, 6, 2)), Standardized(4, 3, name="own")]
+    model = keras.Sequential([*layers, keras.layers.Dense(2)])
+    quantized = keras_sq.quantize_model(model, "binary", overrides={})
+    outcome = quantized.quantization_report[0]
+    assert (outcome.path, outcome.quantizer) == ("own", None)
+    assert "a subclass of Conv2D with `convolution_op` of its own" in outcome.reason
+
+
+def of_keras_hub(cls):
+    """A stand-in for a class of keras-hub, by its module and name."""
+    cls.__module__ = "keras_hub.src.layers.stand_in"
+    return keras.saving.register_keras_serializable("keras_hub")(cls)
+
+
+@of_keras_hub
+class PositionEmbedding(keras.layers.Layer):
+    def __init__(self, sequence_length, **kwargs):
+        super().__init__(**kwargs)
+        self.sequence_length = sequence_length
+
+    def build(self, inputs_shape):
+        shape = [self.sequence_length, inputs_shape[-1]]
+        self.position_embeddings = self.add_weight(name="embeddings", shape=shape)
+        self.built = True
+
+    def call(self, inputs, start_index=0):
+        shape = ops.shape(inputs)
+        table = ops.convert_to_tensor(self.position_embeddings)
+        return ops.broadcast_to(
+            ops.slice(table, (start_index, 0), (shape[-2], shape[-1])), shape
+        )
+
+    def get_config(self):
+        return super().get_config() | {"sequence_length": self.sequence_length}
+
+
+@of_keras_hub
+class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
+    pass
+
+
+@of_keras_hub
+class MaskedLMHead(keras.layers.Layer):
+    def __init__(self, vocabulary_size=None, token_embedding=None, **kwargs):
+        super().__init__(**kwargs)
+        self.vocabulary_size, self.token_embedding = vocabulary_size, token_embedding
+
+    def build(self, inputs_shape):
+        if self.token_embedding is None:
+            shape = [inputs_shape[-1], self.vocabulary_size]
+            self._kernel = self.add_weight(name="output_kernel", shape=shape)
+        self._bias = self.add_weight(name="output_bias", shape=[self.vocabulary_size])
+        self.built = True
+
+    def call(self, inputs):
+        if self.token_embedding is None:
+            return ops.matmul(inputs, self._kernel) + self._bias
+        return self.token_embedding(inputs, reverse=True) + self._bias
+
+    def get_config(self):
+        return super().get_config() | {"vocabulary_size": self.vocabulary_size}
+
+
+def test_layers_of_keras_hub_are_known_without_it(tmp_path):
+    tokens = keras.Input((5,), dtype="int32")
+    table = ReversibleEmbedding(11, 6, name="tokens")
+    x = table(tokens)
+    x = x + PositionEmbedding(8, name="positions")(x)
+    own = MaskedLMHead(11, name="own")(x)
+    model = keras.Model(tokens, [table(x, reverse=True), own])
+    randomize(model)
+    quantized = keras_sq.quantize_model(
+        model, "binary", seed=0, input_quantizer="lq-2", skip=(), overrides={}
+    )
+    kernels = {
+        path: {name: layer.filter_axes(name) for name in layer.quantized_weights}
+        for path, layer in quantized_layers(quantized)
+    }
+    assert kernels == {
+        "tokens": {"embeddings": (0,)},
+        "positions": {"position_embeddings": (0,)},
+        "own": {"_kernel": (1,)},
+    }
+    # They have no input that is multiplied with a kernel directly.
+    assert not any(o.input_quantizer for o in quantized.quantization_report)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 11, (2, 5))
+    rows = binary(numpy(model.get_layer("tokens").embeddings), (0,))
+    places = model.get_layer("positions").position_embeddings
+    hidden = rows[ids] + binary(numpy(places), (0,))[:5]
+    head = model.get_layer("own")
+    scores = hidden @ binary(numpy(head._kernel), (1,)) + numpy(head._bias)
+    for one in (quantized, reloaded(quantized, tmp_path / "hub.keras")):
+        np.testing.assert_allclose(
+            numpy(one(ids)[0]), hidden @ rows.T, rtol=1e-4, atol=1e-4
+        )
+        np.testing.assert_allclose(numpy(one(ids)[1]), scores, rtol=1e-4, atol=1e-4)
+    plain = keras_sq.strip_quantization(one)
+    assert type(plain.get_layer("positions")) is PositionEmbedding
+    np.testing.assert_allclose(numpy(plain(ids)[1]), scores, rtol=1e-4, atol=1e-4)
+    keras_sq.set_ratio(quantized, 0.0)
+    for ours, theirs in zip(quantized(ids, training=True), model(ids), strict=True):
+        np.testing.assert_allclose(numpy(ours), numpy(theirs), rtol=1e-5)
+
+
+def test_layer_built_without_an_optional_weight_is_nothing_to_quantize():
+    table = keras.layers.ReversibleEmbedding(11, 6, name="tokens")
+    table.build()
+    model = keras.Sequential(
+        [keras.Input((5, 6)), MaskedLMHead(11, table, name="head")]
+    )
+    plan = plan_quantization(model, Settings("binary"), (), {})
+    reports = [entry.outcome for entry in plan if entry.outcome is not None]
+    assert [(o.path, bool(o.quantizer)) for o in reports] == [("head/tokens", True)]
+
+
+def test_spectral_normalization_goes_on_rewriting_the_latent_kernel(tmp_path):
+    inner = keras.layers.Dense(4, name="inner")
+    layers = [keras.layers.SpectralNormalization(inner, name="normalized")]
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    randomize(model)
+    quantized = keras_sq.quantize_model(model, "binary", seed=0, overrides={})
+    report = [(o.path, bool(o.quantizer)) for o in quantized.quantization_report]
+    assert report == [("normalized/inner", True)]
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
+    loaded = reloaded(quantized, tmp_path / "normalized.keras")
+    np.testing.assert_array_equal(numpy(loaded(x)), numpy(quantized(x)))
+    keras_sq.set_ratio(model=loaded, ratio=1.0)
+    for _ in range(30):
+        normalized, expected = loaded(x, training=True), model(x, training=True)
+    # The float layer's kernel, its largest singular value 1, and quantized then.
+    kernel = numpy(model.get_layer("normalized").layer.kernel)
+    assert np.linalg.norm(kernel, 2) == pytest.approx(1, abs=1e-3)
+    wrapped = loaded.get_layer("normalized").layer
+    np.testing.assert_allclose(numpy(wrapped.latent()), kernel, rtol=1e-4, atol=1e-5)
+    assert numpy(expected).shape == numpy(normalized).shape
+    by_hand = x @ binary(kernel, (1,)) + numpy(wrapped.bias)
+    np.testing.assert_allclose(numpy(normalized), by_hand, rtol=1e-3, atol=1e-4)
+
+
+@keras.saving.register_keras_serializable("test_layers")
+class Undescribed(keras.layers.Layer):
+    """Leaves its configuration to Keras, which records the constructor's arguments."""
+
+    def __init__(self, units, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+        self.dense = keras.layers.Dense(units)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, x):
+        return self.factor * self.dense(x)
+
+
+def test_layers_that_leave_their_configuration_to_keras_are_saved(tmp_path):
+    layers = [Undescribed(3, factor=2.0), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    quantized = keras_sq.quantize_model(model, "binary", overrides={})
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    expected = numpy(quantized(x))
+    loaded = reloaded(quantized, tmp_path / "model.keras")
+    again = reloaded(loaded, tmp_path / "model.keras")
+    for one in (loaded, again, keras_sq.strip_quantization(again)):
+        np.testing.assert_allclose(numpy(one(x)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_register_refuses_what_is_no_layer(own_class):

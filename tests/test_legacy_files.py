@@ -168,6 +168,7 @@ LAYERS = {
     **{f"SeparableConv{n}D": {"filters": 4, "kernel_size": 3} for n in (1, 2)},
     **{f"Conv{n}DTranspose": {"filters": 4, "kernel_size": 3} for n in (1, 2, 3)},
     **{name: {"units": 3} for name in ("SimpleRNN", "LSTM", "GRU")},
+    **{f"ConvLSTM{n}D": {"filters": 4, "kernel_size": 3} for n in (1, 2, 3)},
     **{f"SpatialDropout{n}D": {"rate": 0.5} for n in (1, 2, 3)},
     "RandomFlip": {"mode": "horizontal"},
     "RandomCrop": {"height": 4, "width": 4},

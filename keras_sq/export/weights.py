@@ -41,6 +41,11 @@ MATCHING_FILTERS = 0.5
 Not all: a filter whose batch normalization has the factor 0 holds only zeros.
 """
 
+PART_WEIGHTS = 16
+"""The fewest weights by which a part of a kernel is found again: as many of its
+filters, side by side, as there are, all of them alike. Keras splits the kernels of
+ConvLSTM into those of the four gates."""
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightTensor:
@@ -190,6 +195,7 @@ def _pattern(matrix: Array) -> tuple[int, Array] | None:
 def _best_match(
     pattern: tuple[int, Array], kernels: Mapping[str, tuple[int, Array] | None]
 ) -> str | None:
+    """Returns the kernel that a matrix is, or else the one that it is a part of."""
     size, hashes = pattern
     best, best_part = None, MATCHING_FILTERS
     for path, kernel in kernels.items():
@@ -198,4 +204,15 @@ def _best_match(
         part = float(np.mean(kernel[1] == hashes))
         if part >= best_part and (best is None or part > best_part):
             best, best_part = path, part
-    return best
+    if best is not None or size * len(hashes) < PART_WEIGHTS:
+        return best
+    for path, kernel in kernels.items():
+        if (
+            kernel is not None
+            and kernel[0] == size
+            and not len(kernel[1]) % len(hashes)
+        ):
+            blocks = kernel[1].reshape(-1, len(hashes))
+            if bool(np.any(np.all(blocks == hashes, axis=1))):
+                return path
+    return None

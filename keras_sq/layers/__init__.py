@@ -30,12 +30,16 @@ from keras_sq.layers.convolutional import SQSeparableConv2D as SQSeparableConv2D
 from keras_sq.layers.core import SQDense as SQDense
 from keras_sq.layers.core import SQEinsumDense as SQEinsumDense
 from keras_sq.layers.core import SQEmbedding as SQEmbedding
+from keras_sq.layers.core import SQReversibleEmbedding as SQReversibleEmbedding
 from keras_sq.layers.quantized import (
     StochasticallyQuantized as StochasticallyQuantized,
 )
 from keras_sq.layers.recurrent import SQGRU as SQGRU
 from keras_sq.layers.recurrent import SQLSTM as SQLSTM
 from keras_sq.layers.recurrent import SQRNN as SQRNN
+from keras_sq.layers.recurrent import SQConvLSTM1D as SQConvLSTM1D
+from keras_sq.layers.recurrent import SQConvLSTM2D as SQConvLSTM2D
+from keras_sq.layers.recurrent import SQConvLSTM3D as SQConvLSTM3D
 from keras_sq.layers.recurrent import SQGRUCell as SQGRUCell
 from keras_sq.layers.recurrent import SQLSTMCell as SQLSTMCell
 from keras_sq.layers.recurrent import SQSimpleRNN as SQSimpleRNN

@@ -8,7 +8,7 @@ the quantizer's matter (`keras_sq.quantizers.LearnedQuantizer`).
 import math
 import threading
 import weakref
-from typing import Any, ClassVar
+from typing import Any
 
 from keras import ops
 
@@ -23,7 +23,7 @@ _held = threading.local()
 class LearnedCodebooks:
     """Mixin of the quantized layers: keeps and moves the codebooks."""
 
-    quantized_weights: ClassVar[tuple[str, ...]]
+    quantized_weights: tuple[str, ...]
     quantization_settings: Settings
 
     def codebook(self, name: str = "kernel") -> Variable:

@@ -11,6 +11,7 @@ Sequential and functional models need none of this: their configuration
 describes every layer.
 """
 
+import importlib
 from typing import Any, ClassVar
 
 import keras
@@ -18,9 +19,12 @@ import keras
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import registry
 from keras_sq.layers import settings as settings_module
-from keras_sq.layers.quantized import StochasticallyQuantized, constructor_signature
-from keras_sq.layers.settings import Settings
+from keras_sq.layers.quantized import StochasticallyQuantized
+from keras_sq.layers.settings import Settings, constructor_signature
 from keras_sq.types import Config, Layer
+
+LIBRARIES = ("keras_hub", "keras_cv", "keras_nlp")
+"""Packages whose modules may be imported because a file names them, as in Keras."""
 
 ALL = "*"
 """The key of `quantized_children` that stands for every layer inside."""
@@ -69,7 +73,7 @@ class QuantizedContainer:
             found.add(key)
             if chosen is None or isinstance(layer, StochasticallyQuantized):
                 continue
-            if registry.quantized_class(type(layer)) is None:
+            if registry.quantized_class_of(layer) is None:
                 continue
             if layer.built:
                 registry.promote(layer, chosen)
@@ -153,7 +157,9 @@ class QuantizedContainer:
 
     def float_config(self) -> Config:
         """Returns the configuration of the original layer alone."""
-        return super().get_config()  # type: ignore[misc, no-any-return]
+        config = super().get_config()  # type: ignore[misc]
+        base: Any = type(self).float_class
+        return internals.with_recorded_arguments(self, base, config)
 
     @classmethod
     def from_config(cls, config: Config, custom_objects: Any = None) -> Layer:
@@ -199,6 +205,18 @@ class QuantizedLayer(QuantizedContainer):
         self.set_quantized_children({ALL: chosen})
 
 
+@registry.add_container_mixin(keras.layers.SpectralNormalization)
+class QuantizedSpectralNormalization(QuantizedContainer):
+    """What makes `SpectralNormalization` normalize the latent kernel."""
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the layer; `kernel` is the variable that it is to write."""
+        super().build(input_shape)  # type: ignore[misc]
+        layer = self.layer  # type: ignore[attr-defined]
+        if isinstance(layer, StochasticallyQuantized):
+            self.kernel = layer.latent(layer.quantized_weights[0])
+
+
 def child_keys(container: Layer) -> list[tuple[str, Layer]]:
     """Returns the layers inside with keys that outlive the process.
 
@@ -242,14 +260,25 @@ def find_class(reference: Config) -> type:
         found = keras.saving.get_registered_object(reference["registered_name"])
         found = found or keras.saving.get_registered_object(name)
         found = found or registry.known_container_base(reference)
+        found = found or _class_of_library(reference["module"], name)
     if not isinstance(found, type):
         raise ValueError(
-            f"Could not locate the class {name!r} of a quantized container. As "
+            f"Could not locate the class {name!r} of a quantized layer. As "
             "for any custom layer, decorate it with @keras.saving."
             "register_keras_serializable() and import it before loading, or pass "
             f"custom_objects={{{name!r}: {name}}}."
         )
     return found
+
+
+def _class_of_library(module: Any, name: str) -> Any:
+    """Returns a class of a library that Keras itself imports to read a file."""
+    if str(module).split(".")[0] not in LIBRARIES:
+        return None
+    try:
+        return vars(importlib.import_module(module)).get(name)
+    except ImportError:
+        return None
 
 
 def _any_symbolic(outputs: Any) -> bool:

@@ -61,3 +61,28 @@ class SQEmbedding(StochasticallyQuantized, keras.layers.Embedding):
     def filter_axes(self, name: str) -> tuple[int, ...]:
         """Returns the axis of the rows."""
         return (0,)
+
+
+@add
+class SQReversibleEmbedding(StochasticallyQuantized, keras.layers.ReversibleEmbedding):
+    """`ReversibleEmbedding` with a stochastically quantized table; a filter per row.
+
+    Called with `reverse=True`, it projects with the quantized table, transposed, so
+    that there a filter is an output. Where the weights are not tied, the projection
+    has a kernel of its own, quantized too, with a filter per output.
+
+    Example:
+        >>> layer = keras_sq.layers.SQReversibleEmbedding(
+        ...     10, 4, kernel_quantizer="ternary")
+        >>> hidden = layer(np.array([[1, 2, 3]]))
+        >>> layer(hidden, reverse=True).shape
+        TensorShape([1, 3, 10])
+    """
+
+    quantized_weights = ("embeddings", "reverse_embeddings")
+    optional_weights = ("reverse_embeddings",)
+    takes_floats = False
+
+    def filter_axes(self, name: str) -> tuple[int, ...]:
+        """Returns the axis of the vocabulary."""
+        return (0,) if name == "embeddings" else (1,)

@@ -27,7 +27,6 @@ call is traced, not from a switch of ours: replicas run in threads that share
 the layer.
 """
 
-import inspect
 import math
 import threading
 import warnings
@@ -48,7 +47,8 @@ from keras_sq.layers.kernel_functions import (
     forward_function,
 )
 from keras_sq.layers.saving import saving_methods
-from keras_sq.layers.settings import Settings
+from keras_sq.layers.settings import Settings, constructor_signature
+from keras_sq.layers.weight_names import weights_present
 from keras_sq.selection import Selection
 from keras_sq.split_update import split_update
 from keras_sq.types import Config, Tensor, Variable
@@ -59,7 +59,10 @@ _warned = threading.local()
 class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
     """Mixin: quantizes the kernels of the Keras layer that it precedes."""
 
-    quantized_weights: ClassVar[tuple[str, ...]] = ("kernel",)
+    quantized_weights: tuple[str, ...] = ("kernel",)
+    """Attributes that are quantized; of a built layer, those that it has."""
+    optional_weights: ClassVar[tuple[str, ...]] = ()
+    """Those among them that a layer may be built without."""
     float_class: ClassVar[type]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -79,6 +82,7 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         chosen, rest = settings_module.split(kwargs)
         self._set_settings(chosen)
+        internals.record_arguments(self, self.float_class, args, rest)
         super().__init__(*args, **rest)
 
     def _set_settings(self, chosen: Settings) -> None:
@@ -153,6 +157,8 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
 
     def _add_quantization_variables(self) -> None:
         selection = self.quantization_settings.mask_selection
+        # Past Keras's tracking of attributes.
+        self.__dict__["quantized_weights"] = weights_present(type(self), self)
         for name in self.quantized_weights:
             if f"_{name}" not in self.__dict__:
                 raise ValueError(
@@ -309,7 +315,8 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
 
     def float_config(self) -> Config:
         """Returns the configuration of the Keras layer alone."""
-        return super().get_config()  # type: ignore[misc, no-any-return]
+        config = super().get_config()  # type: ignore[misc]
+        return internals.with_recorded_arguments(self, self.float_class, config)
 
     # What Keras offers and a quantized layer cannot.
 
@@ -328,16 +335,3 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
             "`keras_sq.strip_quantization(model)` first for Keras's own "
             "post-training quantization."
         )
-
-
-def constructor_signature(float_class: type) -> inspect.Signature:
-    """Returns a Keras layer's constructor signature plus our settings."""
-    signature = inspect.signature(float_class.__init__)  # type: ignore[misc]
-    own = list(signature.parameters.values())[1:]
-    extra = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(Settings).parameters.values()
-    ]
-    variable = [p for p in own if p.kind is inspect.Parameter.VAR_KEYWORD]
-    plain = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    return inspect.Signature([*plain, *extra, *variable])

@@ -55,6 +55,16 @@ class SQGRUCell(StochasticallyQuantized, keras.layers.GRUCell):
     quantized_weights = ("kernel", "recurrent_kernel")
 
 
+@add
+class SQConvLSTMCell(StochasticallyQuantized, internals.ConvLSTMCell):
+    """The cell of `ConvLSTM1D`, `2D` and `3D` with both kernels quantized.
+
+    Keras has no public name for it either: it comes with its layer.
+    """
+
+    quantized_weights = ("kernel", "recurrent_kernel")
+
+
 class QuantizedRecurrent(QuantizedLayer):
     """Base of the recurrent layers: quantizes once a call, not once a step.
 
@@ -129,6 +139,39 @@ class SQGRU(QuantizedRecurrent, keras.layers.GRU):
         >>> layer = keras_sq.layers.SQGRU(4, kernel_quantizer="binary")
         >>> layer(keras.ops.ones((2, 5, 3))).shape
         TensorShape([2, 4])
+    """
+
+
+@add_container
+class SQConvLSTM1D(QuantizedRecurrent, keras.layers.ConvLSTM1D):
+    """`ConvLSTM1D` with both kernels of its cell quantized.
+
+    Example:
+        >>> layer = keras_sq.layers.SQConvLSTM1D(4, 3, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((1, 3, 6, 2))).shape
+        TensorShape([1, 4, 4])
+    """
+
+
+@add_container
+class SQConvLSTM2D(QuantizedRecurrent, keras.layers.ConvLSTM2D):
+    """`ConvLSTM2D` with both kernels of its cell quantized.
+
+    Example:
+        >>> layer = keras_sq.layers.SQConvLSTM2D(4, 3, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((1, 3, 6, 6, 2))).shape
+        TensorShape([1, 4, 4, 4])
+    """
+
+
+@add_container
+class SQConvLSTM3D(QuantizedRecurrent, keras.layers.ConvLSTM3D):
+    """`ConvLSTM3D` with both kernels of its cell quantized.
+
+    Example:
+        >>> layer = keras_sq.layers.SQConvLSTM3D(2, 2, kernel_quantizer="binary")
+        >>> layer(keras.ops.ones((1, 2, 3, 3, 3, 2))).shape
+        TensorShape([1, 2, 2, 2, 2])
     """
 
 

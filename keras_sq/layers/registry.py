@@ -3,7 +3,8 @@
 A built layer becomes a quantized one in place: it keeps its identity, its
 variables, its connections and whoever holds it, and only its class changes.
 That is what lets one mechanism serve graph models, subclassed models and
-layers inside custom layers alike.
+layers inside custom layers alike. Classes that are made on demand, for subclasses
+and for layers of keras-hub, are the matter of `derived.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import keras
 
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings
+from keras_sq.layers.weight_names import weights_present
 from keras_sq.types import Config, Layer
 
 PACKAGE = "keras_sq"
@@ -47,12 +49,27 @@ def add_container_mixin(layer_class: type) -> Callable[[type], type]:
 
 
 def quantized_class(layer_class: type) -> type | None:
-    """Returns the quantized class of exactly this Keras class, if any."""
-    return _quantized.get(layer_class)
+    """Returns the quantized class of a layer class, made on demand if need be."""
+    from keras_sq.layers.derived import derived_class
+
+    known = _quantized.get(layer_class)
+    return derived_class(layer_class) if known is None else known
+
+
+def quantized_class_of(layer: Layer) -> type | None:
+    """Returns the quantized class of a layer that has something to quantize.
+
+    `None`, too, for a built layer without any of the weights: some classes have them
+    on a condition.
+    """
+    cls = quantized_class(type(layer))
+    if cls is None or not layer.built or weights_present(cls, layer):
+        return cls
+    return None
 
 
 def covered() -> dict[type, type]:
-    """Returns all Keras classes with a quantized class of their own."""
+    """Returns the classes with a quantized class of their own, not made on demand."""
     return dict(_quantized)
 
 
@@ -103,13 +120,13 @@ def promote(layer: Layer, chosen: Settings) -> None:
     """Turns a built Keras layer into its quantized class, in place.
 
     Args:
-        layer: A built layer of a class in `covered()`.
+        layer: A built layer with a `quantized_class_of`.
         chosen: Its settings.
     """
-    cls = _quantized[type(layer)]
+    cls: Any = quantized_class(type(layer))
     assert_supported(layer)
     latents = {}
-    for name in cls.quantized_weights:  # type: ignore[attr-defined]
+    for name in cls.quantized_weights:
         # A weight that is a plain attribute moves behind the descriptor.
         if name in layer.__dict__:
             latents[f"_{name}"] = layer.__dict__.pop(name)

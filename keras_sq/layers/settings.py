@@ -1,6 +1,7 @@
 """What a quantized layer is told: quantizer, selection, gradient, inference."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 from keras_sq import _checks, activation_rules, quantizers
@@ -143,3 +144,16 @@ def split(arguments: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     ours = {key: value for key, value in arguments.items() if key in known}
     rest = {key: value for key, value in arguments.items() if key not in known}
     return Settings(**ours), rest
+
+
+def constructor_signature(float_class: type) -> inspect.Signature:
+    """Returns a Keras layer's constructor signature plus our settings."""
+    signature = inspect.signature(float_class.__init__)  # type: ignore[misc]
+    own = list(signature.parameters.values())[1:]
+    extra = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(Settings).parameters.values()
+    ]
+    variable = [p for p in own if p.kind is inspect.Parameter.VAR_KEYWORD]
+    plain = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    return inspect.Signature([*plain, *extra, *variable])

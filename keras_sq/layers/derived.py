@@ -1,0 +1,183 @@
+"""Quantized classes that are made on demand.
+
+For two kinds of layer classes that nobody has registered:
+
+- **Subclasses of a covered class that compute as it does.** All that they define
+  anew is in `HARMLESS` (a constructor, a configuration) or was not there before: then
+  `build` and `call` are those of the covered class, and so is what becomes of the
+  kernel. keras-hub's `ReversibleEmbedding` is one. A subclass with a `call` or a
+  `build` of its own may do anything with the kernel, so its author has to say that
+  it may be quantized, by `keras_sq.register`.
+- **Layers of keras-hub with weights of their own**, by the table `ELSEWHERE`. They are
+  known by module and name, so that keras-hub need not be there. What else keras-hub
+  has consists of layers of Keras, which need no entry.
+
+Their quantized classes are saved under one registered name, with a reference to the
+float class, as containers are: whoever reads the file needs the float class only.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_sq.layers import registry
+from keras_sq.layers import settings as settings_module
+from keras_sq.layers.container import class_reference, find_class
+from keras_sq.layers.quantized import StochasticallyQuantized
+from keras_sq.types import Config, Layer
+
+FLOAT_LAYER = "float_layer"
+"""The key of a configuration under which the float layer is described."""
+
+HARMLESS = frozenset(
+    {
+        "__init__",
+        "__signature__",
+        "compute_mask",
+        "compute_output_shape",
+        "compute_output_spec",
+        "from_config",
+        "get_config",
+        "supports_masking",
+    }
+)
+"""What a subclass may define anew and still compute as its base class does."""
+
+
+class Elsewhere(NamedTuple):
+    """What is quantized of a layer class of another package.
+
+    Attributes:
+        weights: Names of the attributes.
+        filter_axis: The axis of each that tells its filters apart.
+        optional: Whether there are such layers without the weights.
+    """
+
+    weights: tuple[str, ...]
+    filter_axis: int
+    optional: bool = False
+
+
+ELSEWHERE: dict[tuple[str, str], Elsewhere] = {
+    ("keras_hub", "PositionEmbedding"): Elsewhere(("position_embeddings",), 0),
+    ("keras_hub", "RelativeEmbedding"): Elsewhere(("rel_embeddings",), 0),
+    # Its own kernel only where it is not given the token embedding's.
+    ("keras_hub", "MaskedLMHead"): Elsewhere(("_kernel",), 1, optional=True),
+}
+"""`(package, class)` -> what is quantized. A table has a filter a row."""
+
+_derived: dict[type, type] = {}
+
+
+def name_elsewhere(layer_class: type) -> tuple[str, str]:
+    """Returns the package and the name of a class, as the keys of `ELSEWHERE`."""
+    return layer_class.__module__.split(".")[0], layer_class.__name__
+
+
+@keras.saving.register_keras_serializable(registry.PACKAGE)
+class QuantizedSubclass:
+    """Mixin of the classes that are made on demand: how they are saved."""
+
+    def get_config(self) -> Config:
+        """Returns the float layer's class and configuration, and the settings."""
+        base = type(self).float_class  # type: ignore[attr-defined]
+        float_layer = class_reference(base) | {"config": self.float_config()}  # type: ignore[attr-defined]
+        chosen = self.quantization_settings.get_config()  # type: ignore[attr-defined]
+        return {FLOAT_LAYER: float_layer, **chosen}
+
+    @classmethod
+    def from_config(cls, config: Config) -> Layer:
+        """Returns the layer that `get_config` described.
+
+        Raises:
+            ValueError: If the class named has no quantized one.
+        """
+        reference = config.get(FLOAT_LAYER)
+        if not isinstance(reference, dict):
+            raise ValueError(
+                "The configuration of a quantized layer must name the class of its "
+                f"float layer under {FLOAT_LAYER!r}. Received: {reference!r}"
+            )
+        chosen = {k: v for k, v in config.items() if k in settings_module.names()}
+        base = find_class(reference)
+        found = issubclass(base, keras.layers.Layer) and derived_class(base)
+        if not found:
+            raise ValueError(
+                f"The configuration of a quantized layer names {base.__name__!r}, "
+                "which does not compute as a covered layer does. Was the class "
+                "changed since? See `keras_sq.register`."
+            )
+        return super(QuantizedSubclass, found).from_config(  # type: ignore[misc]
+            {**reference["config"], **chosen}
+        )
+
+
+def derived_class(layer_class: type) -> type | None:
+    """Returns the quantized class made for a layer class, if one can be made."""
+    if layer_class not in _derived:
+        made = _make(layer_class)
+        if made is None:
+            return None
+        _derived[layer_class] = made
+    return _derived[layer_class]
+
+
+def _make(layer_class: type) -> type | None:
+    known = ELSEWHERE.get(name_elsewhere(layer_class))
+    if issubclass(layer_class, StochasticallyQuantized):
+        return None
+    if known is not None:
+        attributes: dict[str, Any] = {
+            "quantized_weights": known.weights,
+            "optional_weights": known.weights if known.optional else (),
+            "takes_floats": False,
+            "filter_axes": lambda layer, name: (known.filter_axis,),
+        }
+        return _class((StochasticallyQuantized,), layer_class, attributes)
+    base = covered_base(layer_class)
+    if base is None or redefined(layer_class, base):
+        return None
+    return _class((registry.covered()[base],), layer_class, {})
+
+
+def covered_base(layer_class: type) -> type | None:
+    """Returns the class with a quantized one that a class is derived from, if any."""
+    covered = registry.covered()
+    return next((base for base in layer_class.__mro__ if base in covered), None)
+
+
+def redefined(layer_class: type, base: type) -> list[str]:
+    """Returns what a class defines anew of a base class that may be of consequence."""
+    between = layer_class.__mro__[: layer_class.__mro__.index(base)]
+    covered = registry.covered().get(base)
+    weights = getattr(covered, "quantized_weights", ())
+    plain = {"__slots__", *dir(object), *dir(type("_", (), {}))} - {"__init__"}
+    return sorted(
+        name
+        for cls in between
+        for name in vars(cls)
+        if (hasattr(base, name) or name.removeprefix("_") in weights)
+        and name not in HARMLESS | plain
+        # What Keras's decorators and Python's compiler leave behind.
+        and not name.startswith(("_api_export", "__annot", "__static", "__first"))
+    )
+
+
+def _class(
+    bases: tuple[type, ...], layer_class: type, attributes: dict[str, Any]
+) -> type:
+    cls = type(
+        f"SQ{layer_class.__name__}",
+        (QuantizedSubclass, *bases, layer_class),
+        {
+            **attributes,
+            "__module__": layer_class.__module__,
+            "__doc__": f"Stochastically quantized `{layer_class.__name__}`.",
+        },
+    )
+    register_as = keras.saving.register_keras_serializable(
+        registry.PACKAGE, QuantizedSubclass.__name__
+    )
+    register_as(cls)
+    register_as(QuantizedSubclass)  # The one that answers to the name.
+    return cls
