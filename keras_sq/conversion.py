@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _backend, _checks
+from keras_sq import _backend, _checks, training_signs
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
 from keras_sq.copying import copy_model, copy_variables, require_built, same_copy
@@ -150,6 +150,7 @@ def quantize_model(
     copy.__dict__["quantization_report"] = [
         entry.outcome for entry in plan if entry.outcome is not None
     ]
+    training_signs.note_start(copy)
     return copy
 
 
