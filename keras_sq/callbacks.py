@@ -250,7 +250,8 @@ class StochasticQuantization(keras.callbacks.Callback):
         self._now = _State(clock, self._floor, None)
         end = self.bound_schedule.end_step
         over = step >= end or float(np.min(self._floor)) >= 1.0
-        meant = bool(self._first_epoch) or self.total_steps is not None
+        # `initial_epoch` says so; or there is no epoch left to train.
+        meant = self._first_epoch != 0 or self.total_steps is not None
         if step > 0 and end > 0 and over and self._params("epochs") and not meant:
             self._progress.warn("over", texts.of_ended_schedule(end, step))
 
