@@ -22,16 +22,17 @@ quicker and is not possible: it works with copies of what a callback can reach.
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_sq import _backend, _checks, masks, schedules, training_clock
+from keras_sq import _checks, masks, schedules, training_clock
 from keras_sq import _keras_internals as internals
 from keras_sq import training_warnings as texts
 from keras_sq.backups import AtomicBackup as AtomicBackup
+from keras_sq.mask_updates import MaskUpdate, State
 from keras_sq.masks import NotFiniteError as NotFiniteError
 from keras_sq.once_quantized import OnceQuantized as OnceQuantized
 from keras_sq.recorders import SCHEDULE
@@ -134,7 +135,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         if total_steps is not None:
             _checks.integer("total_steps", total_steps, 1)
         self.total_steps = total_steps
-        self._now: Any = None  # A `_State`, while training.
+        self._now: Any = None  # A `State`, while training.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Binds the schedule to the run, and checks the kernels."""
@@ -161,10 +162,13 @@ class StochasticQuantization(keras.callbacks.Callback):
         for layer in self._layers:
             layer.ratio_is_controlled = True
         self._clock = training_clock.TrainingClock(self.model, self._params("steps"))
-        self._update = _backend.compiled(
-            self._update_at_this_step,
-            [*masks.variables_of(self._layers), *self._clock.variables, *self._slots],
-        )
+        self._update = MaskUpdate(
+            self.bound_schedule,
+            self._layers,
+            self.resample_every,
+            self._slots,
+            self._clock.counter,
+        ).kept_in(self._progress)
         self._first_epoch: int | None = None
         self._trained_ratio: Tensor | None = None
         self._diverged = False
@@ -226,14 +230,12 @@ class StochasticQuantization(keras.callbacks.Callback):
         """Quantizes the rest where the schedule ends with the run, else warns."""
         if self._now is None:
             self._start(0)
-        news = self._clock.news()
-        _, batches = self._clock.read(self._now.clock, news)
-        step = int(batches) // self._clock.batches_per_step
+        step = self._clock.step(self._now.clock)
         ratio = ops.maximum(self.bound_schedule(step), self._floor)
         # Also where `EarlyStopping` has put back the weights of an earlier epoch, which
         # was validated with everything quantized.
         if float(ops.min(ratio)) >= 1.0:
-            self._advance(np.zeros((), "int32"), news)
+            self._advance(np.zeros((), "int32"), self._clock.news())
         self._clock.remember(self._now.clock)
         self._warn_if_partial(step)
         self.model.__dict__.pop(SCHEDULE, None)
@@ -245,9 +247,9 @@ class StochasticQuantization(keras.callbacks.Callback):
         """Looks, before the first batch, where the training stands."""
         # Not when training begins: another callback may restore a backup then.
         clock = self._clock.start(batch)
-        step = int(clock.applied + clock.missed) // self._clock.batches_per_step
+        step = int(clock.applied + clock.missed) // self._clock.counter.batches_per_step
         self._floor = self._ratio_reached(step)
-        self._now = _State(clock, self._floor, None)
+        self._now = State(clock, self._floor, None)
         end = self.bound_schedule.end_step
         over = step >= end or float(np.min(self._floor)) >= 1.0
         # `initial_epoch` says so; or there is no epoch left to train.
@@ -307,31 +309,6 @@ class StochasticQuantization(keras.callbacks.Callback):
             stride = steps % stride or stride  # The last execution of an epoch.
         return np.asarray(stride, "int32")
 
-    def _update_at_this_step(
-        self,
-        new_batches: Tensor,
-        clock: training_clock.Reading,
-        news: tuple[Tensor, Tensor],
-        floor: Tensor,
-    ) -> "_State":
-        clock, batches = self._clock.read(clock, news)
-        per_step = self._clock.batches_per_step
-        step = batches // per_step
-        # -1 before the first step.
-        last = (batches - new_batches) // per_step
-        ratio = ops.maximum(self.bound_schedule(step), floor)
-        # The steps in between count too, if several ran in one execution.
-        due = step // self.resample_every != last // self.resample_every
-        starts = ops.convert_to_tensor(list(self.bound_schedule.stage_starts), "int32")
-        begins = ops.any(ops.logical_and(starts <= step, starts > last))
-        if self._slots:
-            restart = ops.logical_and(begins, step > 0)
-            for slot in self._slots:
-                value = internals.read(slot)
-                slot.assign(ops.where(restart, ops.zeros_like(value), value))
-        due = ops.logical_or(due, begins)
-        return _State(clock, ratio, masks.update_masks(self._layers, ratio, due))
-
     def _bind(self) -> schedules.RatioSchedule:
         """Returns the schedule in steps; it says itself what it lacks."""
         steps, epochs = self._params("steps"), self._params("epochs")
@@ -367,7 +344,7 @@ class StochasticQuantization(keras.callbacks.Callback):
             step=step,
             end_step=end,
             stopped=self._stopped,
-            skipped=self._clock.skipped // self._clock.batches_per_step,
+            skipped=self._clock.skipped,
             total_steps=self.total_steps,
             end_epoch=self._clock.epoch_of(end),
         )
@@ -385,11 +362,3 @@ class StochasticQuantization(keras.callbacks.Callback):
                 f"model compiled with {kind}."
             )
         return internals.optimizer_slots(optimizer)
-
-
-class _State(NamedTuple):
-    """What an update hands on to the next one."""
-
-    clock: training_clock.Reading
-    ratio: Tensor
-    finite: Tensor

@@ -36,6 +36,7 @@ class Progress:
 
     Attributes:
         missed: Batches that the optimizer's counter does not know of, int or tensor.
+        update: What sets the masks, compiled.
         warned: Names of what was warned of already.
         trainer: The callback that trains the model now, and its parameters.
     """
@@ -43,6 +44,7 @@ class Progress:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self.missed: Any = 0
+        self.update: Any = None
         self.warned: set[str] = set()
         self.trainer: tuple[Any, Any] | None = None
 
@@ -136,8 +138,70 @@ class Reading(NamedTuple):
     missed: Tensor
 
 
+class StepCounter:
+    """Counts the batches that weights were updated for, whoever updates them.
+
+    Args:
+        model: A model; its optimizer, if it has one, is built.
+    """
+
+    def __init__(self, model: Model) -> None:
+        outer: Any = getattr(model, "optimizer", None)
+        inner = stepping_optimizer(model)
+        self._counter = None if inner is None else internals.batches_applied(inner)
+        self._scale = None if outer is inner else outer.dynamic_scale
+        self.batches_per_step = batches_per_step(model)
+        self.variables: list[Variable] = [
+            x for x in (self._counter, self._scale) if x is not None
+        ]
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the optimizer skips steps whose gradients are not finite."""
+        return self._scale is not None
+
+    def applied(self) -> Tensor:
+        """Returns how many batches the optimizer's counter knows of, int32."""
+        if self._counter is None:
+            return _int32(0)
+        return ops.cast(internals.read(self._counter), "int32")
+
+    def first(self, applied: int, missed: int) -> Reading:
+        """Returns the reading that a `fit` begins with."""
+        return Reading(_int32(applied), self._read_scale(), _int32(missed))
+
+    def read(
+        self, before: Reading, news: tuple[Tensor, Tensor]
+    ) -> tuple[Reading, Tensor]:
+        """Returns a reading, and the batches done, int32. To be traced.
+
+        Args:
+            before: The reading before.
+            news: Batches trained on since then, and the batches of the run before
+                the one that comes, by Keras's count; 0 if not known.
+        """
+        trained, position = news
+        applied, scale = self.applied(), self._read_scale()
+        idle = ops.maximum(trained - (applied - before.applied), 0)
+        if self.scales_loss:
+            asked = ops.logical_or(
+                ops.not_equal(applied, before.applied),
+                ops.not_equal(scale, before.scale),
+            )
+            idle = ops.where(asked, ops.zeros_like(idle), idle)
+        missed = before.missed + idle
+        by_position = ops.maximum(missed, position - applied)
+        missed = ops.where(missed > 0, by_position, missed)
+        return Reading(applied, scale, missed), applied + missed
+
+    def _read_scale(self) -> Tensor:
+        if self._scale is None:
+            return ops.zeros((), "float32")
+        return internals.read(self._scale)
+
+
 class TrainingClock:
-    """Counts the batches of a training in a way that does not stand still.
+    """Says where a `fit` stands, in a way that does not stand still.
 
     Args:
         model: A model; its optimizer, if it has one, is built.
@@ -145,36 +209,28 @@ class TrainingClock:
     """
 
     def __init__(self, model: Model, steps_per_epoch: int | None) -> None:
-        outer: Any = getattr(model, "optimizer", None)
-        inner = stepping_optimizer(model)
-        self._progress = progress_of(model)
-        self._counter = None if inner is None else internals.batches_applied(inner)
-        self._scale = None if outer is inner else outer.dynamic_scale
-        self._steps_per_epoch = steps_per_epoch
-        self.batches_per_step = batches_per_step(model)
-        self.variables: list[Variable] = [
-            x for x in (self._counter, self._scale) if x is not None
-        ]
+        self.counter = StepCounter(model)
         self.epoch = 0
         self.batches = 0
         """Batches trained on by this `fit`."""
+        self._progress = progress_of(model)
+        self._steps_per_epoch = steps_per_epoch
         self._batch = self._trained = 0
-
-    @property
-    def scales_loss(self) -> bool:
-        """Whether the optimizer skips steps whose gradients are not finite."""
-        return self._scale is not None
 
     @property
     def stands_still(self) -> bool:
         """Whether this `fit` has not stepped the optimizer; waits for the last step."""
-        return not self.scales_loss and int(self._applied()) == self._first_applied
+        return self._steps_made == 0 and not self.counter.scales_loss
 
     @property
     def skipped(self) -> int:
         """Steps of this `fit` that loss scaling skipped; waits for the last step."""
-        made = int(self._applied()) - self._first_applied
-        return max(self.batches - made, 0) if self.scales_loss else 0
+        missing = max(self.batches - self._steps_made, 0) * self.counter.scales_loss
+        return missing // self.counter.batches_per_step
+
+    @property
+    def _steps_made(self) -> int:
+        return int(self.counter.applied()) - self._first_applied
 
     def start(self, batch: int) -> Reading:
         """Returns the first reading of a `fit`; waits for it.
@@ -182,11 +238,11 @@ class TrainingClock:
         Where the optimizer is new (the model was compiled again) or not used, the run
         stands where Keras counts it: `initial_epoch` is not 0 if it goes on.
         """
-        applied, missed = int(self._applied()), int(self._progress.missed)
+        applied, missed = int(self.counter.applied()), int(self._progress.missed)
         if applied == 0 or missed > 0:
             missed = max(missed, self._position(batch) - applied)
         self._first_applied = applied
-        return Reading(_int32(applied), self._read_scale(), _int32(missed))
+        return self.counter.first(applied, missed)
 
     def begin(self, batch: int) -> None:
         """Notes that a batch, or several in one execution, begin."""
@@ -205,7 +261,7 @@ class TrainingClock:
         return last + 1 == self._steps_per_epoch
 
     def news(self, batch: int | None = None) -> tuple[Any, Any]:
-        """Returns what `read` has to be told: two int32 scalars.
+        """Returns what `StepCounter.read` has to be told: two int32 scalars.
 
         Args:
             batch: The batch that begins; `None` when the last one has ended.
@@ -215,29 +271,14 @@ class TrainingClock:
         )
         return np.asarray(self._trained, "int32"), np.asarray(position, "int32")
 
-    def read(
-        self, before: Reading, news: tuple[Tensor, Tensor]
-    ) -> tuple[Reading, Tensor]:
-        """Returns a reading, and the batches done, int32. To be traced.
+    def step(self, reading: Reading) -> int:
+        """Returns the steps done by now; waits for the last one.
 
         Args:
-            before: The reading before.
-            news: Batches trained on since then, and the batches of the run before
-                the one that comes, by Keras's count; 0 if not known.
+            reading: The last one, of when the last batch began.
         """
-        trained, position = news
-        applied, scale = self._applied(), self._read_scale()
-        idle = ops.maximum(trained - (applied - before.applied), 0)
-        if self.scales_loss:
-            asked = ops.logical_or(
-                ops.not_equal(applied, before.applied),
-                ops.not_equal(scale, before.scale),
-            )
-            idle = ops.where(asked, ops.zeros_like(idle), idle)
-        missed = before.missed + idle
-        by_position = ops.maximum(missed, position - applied)
-        missed = ops.where(missed > 0, by_position, missed)
-        return Reading(applied, scale, missed), applied + missed
+        _, batches = self.counter.read(reading, self.news())
+        return int(batches) // self.counter.batches_per_step
 
     def remember(self, reading: Reading) -> None:
         """Keeps a reading for the next `fit`."""
@@ -247,22 +288,12 @@ class TrainingClock:
         """Returns the first epoch, from 0, that begins at a step or behind it."""
         if not self._steps_per_epoch:
             return None
-        return math.ceil(step * self.batches_per_step / self._steps_per_epoch)
+        return math.ceil(step * self.counter.batches_per_step / self._steps_per_epoch)
 
     def _position(self, batch: int) -> int:
-        return (
-            self.epoch * self._steps_per_epoch + batch if self._steps_per_epoch else 0
-        )
-
-    def _applied(self) -> Tensor:
-        if self._counter is None:
-            return _int32(0)
-        return ops.cast(internals.read(self._counter), "int32")
-
-    def _read_scale(self) -> Tensor:
-        if self._scale is None:
-            return ops.zeros((), "float32")
-        return internals.read(self._scale)
+        if not self._steps_per_epoch:
+            return 0
+        return self.epoch * self._steps_per_epoch + batch
 
 
 def _int32(value: int) -> Tensor:

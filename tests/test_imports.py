@@ -27,7 +27,7 @@ ROWS = [
     {"schedules", "layerwise_schedules"},
     {"quantization_plan"},
     {"conversion", "backups"},
-    {"recorders", "once_quantized"},
+    {"recorders", "once_quantized", "mask_updates"},
     {"tensorboard_logs"},
     {"callbacks"},
     {"presets"},

@@ -363,6 +363,28 @@ def test_fit_once_a_step_warns_once():
     assert "total_steps=8 only 1 are done" in text
 
 
+def test_masks_are_traced_once_for_all_calls(monkeypatch):
+    from keras_sq import masks
+
+    traces, original = [], masks.update_masks
+
+    def update_masks(*arguments):
+        traces.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(masks, "update_masks", update_masks)
+    model = make()
+    with pytest.warns(UserWarning, match="total_steps=8 only 4 are done"):
+        first = fit(model, total_steps=8, epochs=1)
+    assert first == STEPS[:4] and len(traces) == 1
+    # The schedule is another object, and the same.
+    assert fit(model, total_steps=8, epochs=1) == STEPS[4:]
+    assert len(traces) == 1
+    with pytest.warns(UserWarning, match="ended at step 3"):
+        fit(model, schedule="linear", epochs=1)
+    assert len(traces) == 2
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_two_of_our_callbacks_are_an_error(same):
     model = make()
