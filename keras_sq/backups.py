@@ -16,10 +16,12 @@ process down (a segmentation fault) when the last of a file does not fit. So the
 space is reserved first, by a file that Python writes and that can fail in peace.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -93,12 +95,21 @@ class AtomicBackup(keras.callbacks.Callback):
     def initial_epoch(self) -> int:
         """The epoch that `fit` would go on with now, from 0."""
         newest = self.newest
-        return 0 if newest is None else int(newest.name.removeprefix(_PREFIX))
+        return 0 if newest is None else _epochs(newest)
 
     @property
     def newest(self) -> pathlib.Path | None:
         """The folder of the backup to go on with; `None` without one."""
-        return max(self.folder.glob(f"{_PREFIX}*"), default=None)
+        return max(self._backups(), key=_epochs, default=None)
+
+    def _backups(self) -> list[pathlib.Path]:
+        """Returns the folders of backups; anything else in the folder is not ours."""
+        pattern = re.compile(f"{_PREFIX}[0-9]{{6,}}")
+        return [
+            path
+            for path in self.folder.glob(f"{_PREFIX}*")
+            if pattern.fullmatch(path.name) and path.is_dir()
+        ]
 
     def checked_newest(self) -> pathlib.Path | None:
         """Returns the folder of the backup to go on with, if it is undamaged.
@@ -117,8 +128,11 @@ class AtomicBackup(keras.callbacks.Callback):
         return newest
 
     def discard(self) -> None:
-        """Removes everything: the run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes the backups, and the folder unless it holds more: all is done."""
+        for path in (*self._backups(), self._unfinished):
+            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Not empty, or not there.
+            self.folder.rmdir()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restores the newest backup, if there is one."""
@@ -147,6 +161,8 @@ class AtomicBackup(keras.callbacks.Callback):
             (self._unfinished / _NETWORK).write_text(_description(self.model), "utf-8")
             self.write_more(self._unfinished)
             file_checks.seal(self._unfinished)
+            target = self.folder / f"{_PREFIX}{epoch + 1:06d}"
+            os.replace(self._unfinished, target)
         # HDF5 raises a RuntimeError where closing a file fails.
         except (OSError, RuntimeError) as error:
             shutil.rmtree(self._unfinished, ignore_errors=True)
@@ -154,13 +170,17 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"Cannot write the backup of epoch {epoch} (from 0) in "
                 f"'{self.folder}': {error}"
             ) from error
-        target = self.folder / f"{_PREFIX}{epoch + 1:06d}"
-        os.replace(self._unfinished, target)
-        for older in self.folder.glob(f"{_PREFIX}*"):
-            if older != target:
-                # Not removed under its name: a part of it would count as a backup.
-                os.replace(older, self._unfinished)
-                shutil.rmtree(self._unfinished)
+        try:
+            for older in self._backups():
+                if older != target:
+                    # Not removed under its name: a part of it would count as a backup.
+                    os.replace(older, self._unfinished)
+                    shutil.rmtree(self._unfinished)
+        except OSError as error:
+            raise OSError(
+                f"Wrote the backup of epoch {epoch} (from 0), but cannot remove the "
+                f"one before it from '{self.folder}': {error}"
+            ) from error
 
     def write_more(self, folder: pathlib.Path) -> None:
         """Writes what else belongs to a backup; for subclasses.
@@ -175,6 +195,9 @@ class AtomicBackup(keras.callbacks.Callback):
         if not path.exists():
             return  # Of an earlier version.
         there = file_checks.read_json(path, dict)
+        for settings in there.get("quantization") or []:
+            if isinstance(settings, dict):
+                settings.pop("mask_seed", None)  # Of an earlier version.
         here = json.loads(_description(self.model))
         for part in here:
             if there.get(part) != here[part]:
@@ -203,12 +226,12 @@ def _description(model: Model) -> str:
     quantization = []
     for _, layer in quantized_layers(model):
         settings = dict(layer.quantization_settings.get_config())
-        settings.pop("seed", None)
+        settings.pop("mask_seed")
         quantization.append(keras.saving.serialize_keras_object(settings))
     found = {
         "weights": [f"{tuple(w.shape)} {w.dtype}" for w in model.weights],
         "quantization": quantization,
-        "optimizer": [type(model.optimizer).__name__],
+        "optimizer": [type(getattr(model, "optimizer", None)).__name__],
     }
     # A quantizer of the user's own may hold what JSON does not know.
     return json.dumps(found, indent=2, default=lambda value: type(value).__name__)
@@ -234,14 +257,25 @@ def _said(settings: dict[str, Any], key: str) -> str:
     return repr(value)
 
 
+def _epochs(backup: pathlib.Path) -> int:
+    """Returns how many epochs were done when a backup was written."""
+    return int(backup.name.removeprefix(_PREFIX))
+
+
 def _num_bytes(model: Model) -> int:
     """Returns how large a file of the state of training is at most."""
-    variables = [*model.variables, *model.optimizer.variables]
+    # With optimizers of the model's own (a GAN's), which Keras saves as well.
+    optimizers = [x for x in vars(model).values() if _is_optimizer(x)]
+    variables = [*model.variables, *(v for x in optimizers for v in x.variables)]
     sizes = [8 if "64" in str(v.dtype) else 4 for v in variables]
     total = _FILE_BYTES
     for variable, size in zip(variables, sizes, strict=True):
         total += _VARIABLE_BYTES + size * math.prod(variable.shape)
     return total
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, keras.optimizers.Optimizer)
 
 
 def _require_space(folder: pathlib.Path, num_bytes: int) -> None:

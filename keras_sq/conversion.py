@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _backend, _checks
+from keras_sq import _backend, _checks, training_signs
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
 from keras_sq.copying import (
@@ -174,6 +174,7 @@ def quantize_model(
         model, copy, "quantize_model", lambda: _computing_float(copy)
     )
     _set_report(copy, report)
+    training_signs.note_start(copy)
     return copy
 
 

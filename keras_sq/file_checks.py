@@ -291,9 +291,13 @@ def check_seal(folder: str | os.PathLike[str]) -> None:
     """Compares the files in a folder with what `seal` wrote down.
 
     Raises:
-        ValueError: If a file was changed, added or lost.
+        ValueError: If a file was changed, added or lost, or nothing was written down.
         OSError: If a file cannot be read.
     """
+    if not os.path.exists(os.path.join(folder, _SUMS)):
+        raise ValueError(
+            f"Folder '{os.fspath(folder)}' is no backup, or damaged: it has no {_SUMS}."
+        )
     expected = read_json(os.path.join(folder, _SUMS), dict)
     found = check_sums(folder)
     del found[_SUMS]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_sq import _backend, _checks
@@ -202,6 +203,20 @@ def get_ratio(model: Model) -> float:
     """
     layers = [layer for _, layer in require_quantized(model)]
     return min(float(internals.read(layer.ratio)) for layer in layers)
+
+
+def ratios_drawn(layers: Sequence[StochasticallyQuantized]) -> np.ndarray:
+    """Returns the ratio that each layer was drawn for, float `(layers,)`.
+
+    0 where nothing was drawn yet: the ratio of a new layer is 1.
+    """
+    ratios = np.array([float(internals.read(layer.ratio)) for layer in layers])
+    # A seed and a counter of draws.
+    states = [
+        ops.convert_to_numpy(internals.read(layer.mask_seed_generator.state))
+        for layer in layers
+    ]
+    return np.where([np.any(state[1:]) for state in states], ratios, 0.0)
 
 
 def require_quantized(model: Model) -> list[tuple[str, StochasticallyQuantized]]:

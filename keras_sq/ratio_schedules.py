@@ -230,11 +230,13 @@ def unit_scale(
 
 def length_unknown(schedule: RatioSchedule, name: str) -> ValueError:
     """Returns the error for a run whose length is needed and not known."""
+    # Of an epoch's length the whole run's says nothing.
+    also = "`total_steps` to the `StochasticQuantization` callback, "
     return ValueError(
         f"{schedule!r} needs `{name}`, which is not known (a data set of unknown "
-        "length?). Give `steps_per_epoch` to `fit`, `total_steps` to the "
-        '`StochasticQuantization` callback, or use a schedule with unit="steps". '
-        f"Received: {name}=None"
+        "length?). Give `steps_per_epoch` to `fit`, "
+        f"{also if name == 'total_steps' else ''}or use a schedule with "
+        f'unit="steps". Received: {name}=None'
     )
 
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_sq import _checks, masks
-from keras_sq import _keras_internals as internals
+from keras_sq import _checks, masks, training_clock
 from keras_sq.kernel_meter import Array, KernelMeter, Measurement
 from keras_sq.layer_keys import as_keys, matching_paths, meant
 from keras_sq.layers import layer_paths
@@ -37,6 +36,9 @@ class KernelRecorder(keras.callbacks.Callback):
         ValueError: If `every` < 1. When training begins: if the model has no
             quantized layer, or a name matches none.
     """
+
+    watched_argument = "watched"
+    """What the constructor calls `watched`, for messages."""
 
     def __init__(self, every: int, watched: LayerKeys = ()) -> None:
         super().__init__()
@@ -82,8 +84,8 @@ class KernelRecorder(keras.callbacks.Callback):
             hits = matching_paths(key, paths, self.model) & set(quantized)
             if not hits:
                 raise ValueError(
-                    f"Argument `masks` names {key!r}, which matches no quantized layer "
-                    f"of model '{self.model.name}'. These are: "
+                    f"Argument `{self.watched_argument}` names {key!r}, which matches "
+                    f"no quantized layer of model '{self.model.name}'. These are: "
                     f"{', '.join(map(repr, list(quantized)[:40]))}."
                     f"{meant(key, quantized)}"
                 )
@@ -106,10 +108,8 @@ class KernelRecorder(keras.callbacks.Callback):
         if self._begun:
             return
         self._begun = True
-        optimizer = self.model.optimizer
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        self._batches_per_step = inner.gradient_accumulation_steps or 1
-        self._batches = int(internals.read(internals.batches_applied(inner)))
+        self._batches_per_step = training_clock.batches_per_step(self.model)
+        self._batches = training_clock.batches_done(self.model)
         self._first_step = self._batches // self._batches_per_step
         self.begin(self._first_step, self.meter.measure())
 
@@ -129,7 +129,7 @@ class KernelRecorder(keras.callbacks.Callback):
         # costs a millisecond.
         before = self._batches // self._batches_per_step
         # With several steps in an execution, Keras counts on beyond the last one.
-        batch = min(batch, (self.params.get("steps") or batch + 1) - 1)
+        batch = min(batch, ((self.params or {}).get("steps") or batch + 1) - 1)
         self._batches += batch - self._batch
         self._batch = batch
         step = self._batches // self._batches_per_step
@@ -194,6 +194,8 @@ class QuantizationHistory(KernelRecorder):
         >>> history.errors.shape, history.stage_starts
         ((5, 1), (0, 1, 2, 3))
     """
+
+    watched_argument = "masks"
 
     def __init__(
         self, every: int = 10, *, masks: LayerKeys = (), max_records: int = 256

@@ -126,7 +126,8 @@ class Stages(RatioSchedule):
                 "The run is too short for all stages of the schedule: skipping "
                 f"ratio {', '.join(f'{self.ratios[i]:g}' for i in skipped)}, which "
                 "would get less than one step. Train longer, or use fewer or longer "
-                "stages.",
+                "stages. If `fit` is called again and again, give the callback the "
+                "steps of all calls: `StochasticQuantization(total_steps=...)`.",
                 stacklevel=3,
             )
         starts = [starts[i] for i in kept]

@@ -248,3 +248,81 @@ def test_full_disk_keeps_the_backup_before(tmp_path):
 def test_folder_must_be_a_path():
     with pytest.raises(TypeError, match="`folder` must be a string or a path"):
         AtomicBackup(3)
+
+
+def test_backup_that_cannot_get_its_name_is_told(tmp_path, monkeypatch):
+    model = make()
+    fit(model, StochasticQuantization(), AtomicBackup(tmp_path), epochs=1)
+    backup = AtomicBackup(tmp_path)
+    backup.set_model(model)
+
+    def no_rename(source, target):
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr(os, "replace", no_rename)
+    match = r"Cannot write the backup of epoch 1 \(from 0\) in .*Permission denied"
+    with pytest.raises(OSError, match=match):
+        backup.on_epoch_end(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000001"]
+
+
+def test_older_backup_that_cannot_be_removed_is_told(tmp_path, monkeypatch):
+    model = make()
+    fit(model, StochasticQuantization(), AtomicBackup(tmp_path), epochs=1)
+    backup, replace = AtomicBackup(tmp_path), os.replace
+    backup.set_model(model)
+
+    def no_removal(source, target):
+        if pathlib.Path(source).name == "epoch-000001":
+            raise PermissionError(13, "Permission denied", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_removal)
+    with pytest.raises(OSError, match="Wrote the backup of epoch 1 .*cannot remove"):
+        backup.on_epoch_end(1)
+    assert backup.initial_epoch == 2
+
+
+def test_strangers_in_the_folder_are_left_alone(tmp_path):
+    (tmp_path / "epoch-notes").mkdir()
+    (tmp_path / "epoch-999999").write_text("a file")
+    (tmp_path / "epoch-best.keras").write_text("another")
+    backup = AtomicBackup(tmp_path)
+    assert backup.newest is None and backup.initial_epoch == 0
+    fit(make(), StochasticQuantization(), backup, epochs=2)
+    assert backup.initial_epoch == 2
+    backup.discard()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"epoch-notes", "epoch-999999", "epoch-best.keras"}
+
+
+def test_folder_of_a_backup_s_name_without_check_sums(tmp_path):
+    (tmp_path / "epoch-000003").mkdir()
+    with pytest.raises(ValueError, match="epoch-000003' is no backup.*no checksums"):
+        fit(make(), AtomicBackup(tmp_path))
+
+
+def test_newest_backup_is_that_of_most_epochs(tmp_path):
+    for name in ("epoch-999999", "epoch-1000000"):
+        (tmp_path / name).mkdir()
+    assert AtomicBackup(tmp_path).initial_epoch == 1000000
+
+
+def test_seed_of_the_masks_may_be_another(tmp_path):
+    """It is part of the state: whatever the new model was made with."""
+    fit(make(), StochasticQuantization(), AtomicBackup(tmp_path), epochs=2)
+    other = keras_sq.quantize_model(
+        keras_sq.strip_quantization(make()), "binary", seed=5, overrides={}
+    )
+    other.compile("sgd", "mse", jit_compile=JIT_COMPILE)
+    history = fit(other, StochasticQuantization(), AtomicBackup(tmp_path))
+    assert history.epoch == [2]
+    # Files of earlier versions name the seed.
+    newest = AtomicBackup(tmp_path).newest
+    text = json.loads((newest / "network.json").read_text())
+    text["quantization"] = [x | {"mask_seed": 3} for x in text["quantization"]]
+    (newest / "network.json").write_text(json.dumps(text))
+    (newest / "checksums.json").unlink()
+    backups.file_checks.seal(newest)
+    backup = AtomicBackup(tmp_path)
+    assert fit(make(), StochasticQuantization(), backup).epoch == []

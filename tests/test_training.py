@@ -395,7 +395,8 @@ def test_data_of_unknown_length_needs_total_steps():
     )
 
     callback = StochasticQuantization("average", total_steps=5)
-    recorder = fit(make(), callback, x=generator(), epochs=1)
+    with pytest.warns(UserWarning, match="ended at ratio 0.8: .* step 4"):
+        recorder = fit(make(), callback, x=generator(), epochs=1)
     # Keras begins a fifth batch before it knows that there is none.
     np.testing.assert_allclose(recorder.ratios, [0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
     callback = StochasticQuantization(schedules.Stages([0.5, 1], [2], unit="steps"))
@@ -450,7 +451,8 @@ def test_second_fit_goes_on_and_says_so():
     assert recorder.ratios == [1.0] * 8
     halves = make()
     callback = StochasticQuantization("exponential", total_steps=8)
-    first = fit(halves, callback, epochs=1)
+    with pytest.warns(UserWarning, match="total_steps=8 only 4 are done.*Go on with"):
+        first = fit(halves, callback, epochs=1)
     second = fit(halves, callback, epochs=2, initial_epoch=1)
     assert first.ratios + second.ratios == STEPS
 
@@ -487,7 +489,10 @@ def test_callback_refuses_bad_arguments():
 def test_schedule_longer_than_the_run_warns():
     schedule = schedules.Stages([0.5, 1.0], [20], unit="steps")
     model = make()
-    with pytest.warns(UserWarning, match="step 20.*only 8 steps.*ratio 0.5"):
+    with (
+        pytest.warns(UserWarning, match="step 20.*only 8 steps.*ratio 0.5"),
+        pytest.warns(UserWarning, match="ended at ratio 0.5: the run ended at step 8"),
+    ):
         fit(model, StochasticQuantization(schedule))
     assert keras_sq.get_ratio(model) == 0.5
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _checks, conversion, layers, masks
+from keras_sq import _checks, conversion, layers, masks, training_signs
 from keras_sq import _keras_internals as internals
 from keras_sq.export import (
     activations,
@@ -362,32 +362,15 @@ def _check_training(model: Model, allow_partial: bool, allow_untrained: bool) ->
             f"Model '{model.name}' is trained only part of the way: the least ratio of "
             f"its quantized layers is {ratio:.4g}, and a file holds them fully "
             "quantized. Train to the end of the schedule, or pass "
-            "`allow_partial=True` to quantize the rest untrained."
+            "`allow_partial=True` to quantize the rest untrained. If these are the "
+            "weights of an early epoch with the best metrics (`EarlyStopping`, "
+            "`ModelCheckpoint`), let those wait: "
+            "`keras_sq.callbacks.OnceQuantized(...)`."
         )
-    if not allow_untrained and _is_untrained(model):
+    if not allow_untrained and training_signs.is_untrained(model):
         raise ValueError(
             f"Model '{model.name}' was not trained since `keras_sq.quantize_model` "
             "made it: low-bit kernels need training (`fit` with "
             "`keras_sq.callbacks.StochasticQuantization`). Pass "
             "`allow_untrained=True` if it is to be quantized without."
         )
-
-
-def _is_untrained(model: Model) -> bool:
-    """Whether a quantized model surely was never trained.
-
-    Only one that `quantize_model` made in this process can be told for sure: a
-    model that was loaded may have left its optimizer behind. Drawn masks or
-    steps of its optimizer are signs of training, in a loop of one's own too.
-    """
-    if "quantization_report" not in model.__dict__:
-        return False
-    optimizer = getattr(model, "optimizer", None)  # Until compiled, none.
-    if optimizer is not None and int(optimizer.iterations) > 0:
-        return False
-    states = [
-        keras.ops.convert_to_numpy(layer.mask_seed_generator.state)
-        for _, layer in layers.quantized_layers(model)
-    ]
-    # A seed and a counter of draws.
-    return not any(np.any(state[1:]) for state in states)
