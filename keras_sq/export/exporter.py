@@ -128,13 +128,10 @@ def export(
     quantized = bool(layers.quantized_layers(model))
     if quantized:
         _check_training(model, allow_partial, allow_untrained)
-    signature = inputs.input_signature(model, representative_data)
-    examples = None
-    if representative_data is not None:
-        examples = inputs.representative_examples(signature, representative_data)
-    notes: tuple[str, ...] = ()
+    signature, examples, notes = inputs.prepare(model, representative_data)
     if chosen.single:
-        signature, notes = _fixed(signature, examples, chosen.single)
+        signature, fixed = _fixed(signature, examples, chosen.single)
+        notes += fixed
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(files.replacing(destination))
         sources = {}
