@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,11 @@ from keras_sq import _checks, conversion, layers, masks
 from keras_sq import _keras_internals as internals
 from keras_sq.export import (
     activations,
+    differences,
     errors,
     files,
     inputs,
+    output_notes,
     precision,
     targets,
     verify,
@@ -25,9 +28,6 @@ from keras_sq.export.report import METADATA_NAME, ExportReport
 from keras_sq.export.runtime import Runner
 from keras_sq.kernel_codes import get_codes
 from keras_sq.types import Model
-
-COARSE_ERROR = 0.1
-"""Mean difference of int8 outputs from Keras that is worth a note."""
 
 
 def export(
@@ -161,11 +161,22 @@ def export(
         )
         made = chosen.make(request)
         integer = chosen.int8_activations and examples is not None
-        tolerance = None if integer else verify.FLOAT_TOLERANCE
+        tolerance = None if integer else differences.FLOAT_TOLERANCE
         load = made.load or Runner
         if quantizers:
             witness = model if reference is model else None
             _check_activations(made, witness, plain, quantizers, examples, integer)
+        explain = None
+        if integer and examples is not None and not quantizers:
+            from keras_sq.export import locating  # Of what needs TensorFlow.
+
+            explain = functools.partial(
+                locating.where_it_differs,
+                made.equals or made.converted.content,
+                plain,
+                made.converted.signature,
+                examples,
+            )
         comparison = verify.compare(
             made.converted,
             reference,
@@ -174,6 +185,7 @@ def export(
             jumps=rounding,
             equals=made.equals,
             load=load,
+            explain=explain,
         )
         report = ExportReport(
             path=os.fspath(path),
@@ -199,7 +211,12 @@ def export(
             sources=tuple(
                 str(destination.with_suffix(suffix)) for suffix in sorted(sources)
             ),
-            notes=(*made.converted.notes, *notes, *_coarse(comparison)),
+            output_errors=comparison.output_errors,
+            notes=(
+                *made.converted.notes,
+                *notes,
+                *output_notes.notes(comparison, explain, rounding),
+            ),
         )
         content = _with_metadata(made.converted.content, report)
         verify.check_same(made.converted, content, load)
@@ -270,24 +287,6 @@ def _fixed(
     if fixed != signature:
         notes += ("the sizes of its inputs are those of `representative_data`",)
     return fixed, notes
-
-
-def _coarse(comparison: verify.Comparison) -> tuple[str, ...]:
-    """Returns a note where outputs are far from Keras's."""
-    if comparison.mean_error <= COARSE_ERROR:
-        return ()
-    steps = [
-        f"{output.name}: {output.scale:.3g}"
-        for output in comparison.outputs
-        if output.scale is not None
-    ]
-    note = (
-        f"outputs differ from Keras's by {comparison.mean_error:.2g} of their size in "
-        "the mean"
-    )
-    if steps:
-        note += f"; the steps of int8 are {', '.join(steps)}"
-    return (note,)
 
 
 def _with_metadata(content: bytes, report: ExportReport) -> bytes:
