@@ -9,13 +9,13 @@ is understood, and what Keras would refuse is refused, or read as Keras reads it
 import dataclasses
 import inspect
 import itertools
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_sq import input_structure
 from keras_sq.model_inputs import Array, InputSignature, ModelInput
 
 KINDS = (
@@ -80,16 +80,11 @@ def read(signature: InputSignature, data: Any, argument: str) -> InputData:
             ways. Parts are looked at when they are read.
     """
     reader = _Reader(signature, argument)
-    if isinstance(data, Mapping) or is_array(data):
+    if isinstance(data, Mapping) or input_structure.is_array(data):
         return reader.columns(data)
     if isinstance(data, list | tuple):
         return reader.sequence(data)
     return reader.parts(_elements(data, argument))
-
-
-def is_array(value: Any) -> bool:
-    """Whether NumPy takes a value for an array: tensors, data frames and pictures."""
-    return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
 
 
 def _elements(data: Any, argument: str) -> Iterable[Any]:
@@ -110,7 +105,7 @@ def _elements(data: Any, argument: str) -> Iterable[Any]:
         count = data.num_batches
         indices = itertools.count() if count is None else range(count)
         return (data[index] for index in indices)
-    if isinstance(data, str | bytes) or is_array(data):
+    if isinstance(data, str | bytes) or input_structure.is_array(data):
         pass  # Refused below: no text has inputs, and no function returns arrays.
     elif isinstance(data, Iterable):
         return data
@@ -138,12 +133,9 @@ class _Reader:
         self.argument = argument
         # Each input's place in the order of `keras.tree.flatten`.
         self.places = signature.pack(range(len(signature.inputs)))
-        self.names = [
-            {entry.name, key}
-            for entry, key in itertools.zip_longest(
-                signature.inputs, signature.keys or [x.name for x in signature.inputs]
-            )
-        ]
+        names = [entry.name for entry in signature.inputs]
+        self.keys = list(signature.keys) or names
+        self.names = [set(pair) for pair in zip(names, self.keys, strict=True)]
 
     def columns(self, data: Any) -> InputData:
         """Returns whole arrays.
@@ -151,7 +143,7 @@ class _Reader:
         Raises:
             ValueError: If they are not those of the model's inputs.
         """
-        leaves = self.matched(data, _is_column)
+        leaves = self.matched(data, input_structure.is_column)
         if leaves is None:
             raise self.mismatch(data)
         return InputData(self.arrays(leaves, examples=False)[0], iter(()))
@@ -163,7 +155,7 @@ class _Reader:
             ValueError: If it may be both, or is neither.
         """
         count = len(self.signature.inputs)
-        arrays = all(map(is_array, data))
+        arrays = all(map(input_structure.is_array, data))
         if count == len(data) == 1 and arrays and self.fits(data, examples=False):
             return self.columns(data[0])
         parts = not data or self.holds_inputs(data[0])
@@ -175,14 +167,14 @@ class _Reader:
                     "tuple may be (x, y): pass x alone, or a list of examples."
                 )
             return self.parts(data)
-        leaves = self.matched(data, _is_column)
+        leaves = self.matched(data, input_structure.is_column)
         both = leaves is not None and self.fits(leaves, examples=False)
         if both and all(map(self.holds_inputs, data)):
             raise ValueError(
                 f"Argument `{self.argument}` can be understood in two ways: as one "
                 f"list for each of the {count} inputs, and as {len(data)} examples. "
                 "Pass one array for each input. Received: "
-                f"{self.argument}={_described(data)}"
+                f"{self.argument}={input_structure.described(data)}"
             )
         return self.parts(data) if parts and not both else self.columns(data)
 
@@ -207,9 +199,9 @@ class _Reader:
         An element is what the model is called on, or `(x, y)` or `(x, y,
         sample_weight)` with this as x.
         """
-        candidates = [self.matched(element, _is_leaf)]
+        candidates = [self.matched(element, input_structure.is_leaf)]
         if isinstance(element, list | tuple) and 1 <= len(element) <= 3:
-            candidates.append(self.matched(element[0], _is_leaf))
+            candidates.append(self.matched(element[0], input_structure.is_leaf))
             if len(self.signature.inputs) == 1 and isinstance(element, tuple):
                 candidates.reverse()
         found = [leaves for leaves in candidates if leaves is not None]
@@ -220,7 +212,7 @@ class _Reader:
         """Returns the inputs of a structure in order, or `None` if it is another."""
         count = len(self.signature.inputs)
         found: dict[int, Any] = {}
-        if _match(self.places, data, is_leaf, found):
+        if input_structure.match(self.places, data, is_leaf, found):
             return [found[place] for place in range(count)]
         if isinstance(data, Mapping):
             return self.by_name(data, is_leaf)
@@ -228,7 +220,7 @@ class _Reader:
             return [data]
         if not isinstance(data, list | tuple) or len(data) != count:
             return None
-        if _holds_dict(self.places) or not all(map(is_leaf, data)):
+        if input_structure.holds_dict(self.places) or not all(map(is_leaf, data)):
             return None
         return list(data)  # Keras, too, flattens what is nested.
 
@@ -242,7 +234,7 @@ class _Reader:
         if None in keys or not all(is_leaf(data[key]) for key in keys):
             return None
         # Keras, too, takes what it needs, but for inputs in a dict.
-        if _holds_dict(self.places) and len(data) > len(keys):
+        if input_structure.holds_dict(self.places) and len(data) > len(keys):
             return None
         return [data[key] for key in keys]
 
@@ -273,7 +265,7 @@ class _Reader:
         found, single = [], []
         for entry, leaf in zip(self.signature.inputs, leaves, strict=True):
             array = self.array(entry, leaf, where)
-            batch, alone = _with_batch(entry, array, examples)
+            batch, alone = input_structure.with_batch(entry, array, examples)
             if batch is None:
                 shape = ("examples", *entry.shape[1:])
                 raise ValueError(
@@ -299,36 +291,35 @@ class _Reader:
         except ValueError as error:
             raise ValueError(
                 f"Argument `{self.argument}` must hold examples of one shape for input "
-                f"'{entry.name}'{where}. Received: {_described(leaf)} ({error})"
+                f"'{entry.name}'{where}. Received: {input_structure.described(leaf)} "
+                f"({error})"
             ) from error
         if array.dtype == object:
             raise TypeError(
                 f"Argument `{self.argument}` must hold arrays for input "
-                f"'{entry.name}'{where}. Received: {_described(leaf)}"
+                f"'{entry.name}'{where}. Received: {input_structure.described(leaf)}"
             )
         return array
 
     def listed(self) -> str:
-        return ", ".join(repr(key) for key in self.keys())
-
-    def keys(self) -> list[str]:
-        signature = self.signature
-        return list(signature.keys) or [entry.name for entry in signature.inputs]
+        return ", ".join(map(repr, self.keys))
 
     def mismatch(self, data: Any, where: str = "") -> Exception:
         """Returns the error for data that is not of the model's inputs."""
-        received = _described(data)
+        received = input_structure.described(data)
         if isinstance(data, Mapping):
             received = f"the keys {sorted(map(str, data))}"
         elif isinstance(data, list | tuple) and not where:
             received = f"{len(data)} of them, {received}"
-        if _holds_dict(self.places) and not isinstance(data, Mapping):
+        if input_structure.holds_dict(self.places) and not isinstance(data, Mapping):
             return ValueError(
                 f"Argument `{self.argument}` must be a dict with the keys "
                 f"{self.listed()}{where}: the model takes its inputs by name, and a "
                 f"list has no names. Received: {received}"
             )
-        if not _is_leaf(data) and not isinstance(data, Mapping | list | tuple):
+        if not input_structure.is_leaf(data) and not isinstance(
+            data, Mapping | list | tuple
+        ):
             return TypeError(
                 f"Argument `{self.argument}` must hold arrays{where}. "
                 f"Received: {received}"
@@ -339,112 +330,9 @@ class _Reader:
         )
 
 
-def _match(
-    places: Any, data: Any, is_leaf: Callable[[Any], bool], found: dict[int, Any]
-) -> bool:
-    """Whether data has a structure; collects its leaves by their place."""
-    if isinstance(places, dict):
-        if not isinstance(data, Mapping):
-            return False
-        by_key = {str(key): value for key, value in data.items()}
-        if set(by_key) != {str(key) for key in places}:
-            return False
-        return all(
-            _match(places[key], by_key[str(key)], is_leaf, found) for key in places
-        )
-    if isinstance(places, list | tuple):  # Keras takes one for the other.
-        if not isinstance(data, list | tuple) or len(data) != len(places):
-            return False
-        return all(
-            _match(place, entry, is_leaf, found)
-            for place, entry in zip(places, data, strict=True)
-        )
-    found[places] = data
-    return is_leaf(data)
-
-
-def _holds_dict(places: Any) -> bool:
-    """Whether inputs have names, which a list does not have."""
-    if isinstance(places, dict):
-        return len(places) > 1 or any(map(_holds_dict, places.values()))
-    return isinstance(places, list | tuple) and any(map(_holds_dict, places))
-
-
-def _is_leaf(value: Any) -> bool:
-    """Whether a value is an array, a number, or lists of numbers."""
-    inside = isinstance(value, list | tuple)
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    if inside and is_array(value) and np.ndim(value):
-        return False
-    return isinstance(value, numbers.Number | str | bytes) or is_array(value)
-
-
-def _is_column(value: Any) -> bool:
-    """Whether a value is an array, a number, or lists of arrays or numbers."""
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    return isinstance(value, numbers.Number | str | bytes) or is_array(value)
-
-
-def _with_batch(entry: ModelInput, array: Any, examples: bool) -> tuple[Any, bool]:
-    """Returns an array with the examples on its first axis, and whether it had none.
-
-    As in Keras, a last axis of size 1 may be missing, or there in excess.
-
-    Args:
-        entry: The input.
-        array: The array.
-        examples: Whether it may be a single example.
-
-    Returns:
-        The array, or `None` if it has the shape of neither.
-    """
-    shape, sizes = tuple(array.shape), entry.shape[1:]
-    if shape and _same(shape[1:], sizes):
-        return array, False
-    if examples and _same(shape, sizes):
-        return array[None], True
-    if sizes and sizes[-1] == 1:
-        if shape and _same(shape[1:], sizes[:-1]):
-            return _shaped(array, (*shape, 1)), False
-        if examples and _same(shape, sizes[:-1]):
-            return _shaped(array, (1, *shape, 1)), True
-    if len(shape) > 1 and shape[-1] == 1 and _same(shape[1:-1], sizes):
-        return _shaped(array, shape[:-1]), False
-    return None, False
-
-
-def _same(shape: Sequence[int], sizes: Sequence[int | None]) -> bool:
-    return len(shape) == len(sizes) and all(
-        size in (None, given) for size, given in zip(sizes, shape, strict=True)
-    )
-
-
-def _shaped(array: Any, shape: tuple[int, ...]) -> Array:
-    found: Array = np.reshape(np.asarray(array), shape)
-    return found
-
-
 def _joined(examples: Sequence[Sequence[Any]]) -> list[Array]:
     """Returns single examples as a batch: one array an input."""
     return [
         np.concatenate([np.asarray(array) for array in column])
         for column in zip(*examples, strict=True)
     ]
-
-
-def _described(data: Any) -> str:
-    """Returns what data is, in short."""
-    if isinstance(data, Mapping):
-        entries = [f"{key!r}: {_described(x)}" for key, x in list(data.items())[:4]]
-        return f"{{{', '.join(entries)}{', ...' if len(data) > 4 else ''}}}"
-    if isinstance(data, list | tuple):
-        entries = [_described(x) for x in data[:4]]
-        more = ", ..." if len(data) > 4 else ""
-        return f"{type(data).__name__} ({', '.join(entries)}{more})"
-    if is_array(data) and hasattr(data, "shape"):
-        return f"array of shape {tuple(data.shape)}"
-    if isinstance(data, numbers.Number):
-        return "number"
-    return type(data).__name__

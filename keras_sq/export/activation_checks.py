@@ -63,6 +63,40 @@ LEAST_AGREEING = 0.5
 """Fraction of the examples on which the copy must agree with the model."""
 
 
+def check(
+    made: Made,
+    model: Model | None,
+    copy: Model,
+    quantizers: Sequence[ActivationLevels],
+    examples: Sequence[Array] | None,
+    integer: bool,
+) -> None:
+    """Checks all parts of a file.
+
+    Args:
+        made: The file.
+        model: The model; `None` if it computes in another precision than the file.
+        copy: The copy that `activations.deploy` changed.
+        quantizers: What quantizes its activations.
+        examples: Representative examples, one array an input.
+        integer: Whether it is a file of int8 activations.
+
+    Raises:
+        ExportError: If a part differs.
+    """
+    if model is not None:
+        check_copy(model, copy, made.converted, examples)
+    if made.check is not None:
+        made.check(made, copy, quantizers, examples)
+        return
+    check_levels(made, quantizers, examples)
+    if integer:
+        assert examples is not None  # They make a file one of integers.
+        check_integers(made, copy, quantizers, examples)
+    else:
+        check_parts(made.converted, copy, quantizers, examples)
+
+
 def check_copy(
     model: Model,
     copy: Model,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -86,8 +85,13 @@ def export(
         target: See the table.
         representative_data: Inputs to compare on besides random ones, and to
             measure the ranges of int8 activations on, as the model sees them in
-            use: an array, or a list, tuple or dict by name of arrays, with the
-            examples on the first axis. A few hundred will do.
+            use. One array, or a list, tuple or dict by name of arrays, with the
+            examples on the first axis; or what yields batches or examples, alone
+            or as `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a list, a generator or a function that returns
+            one. A model whose inputs are a dict takes nothing but dicts. At most
+            512 are used (evenly spaced ones of arrays, else the first); a few
+            hundred will do.
         max_decode_bytes: For target `"mcu"`: the largest part of a kernel, in
             bytes, that is unfolded at a time. Larger layers are split. Found by
             trying, if not given.
@@ -108,8 +112,9 @@ def export(
             built, holds weights that are not finite, keeps state between
             calls, or is not trained to the end.
         OSError: If the file cannot be written.
-        ExportError: If TensorFlow Lite lacks an operation of the model, or
-            the file does not compute what the model does.
+        ExportError: If TensorFlow Lite lacks an operation of the model, the file
+            does not compute what the model does, or an output of the model is never
+            a number.
 
     Example:
         >>> import tempfile
@@ -164,19 +169,15 @@ def export(
         tolerance = None if integer else differences.FLOAT_TOLERANCE
         load = made.load or Runner
         if quantizers:
+            from keras_sq.export import activation_checks
+
             witness = model if reference is model else None
-            _check_activations(made, witness, plain, quantizers, examples, integer)
+            activation_checks.check(made, witness, plain, quantizers, examples, integer)
         explain = None
         if integer and examples is not None and not quantizers:
             from keras_sq.export import locating  # Of what needs TensorFlow.
 
-            explain = functools.partial(
-                locating.where_it_differs,
-                made.equals or made.converted.content,
-                plain,
-                made.converted.signature,
-                examples,
-            )
+            explain = locating.explanation(made, plain, examples)
         comparison = verify.compare(
             made.converted,
             reference,
@@ -225,29 +226,6 @@ def export(
         if chosen.micro:
             _write_sources(content, destination, report, sources)
     return report
-
-
-def _check_activations(
-    made: targets.Made,
-    model: Model | None,
-    copy: Model,
-    quantizers: Sequence[activations.ActivationLevels],
-    examples: Sequence[inputs.Array] | None,
-    integer: bool,
-) -> None:
-    from keras_sq.export import activation_checks
-
-    if model is not None:
-        activation_checks.check_copy(model, copy, made.converted, examples)
-    if made.check is not None:
-        made.check(made, copy, quantizers, examples)
-        return
-    activation_checks.check_levels(made, quantizers, examples)
-    if integer:
-        assert examples is not None  # They make a file one of integers.
-        activation_checks.check_integers(made, copy, quantizers, examples)
-    else:
-        activation_checks.check_parts(made.converted, copy, quantizers, examples)
 
 
 def _write_sources(

@@ -1,7 +1,7 @@
 """Where in a network something goes wrong, for the messages of a refusal."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from keras_sq.export.errors import layer_of
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.runtime import AllTensors, Runner, real_values
+from keras_sq.export.targets import Made
 from keras_sq.types import Model
 
 MAX_EXAMPLES = 32
@@ -62,6 +63,20 @@ def first_nan(
         if np.any(np.isnan(array)):
             return layer_of(graph.tensors[index].name.decode(), model)
     return None
+
+
+def explanation(
+    made: Made, model: Model, examples: Sequence[Array]
+) -> Callable[[float], str]:
+    """Returns `where_it_differs` for a file, which takes the mean error.
+
+    Args:
+        made: The file.
+        model: The plain Keras model that it is of.
+        examples: Representative examples, one array an input.
+    """
+    content, signature = made.equals or made.converted.content, made.converted.signature
+    return lambda error: where_it_differs(content, model, signature, examples, error)
 
 
 def where_it_differs(
