@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from keras_sq import input_structure
-from keras_sq.model_inputs import Array, InputSignature, ModelInput
+from keras_sq.model_inputs import COUNTED, Array, InputSignature, ModelInput
 
 KINDS = (
     "an array, a dict, list or tuple of arrays, a `tf.data.Dataset`, a "
@@ -270,7 +270,8 @@ class _Reader:
                 shape = ("examples", *entry.shape[1:])
                 raise ValueError(
                     f"Argument `{self.argument}` must have the shape {shape} for input "
-                    f"'{entry.name}'{where}. Received: shape={tuple(array.shape)}"
+                    f"'{entry.name}'{where}. Received: shape={tuple(array.shape)} "
+                    f"(of dtype {getattr(array, 'dtype', 'unknown')})"
                 )
             found.append(batch)
             single.append(alone)
@@ -302,7 +303,12 @@ class _Reader:
         return array
 
     def listed(self) -> str:
-        return ", ".join(map(repr, self.keys))
+        """Returns what the inputs are called; not by Keras, which only counts."""
+        inputs = self.signature.inputs
+        return ", ".join(
+            repr(entry.name if COUNTED.fullmatch(key) else key)
+            for key, entry in zip(self.keys, inputs, strict=True)
+        )
 
     def mismatch(self, data: Any, where: str = "") -> Exception:
         """Returns the error for data that is not of the model's inputs."""

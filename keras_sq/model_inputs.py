@@ -21,6 +21,10 @@ UNKNOWN_SIZE = 32
 """What stands for an unknown size that is not the batch's (time, height)."""
 
 
+COUNTED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
+"""Keras's own names, counted through the process: two exports would differ."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelInput:
     """One tensor that a model takes.
@@ -187,9 +191,7 @@ def _identifiers(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         name = re.sub(r"\W", "_", name)
-        if re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", name):
-            # Keras's own, counted through the process: two exports of one
-            # model would differ.
+        if COUNTED.fullmatch(name):
             name = "input"
         if not name or name[0].isdigit() or name[0] == "_":
             name = f"input_{name}"
