@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_sq import _backend, _checks, masks
+from keras_sq import _backend, _checks, input_data, masks, model_inputs
 from keras_sq import _keras_internals as internals
 from keras_sq.layers import quantized_layers
 from keras_sq.types import Model
@@ -35,19 +35,22 @@ def reestimate_batch_norm(
 
     Args:
         model: A built model. Its quantized layers must be quantized as a whole.
-        data: An array `(examples, ...)`, or an iterable of batches: inputs, or tuples
-            that begin with them (a `tf.data.Dataset` of `fit`).
+        data: Arrays with the examples on the first axis: one, or a list or dict by
+            name of them for several inputs. Or what yields batches or single examples,
+            alone or as `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a list, a generator or a function that returns one.
         steps: Number of batches; `None` is all. A few dozen do.
-        batch_size: Examples a batch, if `data` is an array.
+        batch_size: Examples a batch, if `data` holds whole arrays or single examples.
 
     Returns:
         The number of layers of batch normalization that were set; those that are not
         trainable keep their statistics.
 
     Raises:
-        TypeError: If `data` is no array and cannot be iterated over.
+        TypeError: If `data` is of another kind.
         ValueError: If the ratio of a layer is below 1, an argument is out of its
-            range, or there is no batch. The model is left as it was.
+            range, `data` does not fit the model's inputs, or there is no batch. The
+            model is left as it was.
 
     Example:
         >>> model = keras.Sequential(
@@ -74,7 +77,7 @@ def reestimate_batch_norm(
     ]
     if not layers:
         return 0
-    batches = _batches(data, batch_size)
+    batches = _batches(model, data, batch_size)
     moving = [x for layer in layers for x in (layer.moving_mean, layer.moving_variance)]
     state = model.non_trainable_variables
     before = [np.array(internals.read(variable)) for variable in state]
@@ -136,16 +139,16 @@ def _measured(
     return means
 
 
-def _batches(data: Any, batch_size: int) -> Iterable[Any]:
-    if hasattr(data, "shape"):
-        count = len(data)
-        return (data[i : i + batch_size] for i in range(0, count, batch_size))
-    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
-        raise TypeError(
-            "Argument `data` must be an array, or an iterable of batches such as a "
-            f"`tf.data.Dataset`. Received: data={data!r}"
-        )
-    return (_inputs(batch) for batch in data)
+def _batches(model: Model, data: Any, batch_size: int) -> Iterable[Any]:
+    """Yields what to call the model on."""
+    try:
+        signature = model_inputs.input_signature(model)
+    except ValueError:  # Several arguments, or ragged tensors: as they are.
+        return (_inputs(batch) for batch in data)
+    if not internals.has_graph(model):
+        signature = signature.with_open_sizes()
+    source = input_data.read(signature, data, "data")
+    return (signature.pack(batch) for batch in source.batches(batch_size))
 
 
 def _inputs(batch: Any) -> Any:

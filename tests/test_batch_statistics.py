@@ -16,7 +16,7 @@ def network():
     keras.utils.set_random_seed(2)
     model = keras.Sequential(
         [
-            keras.Input((5,)),
+            keras.Input((5,), name="x"),
             kl.Dense(4, name="dense1"),
             kl.BatchNormalization(name="bn1"),
             kl.ReLU(),
@@ -42,7 +42,19 @@ def normalized(values):
     return (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-3)
 
 
-@pytest.mark.parametrize("kind", ["array", "batches", "pairs"])
+class Batches(keras.utils.PyDataset):
+    @property
+    def num_batches(self):
+        return 3
+
+    def __getitem__(self, index):
+        return X[32 * index :][:32], np.zeros(32)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["array", "batches", "pairs", "PyDataset", "function", "examples", "dict"],
+)
 def test_statistics_are_those_of_the_batches(kind):
     model = network()
     batches = [X[i : i + 32] for i in range(0, 96, 32)]
@@ -50,6 +62,10 @@ def test_statistics_are_those_of_the_batches(kind):
         "array": X,
         "batches": batches,
         "pairs": [(x, np.zeros(32)) for x in batches],
+        "PyDataset": Batches(),
+        "function": lambda: iter(batches),
+        "examples": zip(X, np.zeros(96), strict=True),
+        "dict": {"x": X},
     }[kind]
     weights = model.get_weights()
     assert keras_sq.reestimate_batch_norm(model, data, batch_size=32) == 2
@@ -120,6 +136,20 @@ def test_no_batch_is_refused_and_nothing_changed():
     for old, new in zip(before, statistics(model, "bn1"), strict=True):
         np.testing.assert_array_equal(old, new)
     assert model.get_layer("bn1").momentum == 0.99
+
+
+def test_several_inputs_find_their_place():
+    a, b = keras.Input((2,), name="b"), keras.Input((2,), name="a")
+    norm = kl.BatchNormalization()
+    by_name = keras.Model({"b": a, "a": b}, norm(a - 2.0 * b))
+    first, second = X[:, :2], X[:, 2:4]
+    data = {"a": second, "b": first}
+    assert keras_sq.reestimate_batch_norm(by_name, data, batch_size=96) == 1
+    expected = (first - 2.0 * second).mean(0)
+    found = keras.ops.convert_to_numpy(norm.moving_mean)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="Argument `data` must be a dict with the k"):
+        keras_sq.reestimate_batch_norm(by_name, [first, second])
 
 
 def test_data_of_another_kind_is_refused():

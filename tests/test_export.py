@@ -320,11 +320,10 @@ def test_many_representative_examples_are_thinned_out():
     "data",
     [
         {"alpha": np.ones((3, 4)), "beta": np.ones((3, 5))},
-        [np.ones((3, 4)), np.ones((3, 5), "int32")],
-        (tf.ones((3, 4)), np.ones((3, 5), "float16")),
+        {"beta": tf.ones((3, 5)), "alpha": np.ones((3, 4), "int32")},
     ],
 )
-def test_representative_data_by_name_or_by_order(data):
+def test_representative_data_by_name(data):
     signature = inputs.input_signature(several_inputs())
     arrays = inputs.representative_examples(signature, data)
     assert [array.shape for array in arrays] == [(3, 4), (3, 5)]
@@ -337,9 +336,9 @@ BAD_DATA = {
     "nan": (np.full((2, 6), np.nan), ValueError, "NaN or infinite values for input"),
     "dtype": (np.full((2, 6), "a"), TypeError, "must hold numbers for input 'features"),
     "empty": (np.ones((0, 6)), ValueError, r"at least one, .* Received: \[0\]"),
-    "kind": (iter([1]), TypeError, "must be an array, or a list, .*list_iterator"),
+    "kind": (3.5, TypeError, "must be an array, a dict, .* object of type float"),
     "count": (
-        [np.ones((2, 6))] * 2,
+        (np.ones((2, 6)),) * 2,
         ValueError,
         r"each input .*\('features'\).*: 2 of",
     ),
@@ -365,7 +364,9 @@ def test_floats_for_an_integer_input_are_an_error(tmp_path):
 def test_different_numbers_of_examples_are_an_error():
     signature = inputs.input_signature(several_inputs())
     with pytest.raises(ValueError, match=r"same number of examples.*\[2, 3\]"):
-        inputs.representative_examples(signature, [np.ones((2, 4)), np.ones((3, 5))])
+        inputs.representative_examples(
+            signature, {"alpha": np.ones((2, 4)), "beta": np.ones((3, 5))}
+        )
 
 
 @pytest.mark.parametrize(
@@ -374,7 +375,8 @@ def test_different_numbers_of_examples_are_an_error():
         ([1.0, 2.0], [1.0, 2.0], 0.0),
         ([1.0, 2.5], [1.0, 2.0], 0.25),
         ([0.0], [0.0], 0.0),
-        ([1e-30], [0.0], np.inf),
+        ([0.25], [0.0], 0.25),  # Of 1: nothing is divided by 0.
+        ([1e-40, 0.0], [0.0, 1e-40], 1e-40),
         ([np.nan, 1.0], [np.nan, 1.0], 0.0),
         ([np.inf, 1.0], [np.inf, 1.0], 0.0),
         ([np.nan, 1.0], [0.0, 1.0], np.inf),

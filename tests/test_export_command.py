@@ -145,7 +145,7 @@ def write_cut_array(path):
         (lambda path: np.savez(path), "holds no array"),
         (lambda path: np.savez(path, x=np.ones((3, 7))), "must have the shape"),
         (lambda path: np.savez(path, x=np.full((3, 6), np.nan)), "must be finite"),
-        (lambda path: np.savez(path, x=np.array(["a"] * 6)), "must hold numbers"),
+        (lambda path: np.savez(path, x=np.full((3, 6), "a")), "must hold numbers"),
     ],
 )
 def test_wrong_examples_are_refused(write, message, saved, tmp_path):

@@ -539,7 +539,7 @@ def test_integers_that_differ_in_the_mean_are_refused(monkeypatch, tmp_path):
         dataclasses.replace(target, make=wrong),
     )
     model = keras_sq.quantize_model(cnn(), "binary", overrides={})
-    with pytest.raises(ExportError, match="in the mean. Is `representative_data` prep"):
+    with pytest.raises(ExportError, match="in the mean. The difference begins at "):
         untrained(
             model, tmp_path / "m.tflite", "int8", representative_data=data(12, 12, 8)
         )

@@ -19,6 +19,7 @@ ROWS = [
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
     {"layers"},
+    {"model_inputs", "input_structure", "input_data"},
     {"kernel_sizes"},
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks", "random_inputs"}

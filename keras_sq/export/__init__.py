@@ -33,4 +33,5 @@ from keras_sq.export.exporter import export as export
 from keras_sq.export.report import ActivationReport as ActivationReport
 from keras_sq.export.report import ExportReport as ExportReport
 from keras_sq.export.report import KernelReport as KernelReport
+from keras_sq.export.report import OutputError as OutputError
 from keras_sq.export.report import TensorReport as TensorReport

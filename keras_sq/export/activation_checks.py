@@ -32,10 +32,11 @@ from keras_sq.export.activations import (
     bypassed,
 )
 from keras_sq.export.convert import Converted
+from keras_sq.export.differences import SILENT_STEPS, Errors, agreeing
 from keras_sq.export.errors import ExportError
 from keras_sq.export.flatbuffer import TFLiteFile, indices
 from keras_sq.export.inputs import Array
-from keras_sq.export.runtime import AllTensors, Runner
+from keras_sq.export.runtime import AllTensors, Runner, real_values
 from keras_sq.export.targets import Made
 from keras_sq.types import Model
 
@@ -51,8 +52,49 @@ MAX_LEVEL_ERROR = 0.7
 Levels that have nothing to do with each other differ by 1 and more.
 """
 
+SPARSE_LEVELS = 0.1
+"""Least root mean square of levels to compare with, as a fraction of the largest.
+
+Where a layer is all but silent, each of the few that differ would weigh as much as a
+network.
+"""
+
 LEAST_AGREEING = 0.5
 """Fraction of the examples on which the copy must agree with the model."""
+
+
+def check(
+    made: Made,
+    model: Model | None,
+    copy: Model,
+    quantizers: Sequence[ActivationLevels],
+    examples: Sequence[Array] | None,
+    integer: bool,
+) -> None:
+    """Checks all parts of a file.
+
+    Args:
+        made: The file.
+        model: The model; `None` if it computes in another precision than the file.
+        copy: The copy that `activations.deploy` changed.
+        quantizers: What quantizes its activations.
+        examples: Representative examples, one array an input.
+        integer: Whether it is a file of int8 activations.
+
+    Raises:
+        ExportError: If a part differs.
+    """
+    if model is not None:
+        check_copy(model, copy, made.converted, examples)
+    if made.check is not None:
+        made.check(made, copy, quantizers, examples)
+        return
+    check_levels(made, quantizers, examples)
+    if integer:
+        assert examples is not None  # They make a file one of integers.
+        check_integers(made, copy, quantizers, examples)
+    else:
+        check_parts(made.converted, copy, quantizers, examples)
 
 
 def check_copy(
@@ -73,14 +115,14 @@ def check_copy(
         ExportError: If they differ on more than single examples.
     """
     signature = converted.signature
-    agreeing: list[bool] = []
+    agree: list[bool] = []
     for _, batch in itertools.islice(
         verify.batches(signature, examples, 0), CHECKED_BATCHES
     ):
         expected = verify.keras_outputs(model, signature, batch)
         found = verify.keras_outputs(copy, signature, batch)
-        agreeing += verify.agreeing(found, expected, len(batch[0]))
-    if np.mean(agreeing) < LEAST_AGREEING:
+        agree += agreeing(found, expected, len(batch[0]))
+    if np.mean(agree) < LEAST_AGREEING:
         raise ExportError(
             f"The quantized activations of model '{model.name}' could not be taken "
             "over: on most inputs, the copy that is converted computes something "
@@ -138,18 +180,19 @@ def check_integers(
         and entry.subgraph == 0
         and sum(quantizer in other.quantizers for other in made.activations) == 1
     ]
-    parts: dict[str, verify.Errors] = {}
-    outputs: dict[str, verify.Errors] = {}
+    parts: dict[str, Errors] = {}
+    outputs: dict[str, Errors] = {}
     for batch in batches:
         inputs = verify.file_inputs(runner, signature, batch)
         arrays = tensors.values(inputs, [entry.output for entry, _ in single])
         for (entry, quantizer), array in zip(single, arrays, strict=True):
             tensor = file.subgraphs[0].tensors[entry.output]
-            quantizer.give({0: _real(tensor, array)[0].astype(np.float32)})
+            quantizer.give({0: real_values(tensor, array)[0].astype(np.float32)})
         try:
             expected = verify.keras_outputs(copy, signature, batch)
             for _, quantizer in single:
-                part = parts.setdefault(quantizer.path, verify.Errors())
+                least = SPARSE_LEVELS * float(np.max(np.abs(quantizer.levels)))
+                part = parts.setdefault(quantizer.path, Errors(least))
                 assert quantizer.given is not None  # It was given above.
                 (seen,) = quantizer.seen  # It is called once.
                 part.add(0.0, quantizer.given[0], quantizer.expected(seen))
@@ -160,7 +203,8 @@ def check_integers(
         for name, value in expected.items():
             again = runner.dequantized(name, runner.quantized(name, value))
             real = runner.dequantized(name, found[name])
-            outputs.setdefault(name, verify.Errors()).add(0.0, real, again)
+            step = SILENT_STEPS * runner.step(name)
+            outputs.setdefault(name, Errors(step)).add(0.0, real, again)
     for what, errors, limit in (
         ("the levels of", parts, MAX_LEVEL_ERROR),
         ("output", outputs, verify.MAX_MEAN_ERROR),
@@ -232,8 +276,8 @@ def _check_place(file: TFLiteFile, entry: Held, x: Array, y: Array) -> None:
             raise _wrong_levels(quantizer)
         return
     tensors = file.subgraphs[entry.subgraph].tensors
-    x, fine = _real(tensors[entry.input], x)
-    y, step = _real(tensors[entry.output], y)
+    x, fine = real_values(tensors[entry.input], x)
+    y, step = real_values(tensors[entry.output], y)
     # What is close to a half may be rounded to either side: products of int8 numbers
     # are rounded twice, first to a part of a step.
     blur = 1e-6 * np.abs(x) + (fine / 100 if entry.stored_as == GRID else 0.0)
@@ -242,15 +286,6 @@ def _check_place(file: TFLiteFile, entry: Held, x: Array, y: Array) -> None:
     bound = 0.51 * step + 1e-6 * float(np.max(np.abs(quantizer.levels)))
     if not np.all((y >= lower - bound) & (y <= upper + bound)):
         raise _wrong_levels(quantizer)
-
-
-def _real(tensor: object, values: Array) -> tuple[Array, float]:
-    """Returns the numbers that a tensor's values stand for, and their step."""
-    if values.dtype != np.int8:
-        return values.astype("f8"), 0.0
-    quantization = tensor.quantization  # type: ignore[attr-defined]
-    step = float(quantization.scale[0])
-    return (values.astype("f8") - int(quantization.zeroPoint[0])) * step, step
 
 
 def _wrong_levels(quantizer: ActivationLevels) -> ExportError:

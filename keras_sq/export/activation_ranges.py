@@ -11,7 +11,7 @@ makes scales, constants and biases of them; of a file already made of integers,
 all these would have to be computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,15 @@ REQUANTIZING = (
 SMALLEST_LIMIT = 1e-6
 """Ranges that reach no farther from 0 are of zeros."""
 
+NOTHING = 1e-30
+"""What stands for a limit of 0 in ranges that were measured is smaller."""
+
+LARGEST_RATIO = 256
+"""Step of the sums over that of the output that XNNPACK's kernels no longer take."""
+
+STEP_OF_NOTHING = 1e-8
+"""Steps up to here are those that TensorFlow gives a tensor of zeros."""
+
 MARGIN = 1 / 32
 """What a range reaches beyond the thresholds, as a fraction of their span."""
 
@@ -54,10 +63,7 @@ def with_ranges(content: bytes, quantizers: Sequence[ActivationLevels]) -> bytes
     """
     file = TFLiteFile(content)
     places = find(file, quantizers)
-    for subgraph in file.subgraphs:
-        for tensor in subgraph.tensors:
-            if _is_nothing(tensor.quantization):
-                _set_range(tensor, 0.0, 1.0)
+    _give_nothing_a_range(file, SMALLEST_LIMIT)
     for place in places:
         others = [x for x in places if x.subgraph is place.subgraph]
         others = [x for x in others if x.input == place.input]
@@ -77,6 +83,81 @@ def with_ranges(content: bytes, quantizers: Sequence[ActivationLevels]) -> bytes
         for index in chain:
             _set_range(tensors[index], *limits)
     return file.pack()
+
+
+def widened(content: bytes, factors: Mapping[bytes, float]) -> bytes:
+    """Returns a calibrated float file without ranges that are too narrow for kernels.
+
+    Args:
+        content: A float file with the measured ranges of its tensors.
+        factors: Name of a tensor -> how many times as wide its range must be.
+    """
+    file = TFLiteFile(content)
+    _give_nothing_a_range(file, NOTHING)
+    for subgraph in file.subgraphs:
+        wider = dict(factors)
+        for operator in subgraph.operators:
+            if file.operator_name(operator) not in ORDER_PRESERVING:
+                continue
+            factor = wider.get(subgraph.tensors[indices(operator.inputs)[0]].name)
+            if factor is not None:
+                output = subgraph.tensors[indices(operator.outputs)[0]]
+                wider[output.name] = factor
+        for tensor in subgraph.tensors:
+            quantization, factor = tensor.quantization, wider.get(tensor.name)
+            if factor is None or quantization is None or quantization.min is None:
+                continue
+            low, high = float(quantization.min[0]), float(quantization.max[0])
+            _set_range(tensor, factor * low, factor * high)
+    return file.pack()
+
+
+def too_fine(content: bytes) -> dict[bytes, float]:
+    """Returns the tensors of an int8 file whose steps are too fine for its kernels.
+
+    Sums in an operator have a step of their own: the product of those of its inputs.
+    XNNPACK refuses a file in which it is `LARGEST_RATIO` times that of the output or
+    more, and other kernels end the process, or give anything. So it is where a ReLU
+    hardly ever opens.
+
+    Returns:
+        Name of a tensor -> how many times as wide its range must be; 1 for one that
+        may never have been anything but 0.
+    """
+    file = TFLiteFile(content)
+    found: dict[bytes, float] = {}
+    for subgraph in file.subgraphs:
+        tensors = subgraph.tensors
+        for operator in subgraph.operators:
+            for index in indices(operator.outputs):
+                if 0.0 < _step(tensors[index]) <= STEP_OF_NOTHING:
+                    found[tensors[index].name] = 1.0
+            name = file.operator_name(operator)
+            output = tensors[indices(operator.outputs)[0]]
+            step = _step(output)
+            if name not in REQUANTIZING or not step:
+                continue
+            # The first input of a transposed convolution is a shape.
+            places = indices(operator.inputs)[1 if name == "TRANSPOSE_CONV" else 0 :]
+            steps = [_step(tensors[index]) for index in places[:2]]
+            sums = max(steps) if name in ("ADD", "SUB") else steps[0] * steps[1]
+            if sums / step >= LARGEST_RATIO:
+                found[output.name] = 2 * sums / step / LARGEST_RATIO
+    return found
+
+
+def _step(tensor: Any) -> float:
+    quantization = tensor.quantization
+    if quantization is None or quantization.scale is None:
+        return 0.0
+    return float(np.max(quantization.scale, initial=0.0))
+
+
+def _give_nothing_a_range(file: TFLiteFile, limit: float) -> None:
+    for subgraph in file.subgraphs:
+        for tensor in subgraph.tensors:
+            if _is_nothing(tensor.quantization, limit):
+                _set_range(tensor, 0.0, 1.0)
 
 
 def level_range(quantizer: ActivationLevels) -> tuple[float, float]:
@@ -129,15 +210,15 @@ def _movable(file: TFLiteFile, place: Place, readers: int) -> list[int]:
         chain.append(index)
 
 
-def _is_nothing(quantization: Any) -> bool:
-    """Whether only zeros were measured: levels of a layer that is never above 0.
+def _is_nothing(quantization: Any, limit: float) -> bool:
+    """Whether only zeros were measured: a layer that is never above 0.
 
     Steps made of such a range are so small that XNNPACK refuses the file.
     """
     if quantization is None or quantization.min is None or quantization.max is None:
         return False
     limits = [*quantization.min, *quantization.max]
-    return bool(limits) and float(np.max(np.abs(limits))) < SMALLEST_LIMIT
+    return bool(limits) and float(np.max(np.abs(limits))) < limit
 
 
 def _set_range(tensor: Any, low: float, high: float) -> None:

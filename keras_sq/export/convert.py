@@ -31,6 +31,7 @@ import keras
 from keras_sq.export.errors import ExportError, conversion_error
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.runtime import quiet
+from keras_sq.model_inputs import flat_keys
 from keras_sq.types import Model, Variable
 
 MAX_CONSTANT_BYTES = 2**24
@@ -181,5 +182,5 @@ def output_names(outputs: Any) -> list[str]:
     """
     count = len(keras.tree.flatten(outputs))
     if isinstance(outputs, dict) and len(outputs) == count:
-        return [str(key) for key in sorted(outputs)]
+        return [str(key) for key in flat_keys(outputs)]
     return [f"output_{index}" for index in range(count)]

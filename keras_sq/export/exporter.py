@@ -14,9 +14,11 @@ from keras_sq import _checks, conversion, layers, masks, training_signs
 from keras_sq import _keras_internals as internals
 from keras_sq.export import (
     activations,
+    differences,
     errors,
     files,
     inputs,
+    output_notes,
     precision,
     targets,
     verify,
@@ -25,9 +27,6 @@ from keras_sq.export.report import METADATA_NAME, ExportReport
 from keras_sq.export.runtime import Runner
 from keras_sq.kernel_codes import get_codes
 from keras_sq.types import Model
-
-COARSE_ERROR = 0.1
-"""Mean difference of int8 outputs from Keras that is worth a note."""
 
 
 def export(
@@ -86,8 +85,13 @@ def export(
         target: See the table.
         representative_data: Inputs to compare on besides random ones, and to
             measure the ranges of int8 activations on, as the model sees them in
-            use: an array, or a list, tuple or dict by name of arrays, with the
-            examples on the first axis. A few hundred will do.
+            use. One array, or a list, tuple or dict by name of arrays, with the
+            examples on the first axis; or what yields batches or examples, alone
+            or as `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a list, a generator or a function that returns
+            one. A model whose inputs are a dict takes nothing but dicts. At most
+            512 are used (evenly spaced ones of arrays, else the first); a few
+            hundred will do.
         max_decode_bytes: For target `"mcu"`: the largest part of a kernel, in
             bytes, that is unfolded at a time. Larger layers are split. Found by
             trying, if not given.
@@ -108,8 +112,9 @@ def export(
             built, holds weights that are not finite, keeps state between
             calls, or is not trained to the end.
         OSError: If the file cannot be written.
-        ExportError: If TensorFlow Lite lacks an operation of the model, or
-            the file does not compute what the model does.
+        ExportError: If TensorFlow Lite lacks an operation of the model, the file
+            does not compute what the model does, or an output of the model is never
+            a number.
 
     Example:
         >>> import tempfile
@@ -128,13 +133,10 @@ def export(
     quantized = bool(layers.quantized_layers(model))
     if quantized:
         _check_training(model, allow_partial, allow_untrained)
-    signature = inputs.input_signature(model, representative_data)
-    examples = None
-    if representative_data is not None:
-        examples = inputs.representative_examples(signature, representative_data)
-    notes: tuple[str, ...] = ()
+    signature, examples, notes = inputs.prepare(model, representative_data)
     if chosen.single:
-        signature, notes = _fixed(signature, examples, chosen.single)
+        signature, fixed = _fixed(signature, examples, chosen.single)
+        notes += fixed
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(files.replacing(destination))
         sources = {}
@@ -164,11 +166,18 @@ def export(
         )
         made = chosen.make(request)
         integer = chosen.int8_activations and examples is not None
-        tolerance = None if integer else verify.FLOAT_TOLERANCE
+        tolerance = None if integer else differences.FLOAT_TOLERANCE
         load = made.load or Runner
         if quantizers:
+            from keras_sq.export import activation_checks
+
             witness = model if reference is model else None
-            _check_activations(made, witness, plain, quantizers, examples, integer)
+            activation_checks.check(made, witness, plain, quantizers, examples, integer)
+        explain = None
+        if integer and examples is not None and not quantizers:
+            from keras_sq.export import locating  # Of what needs TensorFlow.
+
+            explain = locating.explanation(made, plain, examples)
         comparison = verify.compare(
             made.converted,
             reference,
@@ -177,6 +186,7 @@ def export(
             jumps=rounding,
             equals=made.equals,
             load=load,
+            explain=explain,
         )
         report = ExportReport(
             path=os.fspath(path),
@@ -202,7 +212,12 @@ def export(
             sources=tuple(
                 str(destination.with_suffix(suffix)) for suffix in sorted(sources)
             ),
-            notes=(*made.converted.notes, *notes, *_coarse(comparison)),
+            output_errors=comparison.output_errors,
+            notes=(
+                *made.converted.notes,
+                *notes,
+                *output_notes.notes(comparison, explain, rounding),
+            ),
         )
         content = _with_metadata(made.converted.content, report)
         verify.check_same(made.converted, content, load)
@@ -211,29 +226,6 @@ def export(
         if chosen.micro:
             _write_sources(content, destination, report, sources)
     return report
-
-
-def _check_activations(
-    made: targets.Made,
-    model: Model | None,
-    copy: Model,
-    quantizers: Sequence[activations.ActivationLevels],
-    examples: Sequence[inputs.Array] | None,
-    integer: bool,
-) -> None:
-    from keras_sq.export import activation_checks
-
-    if model is not None:
-        activation_checks.check_copy(model, copy, made.converted, examples)
-    if made.check is not None:
-        made.check(made, copy, quantizers, examples)
-        return
-    activation_checks.check_levels(made, quantizers, examples)
-    if integer:
-        assert examples is not None  # They make a file one of integers.
-        activation_checks.check_integers(made, copy, quantizers, examples)
-    else:
-        activation_checks.check_parts(made.converted, copy, quantizers, examples)
 
 
 def _write_sources(
@@ -273,24 +265,6 @@ def _fixed(
     if fixed != signature:
         notes += ("the sizes of its inputs are those of `representative_data`",)
     return fixed, notes
-
-
-def _coarse(comparison: verify.Comparison) -> tuple[str, ...]:
-    """Returns a note where outputs are far from Keras's."""
-    if comparison.mean_error <= COARSE_ERROR:
-        return ()
-    steps = [
-        f"{output.name}: {output.scale:.3g}"
-        for output in comparison.outputs
-        if output.scale is not None
-    ]
-    note = (
-        f"outputs differ from Keras's by {comparison.mean_error:.2g} of their size in "
-        "the mean"
-    )
-    if steps:
-        note += f"; the steps of int8 are {', '.join(steps)}"
-    return (note,)
 
 
 def _with_metadata(content: bytes, report: ExportReport) -> bytes:

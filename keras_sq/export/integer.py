@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export import convert
+from keras_sq.export import activation_ranges, convert
 from keras_sq.export.errors import ExportError, layer_of
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.inputs import Array, InputSignature
@@ -24,6 +24,9 @@ from keras_sq.types import Model
 
 MAX_CALIBRATION_EXAMPLES = 512
 """Examples to measure ranges on; evenly spaced ones of more."""
+
+MAX_WIDENINGS = 4
+"""How often ranges are made wider: those behind a wider one may be too narrow then."""
 
 MAX_CHECKED_EXAMPLES = 32
 """Examples on which every tensor is looked at before."""
@@ -68,9 +71,28 @@ def int8_file(
 
     made = convert.file(model, signature, integers)
     if with_ranges is None:
-        return made
-    content = _quantized(with_ranges(made.content))
+        if not activation_ranges.too_fine(made.content):
+            return made
+        # Once more, with measured ranges that can be changed.
+        return int8_file(model, signature, examples, lambda content: content)
+    content = _with_wide_ranges(with_ranges(made.content))
     return convert.Converted(content, made.signature, made.notes)
+
+
+def _with_wide_ranges(calibrated: bytes) -> bytes:
+    """Returns a float file with ranges as the converter quantizes it.
+
+    Ranges that are too narrow for the kernels of runtimes are made wider first.
+    """
+    factors: dict[bytes, float] = {}
+    for _ in range(MAX_WIDENINGS):
+        content = _quantized(activation_ranges.widened(calibrated, factors))
+        more = activation_ranges.too_fine(content)
+        if max(more.values(), default=1.0) == 1.0:
+            break
+        for name, factor in more.items():
+            factors[name] = factors.get(name, 1.0) * factor
+    return content
 
 
 def _quantized(calibrated: bytes) -> bytes:

@@ -90,6 +90,40 @@ class ActivationReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class OutputError:
+    """How an output of the file compares with Keras's, by entries of its last axis.
+
+    Measured on the representative examples, or the random ones without any.
+
+    Attributes:
+        name: Of the output.
+        mean_error: Square root of the mean square of the difference, relative to that
+            of the output; to 1 where that is 0.
+        largest: The largest absolute value that Keras gave; `None` if that was not
+            measured, as where the size of the last axis differs from batch to batch.
+        entries: Size of the last axis; `None` as for `largest`.
+        worst_entry: The entry with the largest error; `None` if all are constant.
+        worst_error: Its error: square root of the mean square of the difference,
+            relative to the standard deviation of the entry over the examples.
+        narrow_entries: Entries that span less than 4 steps of int8, but are not
+            constant: pairs of the first and the last of each row of neighbours.
+        narrow_span: The largest span of these: what lies between the least and the
+            largest value of an entry.
+        nan_entries: Entries that were NaN on every example, in such pairs.
+    """
+
+    name: str
+    mean_error: float
+    largest: float | None = None
+    entries: int | None = None
+    worst_entry: int | None = None
+    worst_error: float | None = None
+    narrow_entries: tuple[tuple[int, int], ...] = ()
+    narrow_span: float | None = None
+    nan_entries: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportReport:
     """What was written, and how it compares with the Keras model.
 
@@ -104,10 +138,10 @@ class ExportReport:
         kernels: The weight tensors: the quantized kernels, then the others.
         activations: The quantized activations.
         largest_error: Largest difference from the Keras model, relative to
-            the largest absolute value of the output. Quantized activations may
-            make it large without a fault: see `agreeing`.
+            the largest absolute value of the output (to 1 where that is 0). Quantized
+            activations may make it large without a fault: see `agreeing`.
         mean_error: Square root of the mean square of the difference, relative
-            to that of the output.
+            to that of the output (to 1 where that is 0).
         tolerance: What was allowed of the largest error; `None` for int8
             activations, where it depends on the model. With quantized
             activations, what was allowed where nothing is rounded to levels.
@@ -125,6 +159,7 @@ class ExportReport:
             for other targets.
         int8_arena_bytes: Memory that the unpacked int8 file needs there.
         sources: C files written beside it.
+        output_errors: The errors of each output of floats, entry by entry.
         notes: What differs from what one might expect.
     """
 
@@ -149,6 +184,7 @@ class ExportReport:
     activations: tuple[ActivationReport, ...] = ()
     agreeing: float | None = None
     sources: tuple[str, ...] = ()
+    output_errors: tuple[OutputError, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -246,10 +282,14 @@ class ExportReport:
                 f"{text}largest error {self.largest_error:.1e} "
                 f"(allowed {self.tolerance:.0e})"
             )
-        return (
-            f"{text}against Keras, largest error {self.largest_error:.1e}, "
+        text += (
+            f"against Keras, largest error {self.largest_error:.1e}, "
             f"mean {self.mean_error:.1e}"
         )
+        worst = max((x.worst_error or 0.0 for x in self.output_errors), default=0.0)
+        if not worst:
+            return text
+        return f"{text}; of the worst entry, {worst:.1e} of its spread"
 
     def _kernel_table(self) -> list[str]:
         rows = [("kernel", "weights", "levels", "stored as", "bits", "because")]

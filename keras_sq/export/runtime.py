@@ -39,6 +39,10 @@ class FileRunner(abc.ABC):
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Returns the outputs by name, for inputs by name."""
 
+    def step(self, name: str) -> float:
+        """Returns the step of an int8 input or output; 0 of others."""
+        return self.quantization[name][0] if name in self.quantization else 0.0
+
     def quantized(self, name: str, values: Array) -> Array:
         """Returns float values as the int8 input takes them; others unchanged."""
         if name not in self.quantization or values.dtype.kind != "f":
@@ -149,6 +153,19 @@ class AllTensors:
                 if not np.all(values < np.finfo(np.float32).max):
                     return index
         return None
+
+
+def real_values(tensor: Any, values: Array) -> tuple[Array, float]:
+    """Returns the numbers that a tensor's values stand for, and their step.
+
+    Args:
+        tensor: A tensor of a `TFLiteFile`.
+        values: What it holds; the step of others than int8 is 0.
+    """
+    if values.dtype != np.int8:
+        return values.astype("f8"), 0.0
+    step = float(tensor.quantization.scale[0])
+    return (values.astype("f8") - int(tensor.quantization.zeroPoint[0])) * step, step
 
 
 def _interpreter(

@@ -1,15 +1,23 @@
 """The check that every exported file passes: it is run, and compared."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
 
 from keras_sq.export.convert import Converted, output_names
+from keras_sq.export.differences import (
+    FLOAT_TOLERANCE,
+    SILENT_STEPS,
+    EntryErrors,
+    Errors,
+    agreeing,
+    relative_error,
+)
 from keras_sq.export.errors import ExportError
 from keras_sq.export.inputs import Array, InputSignature
-from keras_sq.export.report import TensorReport
+from keras_sq.export.report import OutputError, TensorReport
 from keras_sq.export.runtime import FileRunner, Runner
 from keras_sq.types import Model
 
@@ -20,9 +28,6 @@ MAX_EXAMPLES = 256
 """Representative examples to compare on; evenly spaced ones of more."""
 
 
-FLOAT_TOLERANCE = 1e-4
-"""Largest difference of a float file from Keras, see `Comparison`."""
-
 MAX_MEAN_ERROR = 0.5
 """Mean difference of an int8 file from Keras beyond which it is refused.
 
@@ -30,6 +35,9 @@ Or of a float file with quantized activations. Rounding stays far below. Of Kera
 outputs rounded as the file rounds its own: the int8 softmax has steps of 1/256, and a
 thousand equal classes are 0 in it.
 """
+
+LEAST_AGREEING = 0.5
+"""Fraction of the examples that agree, where an output is silent and has no size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Comparison:
         runtime: Name and version of the interpreter.
         inputs: What the file takes.
         outputs: What it gives.
+        output_errors: The errors of each output of floats, entry by entry.
     """
 
     largest_error: float
@@ -61,6 +70,7 @@ class Comparison:
     runtime: str
     inputs: tuple[TensorReport, ...]
     outputs: tuple[TensorReport, ...]
+    output_errors: tuple[OutputError, ...]
 
 
 def compare(
@@ -72,6 +82,7 @@ def compare(
     jumps: bool = False,
     equals: bytes | None = None,
     load: Callable[[bytes, bool], FileRunner] = Runner,
+    explain: Callable[[float], str] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Runs a file on random and representative inputs; compares with Keras.
@@ -91,10 +102,12 @@ def compare(
             a float file must only agree in the mean.
         equals: A file with which all outputs must agree bit for bit.
         load: `load(content, delegates)` makes the interpreter.
+        explain: Returns a sentence on where an error of an int8 file comes from.
         seed: Of the random inputs.
 
     Raises:
-        ExportError: If the file cannot be run or computes something else.
+        ExportError: If the file cannot be run or computes something else, or an
+            output of the model is never a number.
     """
     runner = loaded(converted.content, load, True)
     pair = None
@@ -104,6 +117,8 @@ def compare(
         pair = [loaded(entry, load, False) for entry in (converted.content, equals)]
     errors: dict[str, Errors] = {}
     rounded: dict[str, Errors] = {}
+    entries: dict[str, dict[str, EntryErrors]] = {}
+    numbers: dict[str, bool] = {}
     counts = {"random": 0, "representative": 0}
     agree: list[bool] = []
     for kind, batch in batches(converted.signature, examples, seed):
@@ -136,29 +151,47 @@ def compare(
                     )
                 if value.dtype.kind == "f" or not jumps:
                     errors.setdefault(name, Errors()).add(difference, found, value)
+                if value.dtype.kind == "f":
+                    by_name = entries.setdefault(kind, {})
+                    by_name.setdefault(name, EntryErrors()).add(found, value)
+                    is_number = bool(np.any(~np.isnan(value)) or not value.size)
+                    numbers[name] = numbers.get(name, False) or is_number
                 if tolerance is None:
                     again = runner.dequantized(name, runner.quantized(name, value))
                     difference = relative_error(found, again)
-                    rounded.setdefault(name, Errors()).add(difference, found, again)
+                    step = SILENT_STEPS * runner.step(name)
+                    entry = rounded.setdefault(name, Errors(step))
+                    entry.add(difference, found, again)
         counts[kind] += len(batch[0])
+    for name, is_number in numbers.items():
+        if not is_number:
+            raise never_a_number(name, reference, converted, examples)
     for name, entry in rounded.items():
         if not jumps and not entry.mean <= MAX_MEAN_ERROR:
+            reason = explain(entry.mean) if explain is not None else ""
             raise refusal(
                 f"on representative inputs, output '{name}' differs by "
-                f"{entry.mean:.2g} of its size in the mean. Is "
-                "`representative_data` prepared like the training data?"
+                f"{entry.mean:.2g} of its size in the mean. "
+                + (
+                    reason
+                    or "Is `representative_data` prepared like the training data?"
+                )
             )
+    agreed = float(np.mean(agree)) if agree else 1.0
     for name, entry in errors.items():
         if jumps and tolerance is not None and not entry.mean <= MAX_MEAN_ERROR:
+            if entry.silent and agreed >= LEAST_AGREEING:
+                continue
             raise refusal(
                 f"output '{name}' differs by {entry.mean:.2g} of its size in the mean "
                 "(though each part agrees: many sums lie on a threshold, where the "
                 "last bit decides; train the network, or normalize before it rounds)"
             )
+    shown = entries.get("representative", entries.get("random", {}))
     return Comparison(
         largest_error=max((entry.largest for entry in errors.values()), default=0.0),
         mean_error=max((entry.mean for entry in errors.values()), default=0.0),
-        agreeing=float(np.mean(agree)) if agree else 1.0,
+        agreeing=agreed,
         bit_exact=None if equals is None else True,
         random_examples=counts["random"],
         representative_examples=counts["representative"],
@@ -170,6 +203,10 @@ def compare(
         outputs=tuple(
             _tensor(runner, name, *runner.outputs[name])
             for name in sorted(runner.outputs)
+        ),
+        output_errors=tuple(
+            entry.result(name, errors[name].mean, runner.step(name) or None)
+            for name, entry in sorted(shown.items())
         ),
     )
 
@@ -199,39 +236,6 @@ def check_same(
     _check_equal(first, second, kind)
 
 
-class Errors:
-    """Errors of one output over all batches.
-
-    Attributes:
-        largest: The largest of those that were added.
-    """
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self._of_difference = 0.0
-        self._of_value = 0.0
-
-    def add(self, largest: float, actual: Array, expected: Array) -> None:
-        """Adds a batch, and the largest error in it."""
-        self.largest = max(self.largest, largest)
-        if largest == float("inf"):
-            self._of_difference = float("inf")
-        elif actual.dtype.kind == "f":
-            finite = np.isfinite(expected)
-            value = expected[finite].astype("f8")
-            self._of_difference += float(np.sum((actual[finite] - value) ** 2))
-            self._of_value += float(np.sum(value**2))
-
-    @property
-    def mean(self) -> float:
-        """Root mean square of the differences, over that of the expected values."""
-        if not self._of_difference:
-            return 0.0
-        if not self._of_value:
-            return float("inf")
-        return float(np.sqrt(self._of_difference / self._of_value))
-
-
 def loaded(
     content: bytes, load: Callable[[bytes, bool], FileRunner], delegates: bool
 ) -> FileRunner:
@@ -259,61 +263,6 @@ def _check_equal(first: dict[str, Array], second: dict[str, Array], kind: str) -
             raise refusal(
                 f"on {kind} inputs, output '{name}' is not that of the unpacked file"
             )
-
-
-def relative_error(actual: Array, expected: Array) -> float:
-    """Returns the largest difference over the largest absolute value.
-
-    Infinite if the shapes or the places of values that are not finite differ,
-    or if integers or bools differ at all.
-    """
-    if actual.shape != expected.shape:
-        return float("inf")
-    if actual.dtype.kind != "f" or expected.dtype.kind != "f":
-        return 0.0 if np.array_equal(actual, expected) else float("inf")
-    finite = np.isfinite(expected)
-    if not np.array_equal(actual[~finite], expected[~finite], equal_nan=True):
-        return float("inf")
-    actual, expected = actual[finite].astype("f8"), expected[finite].astype("f8")
-    if not np.all(np.isfinite(actual)):
-        return float("inf")
-    difference = float(np.max(np.abs(actual - expected), initial=0.0))
-    largest = float(np.max(np.abs(expected), initial=0.0))
-    return difference / largest if largest else (float("inf") if difference else 0.0)
-
-
-def agreeing(
-    actual: Mapping[str, Array],
-    expected: Mapping[str, Array],
-    count: int,
-    tolerance: float = FLOAT_TOLERANCE,
-) -> list[bool]:
-    """Returns for each example of a batch whether all outputs agree.
-
-    Args:
-        actual: Outputs by name.
-        expected: Outputs by name.
-        count: How many examples there are. Outputs without them on the first axis
-            go for all.
-        tolerance: Largest difference, relative to the largest value in the batch.
-    """
-    found = np.ones(count, bool)
-    for name, value in expected.items():
-        other = actual.get(name, np.zeros(0))
-        if other.shape != value.shape:
-            return [False] * count
-        if value.dtype.kind == "f":
-            bound = tolerance * np.max(
-                np.abs(value), initial=0.0, where=np.isfinite(value)
-            )
-            with np.errstate(invalid="ignore"):  # Infinity less infinity.
-                equal = (other == value) | (np.abs(other - value) <= bound)
-            equal |= np.isnan(other) & np.isnan(value)
-        else:
-            equal = other == value
-        by_example = value.ndim > 0 and len(value) == count
-        found &= equal.reshape(count, -1).all(axis=1) if by_example else equal.all()
-    return [bool(entry) for entry in found]
 
 
 def batches(
@@ -379,11 +328,33 @@ def file_outputs(
         ) from error
 
 
+def never_a_number(
+    name: str, model: Model, converted: Converted, examples: Sequence[Array] | None
+) -> ExportError:
+    """Returns the error for an output that is NaN on everything that was tried."""
+    from keras_sq.export import locating
+
+    (_, batch), *_ = reversed(list(batches(converted.signature, examples, 0)))
+    layer = locating.first_nan(converted.content, model, converted.signature, batch)
+    begins = f", and the first NaN is that of layer '{layer}'" if layer else ""
+    remedy = (
+        ""
+        if examples is not None
+        else (" (or pass `representative_data` on which its outputs are numbers)")
+    )
+    return ExportError(
+        f"Output '{name}' of model '{model.name}' is NaN on every input that was tried"
+        f"{begins}. Go back to a checkpoint from before that{remedy}. No file was "
+        "written."
+    )
+
+
 def refusal(reason: str) -> ExportError:
     """Returns the error for a file that computes something else."""
+    end = "" if reason.endswith((".", "?")) else "."
     return ExportError(
-        f"The file that was made does not compute what the model does: {reason}. No "
-        "file was written."
+        f"The file that was made does not compute what the model does: {reason}{end} "
+        "No file was written."
     )
 
 

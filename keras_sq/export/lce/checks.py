@@ -24,6 +24,7 @@ import numpy as np
 
 from keras_sq.export import verify
 from keras_sq.export.activations import NODE_NAME, ActivationLevels
+from keras_sq.export.differences import FLOAT_TOLERANCE, relative_error
 from keras_sq.export.flatbuffer import TFLiteFile, indices
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.lce import signs
@@ -73,11 +74,11 @@ def check_parts(
                 if owner == quantizer.number:
                     _check_levels(quantizer, inputs[owner, call], levels)
         for name, value in expected.items():
-            difference = verify.relative_error(found[name], value)
-            if not difference <= verify.FLOAT_TOLERANCE:
+            difference = relative_error(found[name], value)
+            if not difference <= FLOAT_TOLERANCE:
                 raise verify.refusal(
                     f"on {kind} inputs, output '{name}' differs by {difference:.2g} "
-                    f"of its largest value (allowed: {verify.FLOAT_TOLERANCE:.0e}), "
+                    f"of its largest value (allowed: {FLOAT_TOLERANCE:.0e}), "
                     "from the same quantized activations"
                 )
 
@@ -176,7 +177,7 @@ def _real(values: Array, bits: bool, shape: tuple[int, ...]) -> Array:
 
 
 def _check_levels(quantizer: ActivationLevels, x: Array, levels: Array) -> None:
-    blur = verify.FLOAT_TOLERANCE * float(np.max(np.abs(x), initial=0.0))
+    blur = FLOAT_TOLERANCE * float(np.max(np.abs(x), initial=0.0))
     lower = quantizer.expected((x - blur).astype(np.float32))
     upper = quantizer.expected((x + blur).astype(np.float32))
     if not np.all((lower <= levels) & (levels <= upper)):

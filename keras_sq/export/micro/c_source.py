@@ -141,7 +141,8 @@ extern const unsigned int {name}_len;
 // optimized kernels of a chip's vendor may need more.
 constexpr unsigned int {name}_arena_bytes = {arena_bytes};
 
-// Inputs and outputs: real value = scale * (value - zero_point).
+// Inputs and outputs: real value = scale * (value - zero_point), and the other way
+// value = round(real value / scale) + zero_point, held to [-128, 127].
 {constants}
 
 {USAGE_BEGIN}
