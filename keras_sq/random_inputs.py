@@ -4,17 +4,17 @@ Of the right shapes and dtypes, and of values that mean something to the model: 
 numbers within the tables, words of the vocabularies.
 """
 
+import contextlib
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_sq import _backend
+from keras_sq import _backend, model_inputs
 from keras_sq import _keras_internals as internals
-from keras_sq.types import Layer, Model
-
-Array = np.ndarray[Any, Any]
+from keras_sq.types import Model
 
 MAX_ENTRIES = 2**24
 """Entries of an example, above which no input is made."""
@@ -25,18 +25,6 @@ WIDE = 30.0
 
 class NoInputsError(ValueError):
     """There is no telling what a model can be called on."""
-
-
-class Domain(NamedTuple):
-    """Which values an input takes.
-
-    Attributes:
-        limit: For numbers of rows: those from 0 up to here, exclusive.
-        words: Entries of the vocabulary that it is looked up in.
-    """
-
-    limit: int | None = None
-    words: tuple[Any, ...] = ()
 
 
 def random_inputs(model: Model, unknown_size: int, batch: int = 2) -> Any:
@@ -50,102 +38,67 @@ def random_inputs(model: Model, unknown_size: int, batch: int = 2) -> Any:
         batch: How many examples, if the model takes any number.
 
     Raises:
-        NoInputsError: If shapes are not known, or absurd, or an input is sparse or
-            ragged.
+        NoInputsError: If the model takes several arguments or ragged tensors, or
+            inputs of absurd shapes.
     """
-    specs = internals.input_specs(model)
-    if specs is None:
-        raise NoInputsError("the shapes of its inputs are not known")
-    flat = keras.tree.flatten(specs)
+    try:
+        signature = model_inputs.input_signature(model)
+    except ValueError as error:
+        raise NoInputsError(str(error)) from error
     generator = np.random.default_rng(0)
+    words = _vocabularies(model, len(signature.inputs))
     arrays = []
-    for spec, domain in zip(flat, domains(model, flat), strict=True):
-        if getattr(spec, "sparse", False) or getattr(spec, "ragged", False):
-            raise NoInputsError(f"input '{spec.name}' is sparse or ragged")
-        shape = [unknown_size if size is None else size for size in spec.shape]
-        if shape and spec.shape[0] is None:
+    for entry, known in zip(signature.inputs, words, strict=True):
+        shape = [unknown_size if size is None else size for size in entry.shape]
+        if shape and entry.shape[0] is None:
             shape[0] = batch
         # In Python's integers, which do not overflow.
-        entries = 1
-        for size in shape:
-            entries *= int(size)
-        if entries > MAX_ENTRIES:
-            raise NoInputsError(f"its input of shape {tuple(spec.shape)} is too large")
-        dtype = keras.backend.standardize_dtype(spec.dtype)
-        arrays.append(_random(shape, dtype, domain, generator))
-    return keras.tree.pack_sequence_as(specs, arrays)
+        if math.prod(map(int, shape)) > MAX_ENTRIES:
+            raise NoInputsError(f"its input of shape {entry.shape} is too large")
+        arrays.append(_random(shape, entry, known, generator))
+    return signature.pack(arrays)
 
 
 def _random(
-    shape: Sequence[int], dtype: str, domain: Domain, generator: np.random.Generator
+    shape: Sequence[int],
+    entry: model_inputs.ModelInput,
+    words: Sequence[Any],
+    generator: np.random.Generator,
 ) -> Any:
-    if dtype == "string":
-        words = [word for word in domain.words if isinstance(word, str)]
-        return _backend.strings(generator.choice([*words, "word"], shape))
-    if domain.words and "int" in dtype:
-        numbers = [word for word in domain.words if not isinstance(word, str)]
-        return generator.choice([*numbers, 1], shape).astype(dtype)
-    if domain.limit is not None:
-        return generator.integers(0, domain.limit, shape).astype(dtype)
+    if entry.dtype == "string":
+        return _backend.strings(generator.choice([*map(str, words), "word"], shape))
+    if words:
+        return generator.choice([*words, 1], shape).astype(entry.dtype)
+    if entry.limit is not None:
+        return generator.integers(0, entry.limit, shape).astype(entry.dtype)
     values = generator.standard_normal(shape)
-    if len(shape) and shape[0] > 1:
+    if shape and shape[0] > 1:
         values[1:] = values[1:] * WIDE + WIDE
-    return keras.ops.convert_to_numpy(keras.ops.cast(values, dtype))
+    return keras.ops.convert_to_numpy(keras.ops.cast(values, entry.dtype))
 
 
-def domains(model: Model, inputs: Sequence[Any]) -> list[Domain]:
-    """Returns which values each input of a model takes.
+def _vocabularies(model: Model, count: int) -> list[tuple[Any, ...]]:
+    """Returns the words of each input of a model; of integers, none but these.
 
-    An input that goes straight into a table or a vocabulary takes its row numbers
-    or words. Otherwise the smallest table bounds all integers, every vocabulary is
-    drawn from, and with no table 0 and 1 are safe in whatever integers mean.
-
-    Args:
-        model: A built model.
-        inputs: Its `keras.KerasTensor`s, flat.
+    An input that goes straight into a vocabulary takes its words; strings that go
+    elsewhere, those of all vocabularies.
     """
-    direct: dict[int, Domain] = {}
-    sizes: list[int] = []
-    words: list[Any] = []
+    found: dict[int, tuple[Any, ...]] = {}
+    every: list[Any] = []
     for layer in internals.flatten_layers(model):
-        domain = _domain_of(layer)
-        if domain is None:
-            continue
-        words += domain.words
-        if domain.limit is not None:
-            sizes.append(domain.limit)
-        try:
-            direct.setdefault(id(layer.input), domain)
-        except AttributeError:  # Not part of a graph.
-            pass
-    found = []
-    for tensor in inputs:
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
-        fixed = {"bool": 2, "uint8": 256}.get(dtype)
-        if fixed is not None:
-            found.append(Domain(fixed))
-        elif id(tensor) in direct:
-            found.append(direct[id(tensor)])
-        elif dtype == "string":
-            found.append(Domain(words=tuple(words)))
-        elif "int" in dtype:
-            found.append(Domain(min(sizes, default=2)))
-        elif sizes and not internals.has_graph(model):
-            found.append(Domain(min(sizes)))  # Row numbers as floats.
-        else:
-            found.append(Domain())
-    return found
-
-
-def _domain_of(layer: Layer) -> Domain | None:
-    """Returns what a layer looks up, or `None` if it is no table."""
-    if isinstance(layer, keras.layers.Embedding):
-        return Domain(layer.input_dim)
-    if isinstance(
-        layer,
-        keras.layers.StringLookup
-        | keras.layers.IntegerLookup
-        | keras.layers.TextVectorization,
-    ):
-        return Domain(words=tuple(layer.get_vocabulary()))
-    return None
+        if isinstance(
+            layer,
+            keras.layers.StringLookup
+            | keras.layers.IntegerLookup
+            | keras.layers.TextVectorization,
+        ):
+            words = tuple(layer.get_vocabulary())
+            every += [word for word in words if isinstance(word, str)]
+            with contextlib.suppress(AttributeError):  # Not part of a graph.
+                found.setdefault(id(layer.input), words)
+    tensors = keras.tree.flatten(model.inputs) if internals.has_graph(model) else []
+    if len(tensors) != count:
+        return [tuple(every)] * count
+    return [
+        found.get(id(x), tuple(every) if x.dtype == "string" else ()) for x in tensors
+    ]

@@ -424,7 +424,7 @@ def of_one_size():
             lambda: keras.Sequential([keras.Input((4,)), Noisy(), L.Dense(3)]),
             "its outputs are random",
         ),
-        (two_arguments, "shapes of its inputs are not known"),
+        (two_arguments, "all its inputs in one argument"),
         (large, r"\(None, 60000, 60000, 1\) is too large"),
         (of_one_size, "not this size"),
     ],
