@@ -5,6 +5,7 @@ that a new Keras release is checked in one place (`tests/test_internals.py`).
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ import keras
 # Whether a layer trains or infers is known to the call context only: layers
 # without a `training` argument (Dense, the convolutions) are not told.
 from keras.src.backend.common import global_state
+
+# The layer that a weight is being made for, to name it in an error.
+from keras.src.backend.common.name_scope import current_path
 
 # Stands for one call of a whole model on JAX, see `call_under_way`.
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -129,71 +133,84 @@ def unlocked(layer: Layer) -> Iterator[None]:
             layer._lock_state()
 
 
+@contextlib.contextmanager
+def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterator[None]:
+    """Within, a function sees each weight that this thread is about to make.
+
+    Before it takes memory, as far as the backend tells: all of TensorFlow's, and
+    JAX's from Keras 3.14 on. Keras itself stays as it is, for other threads too.
+
+    Args:
+        watch: Called with the path of the layer, the shape and the dtype; raises if
+            the weight must not be made.
+    """
+
+    def of_layer(name: str, shape: Sequence[int], dtype: str) -> None:
+        # JAX gives the path; TensorFlow the name, in Keras's scope of the layer.
+        path = name.rpartition("/")[0] or current_path() or name
+        watch(path, shape, dtype)
+
+    with _backend.variables_watched(of_layer):
+        yield
+
+
 _watching = threading.RLock()
 
 
 @contextlib.contextmanager
-def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterator[None]:
-    """Within, a function sees each weight that a layer is about to add.
-
-    There is no public way to see them before they take memory. Layers that other
-    threads make meanwhile are none of its business.
-
-    Args:
-        watch: Called with the name of the layer, the shape and the dtype; raises if
-            the weight must not be made.
-    """
-    thread = threading.get_ident()
-    original = keras.layers.Layer.add_weight
-
-    def add_weight(self: Layer, *args: Any, **kwargs: Any) -> Variable:
-        if threading.get_ident() == thread:
-            # Keras 3.15 takes it by keyword; before, it was the first argument.
-            shape = kwargs.get("shape", args[0] if args else ())
-            sizes = [shape] if isinstance(shape, int) else list(shape or ())
-            dtype = kwargs.get("dtype") or self.variable_dtype
-            watch(self.name, sizes, keras.backend.standardize_dtype(dtype))
-        return original(self, *args, **kwargs)
-
-    with _watching:
-        keras.layers.Layer.add_weight = add_weight
-        try:
-            yield
-        finally:
-            keras.layers.Layer.add_weight = original
-
-
-@contextlib.contextmanager
 def calls_watched(
+    model: Layer,
     called: Callable[[Layer, tuple[Any, ...]], None],
     returned: Callable[[Layer, tuple[Any, ...], Any], None],
 ) -> Iterator[None]:
-    """Within, functions see each call of a layer, those inside of others too.
+    """Within, functions see each call of a model and of the layers below it.
 
-    Keras offers no hook for it. Calls in other threads are none of their business.
+    Keras offers no hook for it: meanwhile each layer has a `call` of its own. The
+    classes stay as they are. Calls in other threads are none of their business, and
+    another one that wants to watch waits.
 
     Args:
+        model: A built model or layer.
         called: Gets the layer and its positional and named arguments, in order.
         returned: Gets the result besides.
     """
     thread = threading.get_ident()
-    original = keras.layers.Layer.__call__
 
-    def call(self: Layer, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return original(self, *args, **kwargs)
-        given = (*args, *kwargs.values())
-        called(self, given)
-        result = original(self, *args, **kwargs)
-        returned(self, given, result)
-        return result
+    def watched(layer: Layer, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return original(*args, **kwargs)
+            given = (*args, *kwargs.values())
+            called(layer, given)
+            result = original(*args, **kwargs)
+            returned(layer, given, result)
+            return result
 
-    with _watching:
-        keras.layers.Layer.__call__ = call
-        try:
-            yield
-        finally:
-            keras.layers.Layer.__call__ = original
+        return call
+
+    with _watching, contextlib.ExitStack() as stack:
+        for layer in flatten_layers(model, include_self=True):
+            # Layers that Keras itself has quantized are called by another name.
+            rounded = getattr(layer, "quantization_mode", None) is not None
+            name = "quantized_call" if rounded else "call"
+            stack.enter_context(
+                _own_attribute(layer, name, watched(layer, getattr(layer, name)))
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _own_attribute(layer: Layer, name: str, value: Any) -> Iterator[None]:
+    """Within, a layer has an attribute of its own, past Keras's tracking."""
+    own = layer.__dict__
+    before = {name: own[name]} if name in own else {}
+    own[name] = value
+    try:
+        yield
+    finally:
+        del own[name]
+        own.update(before)
 
 
 def input_specs(model: Model) -> Any:
@@ -268,6 +285,17 @@ def graph_calls(model: Model) -> GraphCalls | None:
     return GraphCalls(calls, tuple(made_by(t) for t in graph._outputs))
 
 
+def graph_tensors(model: Model) -> list[tuple[str, tuple[int | None, ...]]]:
+    """Returns what the calls of a graph model result in: who made it, and its shape."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    nodes = [] if graph is None else sum(graph._nodes_by_depth.values(), [])
+    return [
+        (node.operation.name, tuple(tensor.shape))
+        for node in nodes
+        for tensor in node.outputs
+    ]
+
+
 def is_layer(operation: Any) -> bool:
     """Whether an operation of a graph is a layer, not a function such as `ops.pad`."""
     return isinstance(operation, keras.layers.Layer)
@@ -281,12 +309,8 @@ def own_test_step(model: Model) -> Iterator[None]:
     equal: a new `test_function` of the model would be the old one.
     """
     step = model.test_step
-    # Past Keras's tracking of attributes.
-    model.__dict__["test_step"] = lambda *args, **kwargs: step(*args, **kwargs)
-    try:
+    with _own_attribute(model, "test_step", lambda *args, **kw: step(*args, **kw)):
         yield
-    finally:
-        del model.__dict__["test_step"]
 
 
 def evaluate_validation_data(model: Model) -> dict[str, float] | None:

@@ -19,7 +19,7 @@ ROWS = [
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
     {"layers"},
-    {"kernel_sizes"},
+    {"kernel_sizes", "memory_bounds"},
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
     {"turn_order", "kernel_meter"},
