@@ -84,7 +84,7 @@ class KernelRecorder(keras.callbacks.Callback):
                 raise ValueError(
                     f"Argument `masks` names {key!r}, which matches no quantized layer "
                     f"of model '{self.model.name}'. These are: "
-                    f"{', '.join(map(repr, list(quantized)[:40]))}."
+                    f"{_checks.listed(quantized)}."
                     f"{meant(key, quantized)}"
                 )
             for path in quantized:

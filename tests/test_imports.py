@@ -11,7 +11,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "keras_sq"
 
 # From the bottom up; a part imports parts of its own row and of those above it.
 ROWS = [
-    {"_version", "types", "_checks", "_commands", "file_checks", "legacy_configs"},
+    {"_version", "types", "_checks", "_quiet_start", "file_checks", "legacy_configs"},
+    {"_commands"},
     {"_backend", "functional"},
     {"_keras_internals"},
     {"split_update", "ranking"},
@@ -51,6 +52,7 @@ RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 # The training path is written in `keras.ops`.
 NAMES_TENSORFLOW = {"split_update", "_backend", "export", "datasets", "train"}
 NAMES_TENSORFLOW |= {"tensorboard_logs"}  # Writes by it, on any backend.
+NAMES_TENSORFLOW |= {"_quiet_start"}
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
 REACHES_BELOW_KERAS = {"_keras_internals"}
 

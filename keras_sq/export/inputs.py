@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_sq import _checks
 from keras_sq import _keras_internals as internals
 from keras_sq.types import Model
 
@@ -242,7 +243,7 @@ def _columns(signature: InputSignature, data: Any) -> list[Any]:
     if isinstance(data, Mapping):
         if set(data) == set(names):
             return [data[name] for name in names]
-        received = f"the keys {sorted(map(str, data))}"
+        received = f"the keys [{_checks.listed(sorted(map(str, data)))}]"
     elif isinstance(data, list | tuple):
         if len(data) == len(names):
             return list(data)
@@ -258,7 +259,7 @@ def _columns(signature: InputSignature, data: Any) -> list[Any]:
         )
     raise ValueError(
         "Argument `representative_data` must hold one array for each input of the "
-        f"model ({', '.join(map(repr, names))}). Received: {received}."
+        f"model ({_checks.listed(names)}). Received: {received}."
     )
 
 
