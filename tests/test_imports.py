@@ -2,8 +2,10 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
+import tokenize
 
 import pytest
 
@@ -123,6 +125,40 @@ def test_imports_have_no_cycle():
 
     for name in graph:
         visit(name, [])
+
+
+# Of another repository; what a command writes.
+NOT_OURS = {"get_dataset.py", "failed/"}
+FILE_OR_FOLDER = re.compile(r"[\w/-]*\w\.py\b|(?<=`)[\w/-]+/(?=`)")
+
+
+def named_files(path):
+    """Returns the files and folders that comments and docstrings name."""
+    found = set()
+    with open(path, encoding="utf-8") as file:
+        for token in tokenize.generate_tokens(file.readline):
+            text = token.type == tokenize.STRING and '"""' in token.string[:5]
+            if text or token.type == tokenize.COMMENT:
+                found.update(FILE_OR_FOLDER.findall(token.string))
+    return found - NOT_OURS
+
+
+def test_files_named_in_comments_are_there():
+    named = {path: named_files(path) for path in sorted(PACKAGE.rglob("*.py"))}
+    assert sum(map(len, named.values())) > 100
+    root = PACKAGE.parent
+    missing = [
+        f"{path.relative_to(root)}: {name}"
+        for path, names in named.items()
+        for name in sorted(names)
+        # From the folder of the file, or one above it.
+        if not any(
+            (folder / name).exists()
+            for folder in path.parents
+            if folder.is_relative_to(root)
+        )
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(
