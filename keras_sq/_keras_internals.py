@@ -5,8 +5,6 @@ that a new Keras release is checked in one place (`tests/test_internals.py`).
 """
 
 import contextlib
-import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +26,10 @@ from keras.src.backend.common.variables import AutocastScope
 
 # `type(keras.Model(inputs, outputs))` without building one.
 from keras.src.models.functional import Functional as Functional
+
+# Functions in a graph for which an exported file has another form.
+from keras.src.ops.numpy import Repeat as Repeat
+from keras.src.ops.numpy import Roll as Roll
 
 from keras_sq import _backend
 from keras_sq.types import Layer, Model, Tensor, Variable
@@ -154,54 +156,8 @@ def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterato
         yield
 
 
-_watching = threading.RLock()
-
-
 @contextlib.contextmanager
-def calls_watched(
-    model: Layer,
-    called: Callable[[Layer, tuple[Any, ...]], None],
-    returned: Callable[[Layer, tuple[Any, ...], Any], None],
-) -> Iterator[None]:
-    """Within, functions see each call of a model and of the layers below it.
-
-    Keras offers no hook for it: meanwhile each layer has a `call` of its own. The
-    classes stay as they are. Calls in other threads are none of their business, and
-    another one that wants to watch waits.
-
-    Args:
-        model: A built model or layer.
-        called: Gets the layer and its positional and named arguments, in order.
-        returned: Gets the result besides.
-    """
-    thread = threading.get_ident()
-
-    def watched(layer: Layer, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
-                return original(*args, **kwargs)
-            given = (*args, *kwargs.values())
-            called(layer, given)
-            result = original(*args, **kwargs)
-            returned(layer, given, result)
-            return result
-
-        return call
-
-    with _watching, contextlib.ExitStack() as stack:
-        for layer in flatten_layers(model, include_self=True):
-            # Layers that Keras itself has quantized are called by another name.
-            rounded = getattr(layer, "quantization_mode", None) is not None
-            name = "quantized_call" if rounded else "call"
-            stack.enter_context(
-                _own_attribute(layer, name, watched(layer, getattr(layer, name)))
-            )
-        yield
-
-
-@contextlib.contextmanager
-def _own_attribute(layer: Layer, name: str, value: Any) -> Iterator[None]:
+def own_attribute(layer: Layer, name: str, value: Any) -> Iterator[None]:
     """Within, a layer has an attribute of its own, past Keras's tracking."""
     own = layer.__dict__
     before = {name: own[name]} if name in own else {}
@@ -285,6 +241,19 @@ def graph_calls(model: Model) -> GraphCalls | None:
     return GraphCalls(calls, tuple(made_by(t) for t in graph._outputs))
 
 
+def operations(model: Model) -> list[Any]:
+    """Returns the layers of a model, and the operations of its graphs, each once."""
+    layers = flatten_layers(model, include_self=True)
+    graphs = [getattr(layer, "_functional", None) or layer for layer in layers]
+    inside = [
+        operation
+        for graph in graphs
+        if isinstance(graph, Functional)
+        for operation in graph.operations
+    ]
+    return list({id(x): x for x in (*layers, *inside)}.values())
+
+
 def graph_tensors(model: Model) -> list[tuple[str, tuple[int | None, ...]]]:
     """Returns what the calls of a graph model result in: who made it, and its shape."""
     graph = model._functional if isinstance(model, keras.Sequential) else model
@@ -309,7 +278,7 @@ def own_test_step(model: Model) -> Iterator[None]:
     equal: a new `test_function` of the model would be the old one.
     """
     step = model.test_step
-    with _own_attribute(model, "test_step", lambda *args, **kw: step(*args, **kw)):
+    with own_attribute(model, "test_step", lambda *args, **kw: step(*args, **kw)):
         yield
 
 

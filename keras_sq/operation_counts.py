@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_sq import _keras_internals as internals
-from keras_sq import memory_bounds
+from keras_sq import call_hooks, memory_bounds
 from keras_sq.kernel_sizes import FLOAT_BITS
 from keras_sq.layers import QuantizedActivation
 from keras_sq.types import Layer, Model
@@ -87,7 +87,7 @@ def _counted(model: Model, specs: Any, open_size: int) -> Counts | None:
     watcher = _Watcher()
     try:
         memory_bounds.check_sizes(model, 1)
-        with internals.calls_watched(model, watcher.called, watcher.returned):
+        with call_hooks.calls_watched(model, watcher.called, watcher.returned):
             model(keras.tree.map_structure(zeros, specs), training=False)
     except Exception:  # What a model's own code may raise on zeros is not known.
         return None

@@ -22,7 +22,7 @@ ROWS = [
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
     {"layers"},
-    {"kernel_sizes", "memory_bounds"},
+    {"kernel_sizes", "memory_bounds", "call_hooks"},
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks"},
     {"turn_order", "kernel_meter"},

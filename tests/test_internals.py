@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_sq import _keras_internals as internals
+from keras_sq import call_hooks
 
 
 class PhaseRecorder(keras.layers.Layer):
@@ -157,7 +158,7 @@ def test_watching_in_threads_never_changes_keras():
                 with internals.weights_watched(see):
                     keras.layers.Dense(2, name=f"of_{index}").build((None, index))
             else:
-                with internals.calls_watched(model, see, see):
+                with call_hooks.calls_watched(model, see, see):
                     model(x)
         return seen
 
