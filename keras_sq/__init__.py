@@ -11,6 +11,7 @@ keras_sq.export(sq_model, "model.tflite")
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from keras_sq import _quiet_start as _quiet_start  # First, before TensorFlow.
 from keras_sq import activation_rules as activation_rules
 from keras_sq import callbacks as callbacks
 from keras_sq import layers as layers

@@ -19,7 +19,7 @@ import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import keras
@@ -71,6 +71,80 @@ def unshared(value: Any) -> Any:
     if keras.backend.backend() != "jax":
         return value
     return keras.ops.copy(keras.ops.convert_to_tensor(value))
+
+
+@contextlib.contextmanager
+def variables_watched(
+    watch: Callable[[str, Sequence[int], str], None],
+) -> Iterator[None]:
+    """Within, a function sees the variables that this thread makes, one by one.
+
+    Args:
+        watch: Called with the name or path, the shape and the dtype, before the
+            variable has a value; may raise.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Asked for its value symbolically here, an initializer takes no memory.
+        drafts = tf.Graph()
+
+        def create(next_creator: Any, **kwargs: Any) -> Any:
+            value, variable = kwargs["initial_value"], None
+            if callable(value):
+                try:
+                    with drafts.as_default():
+                        value = tf.convert_to_tensor(value())
+                except Exception:  # One of a user's own, that needs real numbers.
+                    value = variable = next_creator(**kwargs)
+            watch(kwargs["name"], tuple(value.shape), value.dtype.name)
+            return next_creator(**kwargs) if variable is None else variable
+
+        with tf.variable_creator_scope(create):
+            yield
+        return
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(_WatchingDistribution(before, watch))
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+class _WatchingDistribution:
+    """Stands for a `keras.distribution.Distribution`, which is told of variables.
+
+    Args:
+        distribution: The one to be asked, or `None`.
+        watch: As of `variables_watched`.
+    """
+
+    def __init__(
+        self, distribution: Any, watch: Callable[[str, Sequence[int], str], None]
+    ) -> None:
+        self._distribution = distribution
+        self._watch = watch
+        self._asked_for: Variable = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._distribution, name)
+
+    def get_variable_layout(self, variable: Variable) -> Any:
+        # Keras asks again for one and the same when it has its first value.
+        if variable is not self._asked_for:
+            self._asked_for = variable
+            self._watch(variable.path, variable.shape, str(variable.dtype))
+        if self._distribution is None:
+            return None
+        return self._distribution.get_variable_layout(variable)
+
+    def get_tensor_layout(self, path: str) -> Any:
+        if self._distribution is None:
+            return None
+        return self._distribution.get_tensor_layout(path)
 
 
 def compiled(function: F, variables: Sequence[Variable]) -> F:

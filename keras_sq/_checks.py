@@ -14,6 +14,12 @@ import keras
 
 _Kind = TypeVar("_Kind")
 
+MAX_NAMES = 40
+"""Most names that a message lists; there may be thousands."""
+
+MAX_NAME_LENGTH = 80
+"""Most characters of each."""
+
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """Returns `value` if it is one of the known strings.
@@ -37,6 +43,14 @@ def did_you_mean(value: Any, choices: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(value, list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Returns names for a message, quoted: the first `MAX_NAMES`, and how many more."""
+    known = [repr(str(name)[:MAX_NAME_LENGTH]) for name in names]
+    more = len(known) - MAX_NAMES
+    tail = f" and {more:,} more" if more > 0 else ""
+    return ", ".join(known[:MAX_NAMES]) + tail
 
 
 def deserialized(config: Any, kind: type[_Kind], what: str) -> _Kind:

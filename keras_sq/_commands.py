@@ -1,9 +1,12 @@
 """What the commands that take absl flags do alike."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
+
+from keras_sq import _quiet_start
 
 
 def run(
@@ -13,6 +16,7 @@ def run(
     name: str,
     example: str,
     goes_on: str,
+    tensorflow: bool = False,
 ) -> int:
     """Runs a command with the flags of this process, as `absl.app.run` calls it.
 
@@ -22,10 +26,13 @@ def run(
         name: Of the command, for messages.
         example: A flag as it is written.
         goes_on: How a command that was stopped goes on.
+        tensorflow: Whether it computes with TensorFlow itself.
 
     Returns:
         Exit status; 2 after an argument that is no flag, 130 after Ctrl-C.
     """
+    _quiet_start.end(devices=tensorflow)
+    print_any_letter()
     if len(argv) > 1:
         print(
             f"{name}: error: unknown argument {argv[1]!r}; flags look like {example}. "
@@ -38,3 +45,9 @@ def run(
     except KeyboardInterrupt:
         print(f"\nStopped. {goes_on}", file=sys.stderr)
         return 130
+
+
+def print_any_letter() -> None:
+    """Lets names of folders and files have letters that the terminal has not."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

@@ -5,7 +5,6 @@ that a new Keras release is checked in one place (`tests/test_internals.py`).
 """
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,9 @@ import keras
 # Whether a layer trains or infers is known to the call context only: layers
 # without a `training` argument (Dense, the convolutions) are not told.
 from keras.src.backend.common import global_state
+
+# The layer that a weight is being made for, to name it in an error.
+from keras.src.backend.common.name_scope import current_path
 
 # Stands for one call of a whole model on JAX, see `call_under_way`.
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -30,6 +32,10 @@ from keras.src.models.functional import Functional as Functional
 
 # Whether Keras's configuration of a class in functional style is that of its graph.
 from keras.src.models.functional import functional_like_constructor
+
+# Functions in a graph for which an exported file has another form.
+from keras.src.ops.numpy import Repeat as Repeat
+from keras.src.ops.numpy import Roll as Roll
 
 from keras_sq import _backend
 from keras_sq.types import Config, Layer, Model, Tensor, Variable
@@ -187,71 +193,38 @@ def unlocked(layer: Layer) -> Iterator[None]:
             layer._lock_state()
 
 
-_watching = threading.RLock()
-
-
 @contextlib.contextmanager
 def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterator[None]:
-    """Within, a function sees each weight that a layer is about to add.
+    """Within, a function sees each weight that this thread is about to make.
 
-    There is no public way to see them before they take memory. Layers that other
-    threads make meanwhile are none of its business.
+    Before it takes memory, as far as the backend tells: all of TensorFlow's, and
+    JAX's from Keras 3.14 on. Keras itself stays as it is, for other threads too.
 
     Args:
-        watch: Called with the name of the layer, the shape and the dtype; raises if
+        watch: Called with the path of the layer, the shape and the dtype; raises if
             the weight must not be made.
     """
-    thread = threading.get_ident()
-    original = keras.layers.Layer.add_weight
 
-    def add_weight(self: Layer, *args: Any, **kwargs: Any) -> Variable:
-        if threading.get_ident() == thread:
-            # Keras 3.15 takes it by keyword; before, it was the first argument.
-            shape = kwargs.get("shape", args[0] if args else ())
-            sizes = [shape] if isinstance(shape, int) else list(shape or ())
-            dtype = kwargs.get("dtype") or self.variable_dtype
-            watch(self.name, sizes, keras.backend.standardize_dtype(dtype))
-        return original(self, *args, **kwargs)
+    def of_layer(name: str, shape: Sequence[int], dtype: str) -> None:
+        # JAX gives the path; TensorFlow the name, in Keras's scope of the layer.
+        path = name.rpartition("/")[0] or current_path() or name
+        watch(path, shape, dtype)
 
-    with _watching:
-        keras.layers.Layer.add_weight = add_weight
-        try:
-            yield
-        finally:
-            keras.layers.Layer.add_weight = original
+    with _backend.variables_watched(of_layer):
+        yield
 
 
 @contextlib.contextmanager
-def calls_watched(
-    called: Callable[[Layer, tuple[Any, ...]], None],
-    returned: Callable[[Layer, tuple[Any, ...], Any], None],
-) -> Iterator[None]:
-    """Within, functions see each call of a layer, those inside of others too.
-
-    Keras offers no hook for it. Calls in other threads are none of their business.
-
-    Args:
-        called: Gets the layer and its positional and named arguments, in order.
-        returned: Gets the result besides.
-    """
-    thread = threading.get_ident()
-    original = keras.layers.Layer.__call__
-
-    def call(self: Layer, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return original(self, *args, **kwargs)
-        given = (*args, *kwargs.values())
-        called(self, given)
-        result = original(self, *args, **kwargs)
-        returned(self, given, result)
-        return result
-
-    with _watching:
-        keras.layers.Layer.__call__ = call
-        try:
-            yield
-        finally:
-            keras.layers.Layer.__call__ = original
+def own_attribute(layer: Layer, name: str, value: Any) -> Iterator[None]:
+    """Within, a layer has an attribute of its own, past Keras's tracking."""
+    own = layer.__dict__
+    before = {name: own[name]} if name in own else {}
+    own[name] = value
+    try:
+        yield
+    finally:
+        del own[name]
+        own.update(before)
 
 
 def input_specs(model: Model) -> Any:
@@ -399,6 +372,32 @@ def graph_calls(model: Model) -> GraphCalls | None:
     return GraphCalls(calls, tuple(made_by(t) for t in graph._outputs))
 
 
+def operations(model: Model) -> list[Any]:
+    """Returns the layers of a model, and the operations of its graphs, each once."""
+    layers = flatten_layers(model, include_self=True)
+    graphs = [getattr(layer, "_functional", None) or layer for layer in layers]
+    inside = [
+        operation
+        for graph in graphs
+        if isinstance(graph, Functional)
+        for operation in graph.operations
+    ]
+    return list({id(x): x for x in (*layers, *inside)}.values())
+
+
+def graph_tensors(model: Model) -> list[tuple[str, tuple[int | None, ...]]]:
+    """Returns what the calls of a graph model result in: who made it, and its shape."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    nodes: list[Any] = []
+    if graph is not None:
+        nodes = sum(graph._nodes_by_depth.values(), [])
+    return [
+        (node.operation.name, tuple(tensor.shape))
+        for node in nodes
+        for tensor in node.outputs
+    ]
+
+
 def is_layer(operation: Any) -> bool:
     """Whether an operation of a graph is a layer, not a function such as `ops.pad`."""
     return isinstance(operation, keras.layers.Layer)
@@ -412,12 +411,8 @@ def own_test_step(model: Model) -> Iterator[None]:
     equal: a new `test_function` of the model would be the old one.
     """
     step = model.test_step
-    # Past Keras's tracking of attributes.
-    model.__dict__["test_step"] = lambda *args, **kwargs: step(*args, **kwargs)
-    try:
+    with own_attribute(model, "test_step", lambda *args, **kw: step(*args, **kw)):
         yield
-    finally:
-        del model.__dict__["test_step"]
 
 
 def evaluate_validation_data(model: Model) -> dict[str, float] | None:

@@ -358,7 +358,7 @@ def _with_features(
         if pair[side] not in names:
             raise ValueError(
                 f"Argument `features` must hold names of layers of the {role}: "
-                f"{', '.join(names)}. Received: {pair[side]!r}"
+                f"{_checks.listed(names)}. Received: {pair[side]!r}"
             )
         outputs.append(model.get_layer(pair[side]).output)
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input

@@ -5,8 +5,8 @@
 
 Of any file, from any converter: sizes, inputs and outputs, operators, and for
 each weight how it is stored, how many levels it has and how many bits it takes.
-Reading is in `export/reader.py`, the layout in
-`export/table.py`.
+Reading is in `export/contents/reader.py`, the layout
+in `export/contents/table.py`.
 """
 
 import json

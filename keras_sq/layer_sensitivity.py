@@ -208,7 +208,7 @@ def sensitivity(
         logs = model.evaluate(**arguments, verbose=0, return_dict=True)
         if metric not in logs:
             raise ValueError(
-                f"Argument `metric` must be one of {', '.join(map(repr, logs))}, which "
+                f"Argument `metric` must be one of {_checks.listed(logs)}, which "
                 f"the evaluation of the model gives. Received: metric={metric!r}"
                 f"{'' if logs else ' (is there any data?)'}."
             )

@@ -173,7 +173,7 @@ class Layerwise(RatioSchedule):
                 raise ValueError(
                     "Argument `lengths` of the layerwise schedule must have one length "
                     f"for each quantized layer of model '{model.name}', which are "
-                    f"{count}: {', '.join(map(repr, self.order_of(model)))}. "
+                    f"{count}: {_checks.listed(self.order_of(model))}. "
                     f"Received: {len(self.lengths)} lengths"
                 )
             return self

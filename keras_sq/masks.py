@@ -250,7 +250,7 @@ def require_finite(paths: Sequence[str], flags: Tensor) -> None:
     bad = [path for path, good in zip(paths, finite, strict=True) if not good]
     if bad:
         raise NotFiniteError(
-            f"The kernel of layer {', '.join(map(repr, bad))} holds NaN or infinite "
+            f"The kernel of layer {_checks.listed(bad)} holds NaN or infinite "
             "values, or such that their sum is; no mask was drawn. Lower the "
             "learning rate, clip the gradients (`clipnorm=1.0` in the optimizer), "
             "and start again from the last good checkpoint."

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_sq import _keras_internals as internals
+from keras_sq import call_hooks, memory_bounds
 from keras_sq.kernel_sizes import FLOAT_BITS
 from keras_sq.layers import QuantizedActivation
 from keras_sq.operation_rules import (
@@ -63,7 +64,8 @@ def count_operations(model: Model) -> Counts | None:
 
     Returns:
         The counts, or `None` if nothing is known: the sizes of the model's inputs are
-        not, or it cannot be called on zeros. A kernel without a count is not used.
+        not or are beyond this machine, or it cannot be called on zeros. A kernel
+        without a count is not used.
     """
     specs = internals.input_specs(model)
     if specs is None:
@@ -87,7 +89,8 @@ def _counted(model: Model, specs: Any, open_size: int) -> Counts | None:
 
     watcher = _Watcher()
     try:
-        with internals.calls_watched(watcher.called, watcher.returned):
+        memory_bounds.check_sizes(model, 1)
+        with call_hooks.calls_watched(model, watcher.called, watcher.returned):
             model(keras.tree.map_structure(zeros, specs), training=False)
     except Exception:  # What a model's own code may raise on zeros is not known.
         return None

@@ -8,9 +8,9 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_sq import _checks, quantizers
 from keras_sq import _keras_internals as internals
 from keras_sq import layers as sq_layers
-from keras_sq import quantizers
 from keras_sq.layer_keys import (
     ABSENT,
     FIRST,
@@ -115,7 +115,7 @@ def plan_quantization(
                 raise ValueError(
                     f"Argument `{argument}` names {key!r}, which matches no layer of "
                     f"model '{model.name}'. Its layers: "
-                    f"{', '.join(map(repr, known[:40]))}.{meant(key, known)}"
+                    f"{_checks.listed(known)}.{meant(key, known)}"
                 )
     plan: list[PlanEntry] = []
     for path, layer in paths:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _backend, model_inputs
+from keras_sq import _backend, memory_bounds, model_inputs
 from keras_sq import _keras_internals as internals
 from keras_sq.types import Model
 
@@ -43,6 +43,7 @@ def random_inputs(model: Model, unknown_size: int, batch: int = 2) -> Any:
     """
     try:
         signature = model_inputs.input_signature(model)
+        memory_bounds.check_sizes(model, batch)
     except ValueError as error:
         raise NoInputsError(str(error)) from error
     generator = np.random.default_rng(0)

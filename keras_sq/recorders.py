@@ -86,7 +86,7 @@ class KernelRecorder(keras.callbacks.Callback):
                 raise ValueError(
                     f"Argument `{self.watched_argument}` names {key!r}, which matches "
                     f"no quantized layer of model '{self.model.name}'. These are: "
-                    f"{', '.join(map(repr, list(quantized)[:40]))}."
+                    f"{_checks.listed(quantized)}."
                     f"{meant(key, quantized)}"
                 )
             for path in quantized:

@@ -6,6 +6,7 @@ How the numbers came about is in `train.py` and `sweep.py`.
 import csv
 import dataclasses
 import io
+import math
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -80,21 +81,33 @@ def read(
                 protocol=protocol,
                 network=name,
                 seed=seed,
-                epochs=int(epochs[name]),
+                epochs=int(_number(epochs[name], "epochs")),
                 published=experiment.published_text,
                 test_top_5_accuracy=_optional(report.get("test_top_5_accuracy")),
-                **{key: float(report[key]) for key in NUMBERS},  # type: ignore[arg-type]
+                **{key: _number(report[key], key) for key in NUMBERS},  # type: ignore[arg-type]
             )
             for name, report in networks.items()
         ]
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise DamagedRunError(
-            f"File '{path}' is damaged: {error}. Remove it to write it again."
+            f"File '{path}' is damaged: {reason}. Remove it to write it again."
         ) from error
 
 
+def _number(value: Any, name: str) -> float:
+    """Returns a finite number; JSON as Python reads it has others, and of any size."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            if math.isfinite(value):
+                return float(value)
+        except OverflowError:
+            pass
+    raise ValueError(f"{name!r} is {str(value)[:60]!r}, and no finite number")
+
+
 def _optional(value: Any) -> float | None:
-    return None if value is None else float(value)
+    return None if value is None else _number(value, "test_top_5_accuracy")
 
 
 def csv_text(results: Sequence[Result]) -> str:

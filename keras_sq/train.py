@@ -19,6 +19,7 @@ Settings are in `training_config.py`, what they make of networks in
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -56,6 +57,8 @@ from keras_sq.training_files import (
 )
 from keras_sq.training_flags import config_from_flags, define_flags
 from keras_sq.types import Model
+
+PICTURE = "training.png"
 
 
 def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
@@ -122,6 +125,12 @@ def _prepare(config: TrainConfig, held: contextlib.ExitStack) -> list[_Run]:
 def _finish(
     config: TrainConfig, runs: Sequence[_Run]
 ) -> list[dict[str, training_report.NetworkReport]]:
+    if importlib.util.find_spec("matplotlib") is None:
+        print(
+            "keras_sq.train: there will be no training.png, which needs matplotlib: "
+            '`pip install "keras-sq[plots]"`.',
+            file=sys.stderr,
+        )
     for single in runs:
         for method in config.methods:
             _train(method, single.config, single.data, single.folder)
@@ -135,10 +144,9 @@ def _finish(
     test_size = runs[0].data.sizes["test"]
     print(training_report.table(reports, titles, caption, test_size))
     if config.verbose:
-        print(
-            "Networks, files, history.csv and, with matplotlib, training.png are in "
-            f"{config.output_dir}."
-        )
+        drawn = all((single.folder.path / PICTURE).exists() for single in runs)
+        outputs = f", history.csv and {PICTURE}" if drawn else " and history.csv"
+        print(f"Networks, files{outputs} are in {config.output_dir}.")
     return reports
 
 
@@ -278,7 +286,7 @@ def _export_elsewhere(folder: RunFolder, name: str, target: str) -> dict[str, An
 
 def _plot(folder: RunFolder, history: list[dict[str, Any]]) -> None:
     """Writes the plot, if that is possible."""
-    path = folder.path / "training.png"
+    path = folder.path / PICTURE
     try:
         figure = plots.training_plot(history)
     except ImportError as error:
@@ -374,6 +382,7 @@ def _main_of_process(argv: Sequence[str]) -> int:
         name="keras_sq.train",
         example="--epochs=3",
         goes_on="Go on with the same flags and --resume.",
+        tensorflow=True,
     )
 
 

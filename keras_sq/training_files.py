@@ -2,7 +2,7 @@
 
 What a run writes, `--resume` reads: settings, histories, networks, backups. A file
 that was damaged since is an error that says what to do, and not another result.
-Which files there are is in `training_config.py`.
+Which files there are is in `run_folder.py`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What training runs leave behind: history, sizes, the table over all seeds.
 
 Here numbers become text and files. How they came about is in `train.py`,
-the picture in `plots.py`.
+the picture in `plots/training.py`.
 """
 
 import csv

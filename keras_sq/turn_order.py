@@ -73,7 +73,7 @@ def _listed(
             known = [path for path, _ in found]
             raise ValueError(
                 f"Argument `order` names {key!r}, which matches no quantized layer of "
-                f"model '{model.name}'. These are: {', '.join(map(repr, known))}."
+                f"model '{model.name}'. These are: {_checks.listed(known)}."
                 f"{meant(key, known)}"
             )
         chosen += [pair for pair in left if pair[0] in hits]
@@ -81,7 +81,7 @@ def _listed(
     if left:
         raise ValueError(
             "Argument `order` must give every quantized layer a turn, and leaves out "
-            f"{', '.join(repr(path) for path, _ in left)} of model '{model.name}'. Add "
+            f"{_checks.listed(path for path, _ in left)} of model '{model.name}'. Add "
             "'*' as the last name for all others."
         )
     return chosen

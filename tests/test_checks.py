@@ -123,3 +123,11 @@ def test_integer_no_integer(value):
     message = r"Argument `num_bits` must be an integer\. Received: num_bits=.*of type"
     with pytest.raises(TypeError, match=message):
         _checks.integer("num_bits", value, 2, 8)
+
+
+def test_names_in_messages_are_bounded():
+    assert _checks.listed(["a", 2]) == "'a', '2'"
+    text = _checks.listed(f"name {i}" for i in range(20_000))
+    assert text.startswith("'name 0', 'name 1'")
+    assert text.endswith("'name 39' and 19,960 more")
+    assert _checks.listed(["x" * 10**6]) == repr("x" * 80)

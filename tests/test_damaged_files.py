@@ -7,12 +7,15 @@ The cases are made and read by fuzzing.py. For a longer search with new ones:
 reads twenty times as many.
 """
 
+import concurrent.futures
 import dataclasses
 import io
 import json
 import os
 import pathlib
 import pickle
+import shutil
+import threading
 import tracemalloc
 import zipfile
 
@@ -140,6 +143,36 @@ def test_model_that_asks_for_more_than_the_file_holds_is_refused(saved):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**27
+
+
+def test_files_are_loaded_in_threads_and_keras_stays_as_it_was(saved, tmp_path):
+    config = config_of(saved)
+    hostile = tmp_path / "hostile.keras"
+    shutil.copy(saved, hostile)
+    for layer in config["config"]["layers"]:
+        if layer["config"]["name"] == "hidden":
+            layer["config"]["units"] = 10**9
+    rebuilt(hostile, config_json=json.dumps(config))
+    original = keras.layers.Layer.add_weight
+    start = threading.Barrier(8)
+
+    def work(index):
+        start.wait()
+        seen = set()
+        for _ in range(3):
+            try:
+                seen.add(load_model(hostile if index % 2 else saved).name)
+            except ValueError as error:
+                seen.add("more than the file holds" in str(error))
+            seen.add(keras.layers.Layer.add_weight is original)
+        return seen
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(8)))
+    name = load_model(saved).name
+    assert found == [{name, True}, {True}] * 4
+    assert keras.layers.Layer.add_weight is original
+    kl.Dense(10**5).build((None, 100))
 
 
 def test_weights_are_counted_together_and_only_while_loading(saved, monkeypatch):

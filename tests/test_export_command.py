@@ -5,6 +5,8 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
+import zipfile
 
 import keras
 import numpy as np
@@ -13,9 +15,11 @@ from absl import flags
 from keras import layers as kl
 
 import keras_sq
+from keras_sq import memory_bounds
 from keras_sq.export import __main__ as command
 from keras_sq.export import targets
 from keras_sq.export.contents import reader
+from keras_sq.operation_counts import count_operations
 
 DATA = np.random.default_rng(0).normal(size=(12, 6)).astype("float32")
 
@@ -114,6 +118,46 @@ def test_several_arrays_go_by_name(tmp_path):
     assert "Received: the keys ['beta', 'gamma']" in refused(*arguments)
     np.savez(data, beta=np.ones((3, 5)))
     assert "one array for each input" in refused(*arguments)
+
+
+def test_error_about_thousands_of_arrays_is_short(saved, tmp_path):
+    data = tmp_path / "data.npz"
+    with zipfile.ZipFile(data, "w") as archive:
+        content = io.BytesIO()
+        np.save(content, np.ones(1))
+        for index in range(2000):
+            archive.writestr(f"array_{index}.npy", content.getvalue())
+    message = refused(saved, tmp_path / "x.tflite", f"--representative={data}")
+    assert message.endswith("and 1,960 more].")
+    assert len(message) < 1500
+
+
+@pytest.mark.parametrize(
+    "size", [(60_000, 60_000, 1), (4096, 4096, 3)], ids=["absurd", "large"]
+)
+def test_absurd_inputs_are_refused_and_large_ones_are_not(size, tmp_path, monkeypatch):
+    # As on a machine of 4 GiB, whichever runs the test.
+    monkeypatch.setattr(memory_bounds, "memory_bytes", lambda: 2**32)
+    x = keras.Input(size, name="image")
+    pooled = kl.GlobalAveragePooling2D()(kl.AveragePooling2D(512)(x))
+    small = keras.Model(x, kl.Dense(2)(pooled))
+    wide = kl.UpSampling2D(4096)(y := keras.Input((size[0] // 4096, 1, size[2])))
+    inner = keras.Model(y, kl.GlobalMaxPooling2D()(wide))
+    hidden = keras.Sequential([keras.Input(inner.input_shape[1:]), inner])
+    for model in (small, hidden) if size[0] > 4096 else ():
+        path = tmp_path / "model.keras"
+        model.save(path)
+        tracemalloc.start()
+        message = refused(path, tmp_path / "x.tflite")
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+        tracemalloc.stop()
+        assert "is too large to be run here: tensor '" in message
+        assert "this machine has 4 GiB" in message
+        # Nothing is known of it, and it is not tried.
+        assert count_operations(model) is None
+    if size[0] == 4096:
+        memory_bounds.check_sizes(small, 3)
+        memory_bounds.check_sizes(hidden, 3)
 
 
 def write_pickle(path):

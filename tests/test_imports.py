@@ -2,8 +2,10 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
+import tokenize
 
 import pytest
 
@@ -11,7 +13,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "keras_sq"
 
 # From the bottom up; a part imports parts of its own row and of those above it.
 ROWS = [
-    {"_version", "types", "_checks", "_commands", "file_checks", "legacy_configs"},
+    {"_version", "types", "_checks", "_quiet_start", "file_checks", "legacy_configs"},
+    {"_commands"},
     {"_backend", "functional"},
     {"_keras_internals"},
     {"split_update", "ranking"},
@@ -19,8 +22,8 @@ ROWS = [
     | {"ratio_schedules", "stage_schedules", "continuous_schedules"},
     {"activation_rules"},
     {"layers"},
-    {"model_inputs", "input_structure", "input_data"},
-    {"kernel_sizes"},
+    {"model_inputs", "input_structure", "input_data", "call_hooks"},
+    {"kernel_sizes", "memory_bounds"},
     {"topology"},
     {"copying", "kernel_codes", "layer_keys", "masks", "random_inputs"}
     | {"training_clock", "training_signs", "training_warnings"},
@@ -54,6 +57,7 @@ RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 # The training path is written in `keras.ops`.
 NAMES_TENSORFLOW = {"split_update", "_backend", "export", "datasets", "train"}
 NAMES_TENSORFLOW |= {"tensorboard_logs"}  # Writes by it, on any backend.
+NAMES_TENSORFLOW |= {"_quiet_start"}
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
 REACHES_BELOW_KERAS = {"_keras_internals"}
 
@@ -124,6 +128,40 @@ def test_imports_have_no_cycle():
 
     for name in graph:
         visit(name, [])
+
+
+# Of another repository; what a command writes.
+NOT_OURS = {"get_dataset.py", "failed/"}
+FILE_OR_FOLDER = re.compile(r"[\w/-]*\w\.py\b|(?<=`)[\w/-]+/(?=`)")
+
+
+def named_files(path):
+    """Returns the files and folders that comments and docstrings name."""
+    found = set()
+    with open(path, encoding="utf-8") as file:
+        for token in tokenize.generate_tokens(file.readline):
+            text = token.type == tokenize.STRING and '"""' in token.string[:5]
+            if text or token.type == tokenize.COMMENT:
+                found.update(FILE_OR_FOLDER.findall(token.string))
+    return found - NOT_OURS
+
+
+def test_files_named_in_comments_are_there():
+    named = {path: named_files(path) for path in sorted(PACKAGE.rglob("*.py"))}
+    assert sum(map(len, named.values())) > 100
+    root = PACKAGE.parent
+    missing = [
+        f"{path.relative_to(root)}: {name}"
+        for path, names in named.items()
+        for name in sorted(names)
+        # From the folder of the file, or one above it.
+        if not any(
+            (folder / name).exists()
+            for folder in path.parents
+            if folder.is_relative_to(root)
+        )
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -662,9 +663,12 @@ def with_metadata(content, data):
 
 
 def test_report_in_the_metadata_is_read(float_file):
-    data = zlib.compress(b'{"target": "x", "number": NaN}')
+    data = zlib.compress(b'{"target": "x", "number": NaN, "a": [1e999, -1e999, 1.5]}')
     contents = parse(with_metadata(float_file, data))
-    assert contents.report == {"target": "x", "number": None}
+    expected = {"target": "x", "number": None, "a": [None, None, 1.5]}
+    assert contents.report == expected
+    text = json.dumps(contents.to_dict(), allow_nan=False)
+    assert json.loads(text)["report"] == expected
     assert "exported   target 'x'" in table.table(contents, "x")
 
 
@@ -678,6 +682,11 @@ def test_report_in_the_metadata_is_read(float_file):
         (zlib.compress(b"{"), "Expecting property name"),
         (zlib.compress(b"\xff"), "can't decode byte"),
         (zlib.compress(b"[" * 10**6), "recursion"),
+        (
+            zlib.compress(b'{"a": ' * 900 + b"1" + b"}" * 900),
+            "nested more than 32 levels deep",
+        ),
+        (zlib.compress(b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"), "32 levels deep"),
     ],
 )
 def test_report_that_cannot_be_read_is_a_note(float_file, data, reason):
@@ -894,6 +903,30 @@ def test_damaged_file_gives_contents_or_a_clear_error(name, float_file):
     assert min(outcomes.values()) > 50
 
 
+@pytest.mark.parametrize("name", ["CONCATENATION", "TFLM_DECODE", "PACK"])
+def test_time_is_in_proportion_to_the_size_of_the_file(name):
+    graph = Graph()
+    first = graph.constant(np.ones((6, 20), "f4"), "FLOAT32")
+    count = 8000
+    model, (whole,) = graph.file.model, graph.file.subgraphs
+    alike = whole.tensors[first]
+    constants = [first] + [len(whole.tensors) + i for i in range(count)]
+    whole.tensors.extend([alike] * count)
+    made = [graph.tensor((6, 20), "FLOAT32") for _ in range(count)]
+    if name == "TFLM_DECODE":
+        graph.custom(name, constants, made)
+    else:
+        graph.operator(name, constants, made)
+    for weight in made[::20]:
+        graph.read_by(weight)
+    content = raw_pack(model)
+    start = time.process_time()
+    contents = parse(content)
+    assert time.process_time() - start < 3
+    if name != "TFLM_DECODE":
+        assert any("made from more than 1024 tensors" in x for x in contents.notes)
+
+
 def test_claims_of_a_small_file_are_bounded():
     graph = Graph()
     # Two thousand views of one constant, of different shapes.
@@ -995,6 +1028,22 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path, content, message):
     assert message in error
     assert error.startswith("keras_sq.inspect: error: '")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"", "there is no 'TFL3' at its start"),
+        (b"\x10\0\0\0TFL3", "more than half of the memory of this machine"),
+    ],
+)
+def test_sparse_file_of_terabytes_is_refused_at_once(start, message, tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(start)
+    os.truncate(path, 4 * 2**40)
+    status, output, error = run(str(path))
+    assert (status, output) == (1, "")
+    assert message in error
 
 
 def test_command_refuses_what_is_no_file(tmp_path):

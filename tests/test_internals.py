@@ -1,10 +1,15 @@
 """What is used of Keras below its public names still behaves as it is used."""
 
+import concurrent.futures
+import threading
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
 
 from keras_sq import _keras_internals as internals
+from keras_sq import call_hooks
 
 
 class PhaseRecorder(keras.layers.Layer):
@@ -139,3 +144,89 @@ def test_references_to_shared_objects_are_answered():
     with internals.shared_objects({id(layer): copy}.get):
         assert deserialize(config) is copy
     assert deserialize(config) is not copy
+
+
+def threads(count, work):
+    """Runs `work(i)` in threads at once; returns what they return or raise."""
+    start = threading.Barrier(count)
+
+    def run(index):
+        start.wait()
+        return work(index)
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(run, index) for index in range(count)]
+        return [future.exception() or future.result() for future in futures]
+
+
+METHODS = [
+    (cls, name, cls.__dict__[name])
+    for cls in (keras.layers.Layer, keras.Operation, keras.layers.Dense, keras.Variable)
+    for name in ("__init__", "__call__", "call", "add_weight", "build")
+    if name in cls.__dict__
+]
+
+
+def require_keras_as_it_was():
+    for cls, name, method in METHODS:
+        assert cls.__dict__[name] is method, f"{cls.__name__}.{name}"
+
+
+def test_watching_in_threads_never_changes_keras():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="d")])
+    x = np.ones((1, 8), "float32")
+
+    def work(index):
+        seen = []
+
+        def see(*entry):
+            require_keras_as_it_was()
+            seen.append(entry)
+
+        for _ in range(20):
+            if index % 2:
+                with internals.weights_watched(see):
+                    keras.layers.Dense(2, name=f"of_{index}").build((None, index))
+            else:
+                with call_hooks.calls_watched(model, see, see):
+                    model(x)
+        return seen
+
+    for index, seen in enumerate(threads(8, work)):
+        if index % 2:
+            kernel = (f"of_{index}", (index, 2), "float32")
+            assert seen == [kernel, (f"of_{index}", (2,), "float32")] * 20
+        else:
+            assert {entry[0].name for entry in seen} == {model.name, "d"}
+            assert len([x for x in seen if len(x) == 3 and x[0].name == "d"]) == 20
+    require_keras_as_it_was()
+    assert "call" not in model.layers[0].__dict__
+
+
+def test_weights_are_seen_before_they_take_memory():
+    def refuse(layer, shape, dtype):
+        raise ValueError(f"{layer} {shape} {dtype}")
+
+    tracemalloc.start()
+    inside = keras.Sequential([keras.layers.Dense(10**9, name="inside")], name="outer")
+    for layer, message in (
+        (inside, r"outer/inside \(8, 1000000000\) float32"),
+        (keras.layers.Embedding(10**9, 8, name="e"), r"e \(1000000000, 8\) float32"),
+        (keras.layers.LSTM(10**6, name="r"), r"r/lstm_cell \(8, 4000000\) float32"),
+    ):
+        with (
+            pytest.raises(ValueError, match=message),
+            internals.weights_watched(refuse),
+        ):
+            layer.build((None, 3, 8))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    with internals.weights_watched(lambda *_: None):
+        layer = keras.layers.Dense(
+            2,
+            kernel_initializer=lambda shape, dtype: np.full(shape, 3.0, dtype),
+            bias_initializer=keras.initializers.Constant([1.0, 2.0]),
+        )
+        layer.build((None, 1))
+    assert layer.kernel.numpy().tolist() == [[3.0, 3.0]]
+    assert layer.bias.numpy().tolist() == [1.0, 2.0]

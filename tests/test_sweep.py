@@ -14,8 +14,9 @@ import time
 import pytest
 from absl import flags
 
-from keras_sq import sweep
+from keras_sq import experiments, sweep, sweep_report
 from keras_sq.sweep import SweepConfig
+from keras_sq.training_files import DamagedRunError
 
 SCRIPT = """
 import json, pathlib, sys, time
@@ -202,7 +203,7 @@ def test_table_has_what_earlier_sweeps_in_the_folder_finished(quick, capsys):
 HANGING = """
 import sys
 from absl import app, flags
-from keras_sq import sweep
+from keras_sq import experiments, sweep, sweep_report
 training = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); "
 training += "time.sleep(300)"
 sweep.Run.command = lambda run: [sys.executable, "-c", training, sys.argv[-1]]
@@ -252,6 +253,42 @@ def test_damaged_results_are_told(quick, capsys):
     assert sweep.main(parsed(*arguments)) == 2
     error = capsys.readouterr().err
     assert re.search(r"results.json' is damaged: .*Remove it to write it again", error)
+
+
+SOUND = {"test_accuracy": 0.5, "test_loss": 1, "tflite_bytes": 9, "bits_per_weight": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_accuracy": float("inf")}, "'test_accuracy' is 'inf'"),
+        ({"test_loss": float("nan")}, "'test_loss' is 'nan'"),
+        ({"tflite_bytes": 10**400}, "'tflite_bytes' is '1000000"),
+        ({"bits_per_weight": None}, "'bits_per_weight' is 'None'"),
+        ({"test_accuracy": "0.5"}, "'test_accuracy' is '0.5'"),
+        ({"test_top_5_accuracy": [1]}, r"'test_top_5_accuracy' is '\[1\]'"),
+        ({"epochs": float("inf")}, "'epochs' is 'inf'"),
+        ({"epochs": True}, "'epochs' is 'True'"),
+        (None, "is damaged"),
+        ([1], "is damaged"),
+    ],
+)
+def test_result_that_is_no_number_is_damage(change, message, tmp_path):
+    path = tmp_path / "results.json"
+    experiment = experiments.get("digits_twn")
+
+    def write(report, epochs=3):
+        content = {"networks": {"direct": report}, "epochs": {"direct": epochs}}
+        path.write_text(json.dumps(content))
+
+    write(SOUND)
+    (result,) = sweep_report.read(path, experiment, "paper", 0)
+    assert (result.epochs, result.tflite_bytes) == (3, 9.0)
+    changes = change if isinstance(change, dict) else {}
+    write({**SOUND, **changes} if changes else change, changes.pop("epochs", 3))
+    with pytest.raises(DamagedRunError, match=message) as error:
+        sweep_report.read(path, experiment, "paper", 0)
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(

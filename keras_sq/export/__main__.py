@@ -155,4 +155,4 @@ def _import(name: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(PROGRAM, define_flags, main)
+    command_line.run(PROGRAM, define_flags, main, tensorflow=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from keras_sq import _keras_internals as internals
 from keras_sq.export import (
     activation_forms,
     activation_ranges,
@@ -27,6 +28,12 @@ INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.18")
 INT2_RUNTIMES = ("LiteRT >= 2.1", "TensorFlow >= 2.21")
 BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operators whose third input is a bias."""
+
+MICRO_ACTIVATIONS = (
+    *("relu", "relu6", "leaky_relu", "silu", "hard_sigmoid", "hard_silu", "sigmoid"),
+    *("tanh", "softmax"),
+)
+"""Keras's names of what the library for microcontrollers computes with int8."""
 
 MICRO_DATE = "October 2025"
 """Since when the library for microcontrollers has the operator of lookup tables."""
@@ -95,8 +102,11 @@ def microcontroller(request: Request) -> Made:
     # Before the conversion, which takes longest.
     runtime.require()
     converted, float_bytes, held = _integer_file(request)
-    packed = compression.compress(converted.content, request.max_decode_bytes)
     file = TFLiteFile(converted.content)
+    try:
+        packed = compression.compress(converted.content, request.max_decode_bytes)
+    except errors.UnsupportedOperatorError as error:
+        raise _with_layers(error, file, request.model) from error
     named = {weight.name: weight for weight in _matched(request, file)}
     kernels = [
         _micro_kernel(file, kernel, named[kernel.name], request.model)
@@ -115,6 +125,44 @@ def microcontroller(request: Request) -> Made:
         load=signature.loader(converted.content, packed.arena_bytes),
         arena_bytes=packed.arena_bytes,
         int8_arena_bytes=packed.int8_arena_bytes,
+    )
+
+
+def _with_layers(
+    error: errors.UnsupportedOperatorError, file: TFLiteFile, model: Model
+) -> errors.ExportError:
+    """Returns the error with the Keras layers that need the operators."""
+    found: dict[str, str] = {}
+    for graph in file.subgraphs:
+        for operator in graph.operators:
+            if file.operator_name(operator) in error.operators:
+                # What a model gives is named after that; what comes before is not.
+                for index in (*indices(operator.outputs), *indices(operator.inputs)):
+                    name = graph.tensors[index].name.decode() if index >= 0 else ""
+                    path = errors.layer_of(name, model)
+                    if path is not None:
+                        found[path] = errors.described(path, model)
+                        break
+    if not found:
+        return error
+    layers = ", ".join(list(found.values())[:3]) + (", ..." if len(found) > 3 else "")
+    names = {path.rpartition("/")[2] for path in found}
+    applied = [
+        errors.activation_name(layer)
+        for layer in internals.flatten_layers(model)
+        if layer.name in names
+    ]
+    remedy = "Replace it, or export for another target, such as 'int8'."
+    if any(applied):
+        remedy = (
+            f"Use an activation that it computes ({', '.join(MICRO_ACTIVATIONS)}), or "
+            "export for another target, such as 'int8'."
+        )
+    return errors.UnsupportedOperatorError(
+        "TensorFlow Lite for Microcontrollers does not compute layer "
+        f"{layers} with int8: it lacks the operator {', '.join(error.operators)}. "
+        f"{remedy}",
+        error.operators,
     )
 
 

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from absl import app, flags
 
+from keras_sq import _commands, _quiet_start
+
 FAILED = 1
 WRONG_REQUEST = 2
 
@@ -34,6 +36,7 @@ def run(
     program: str,
     define_flags: Callable[[flags.FlagValues], None],
     main: Callable[[flags.FlagValues, Sequence[str]], int],
+    tensorflow: bool = False,
 ) -> NoReturn:
     """Runs a command with the flags and arguments of the process.
 
@@ -41,6 +44,7 @@ def run(
         program: Its name.
         define_flags: Defines its flags.
         main: Does what they ask for; returns the exit status.
+        tensorflow: Whether it computes with TensorFlow itself.
     """
     define_flags(flags.FLAGS)
 
@@ -51,8 +55,8 @@ def run(
             sys.exit(fail(program, f"{error}. See --help.", WRONG_REQUEST))
 
     def main_of_process(arguments: Sequence[str]) -> int:
-        # Names in files may have letters that the terminal has not.
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        _quiet_start.end(devices=tensorflow)
+        _commands.print_any_letter()
         try:
             return main(flags.FLAGS, arguments[1:])
         except KeyboardInterrupt:

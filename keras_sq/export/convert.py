@@ -17,8 +17,9 @@ memory. Measured (seconds, and memory on top of the model's):
 
 Design note: **an open batch size, where the file can have one.** Loops over
 time (LSTM, GRU and SimpleRNN that are not unrolled) become TensorList
-operations, which TensorFlow Lite has only for a known batch size. Such a model
-is converted again for a batch of 1, and the report says so.
+operations, which TensorFlow Lite has only for a known batch size; other code loses
+the number of channels with it, such as `keras.ops.repeat` in a layer of one's own.
+Such a model is converted again for a batch of 1, and the report says so.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from typing import Any
 
 import keras
 
+from keras_sq.export import equivalents
 from keras_sq.export.errors import ExportError, conversion_error
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.runtime import quiet
@@ -88,11 +90,17 @@ def file(
     try:
         return Converted(_convert(model, signature, configure), signature)
     except ExportError as error:
-        if signature.batch is not None or "TensorList" not in str(error.__cause__):
+        if signature.batch is not None:
             raise
+        loops = "TensorList" in str(error.__cause__)
+    # If this does not work either, its error is the better one: with an open batch the
+    # converter stops at the first layer that it does not know the channels of.
     fixed = signature.with_batch(1)
-    note = "takes one example at a time: loops over time need a fixed batch"
-    return Converted(_convert(model, fixed, configure), fixed, (note,))
+    made = _convert(model, fixed, configure)
+    reason = "loops over time need a fixed batch"
+    if not loops:
+        reason = "with an open batch the converter loses the shape of an activation"
+    return Converted(made, fixed, (f"takes one example at a time: {reason}",))
 
 
 def _convert(
@@ -162,7 +170,7 @@ def _trace(
 
     def serve(*flat: Any) -> dict[str, Any]:
         mapping = [(key, tf.constant(value)) for key, value in constants]
-        with keras.StatelessScope(state_mapping=mapping):
+        with keras.StatelessScope(state_mapping=mapping), equivalents.used(model):
             outputs = model(signature.pack(flat), training=False)
         tensors = keras.tree.flatten(outputs)
         return dict(zip(output_names(outputs), tensors, strict=True))

@@ -16,6 +16,19 @@ class ExportError(RuntimeError):
     """A model that has no TFLite form, or a file that does not match it."""
 
 
+class UnsupportedOperatorError(ExportError):
+    """A file with an operator that an interpreter lacks, or not for int8.
+
+    Args:
+        message: What is wrong.
+        operators: Names of the operators, as in the file.
+    """
+
+    def __init__(self, message: str, operators: Iterable[str]) -> None:
+        super().__init__(message)
+        self.operators = tuple(operators)
+
+
 def require_tensorflow() -> None:
     """Raises if Keras runs on another backend, which the converter cannot read.
 
@@ -85,6 +98,29 @@ def layer_of(node: str, model: Model) -> str | None:
     suffix = root.removeprefix(model.name)
     found = [part.removesuffix(suffix) for part in parts]
     return "/".join(part for part in found if part in names) or None
+
+
+def described(path: str, model: Model) -> str:
+    """Returns a layer's path, with what it is and which function it applies.
+
+    Args:
+        path: As of `layer_of`.
+        model: The model.
+    """
+    name = path.rpartition("/")[2]
+    layers = internals.flatten_layers(model)
+    layer = next((layer for layer in layers if layer.name == name), None)
+    if layer is None:
+        return f"'{path}'"
+    function = activation_name(layer)
+    of = f" with activation '{function}'" if function else ""
+    return f"'{path}' ({type(layer).__name__}{of})"
+
+
+def activation_name(layer: Any) -> str | None:
+    """Returns the name of the function that a layer applies, but for the identity."""
+    name = getattr(getattr(layer, "activation", None), "__name__", None)
+    return None if name == "linear" else name
 
 
 def looping_layers(model: Model) -> str:

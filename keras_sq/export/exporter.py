@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _checks, conversion, layers, masks, training_signs
+from keras_sq import _checks, conversion, layers, masks, memory_bounds, training_signs
 from keras_sq import _keras_internals as internals
 from keras_sq.export import (
     activations,
@@ -109,8 +109,8 @@ def export(
         ImportError: If the target needs a package that is not installed.
         TypeError: If an argument has the wrong type.
         ValueError: If an argument has a wrong value, or the model is not
-            built, holds weights that are not finite, keeps state between
-            calls, or is not trained to the end.
+            built, holds weights that are not finite, keeps state between calls,
+            is not trained to the end, or is too large for this machine.
         OSError: If the file cannot be written.
         ExportError: If TensorFlow Lite lacks an operation of the model, the file
             does not compute what the model does, or an output of the model is never
@@ -290,6 +290,7 @@ def _check_model(model: Model) -> None:
             f"Model '{model.name}' is not built, so it has no weights to export. "
             "Call it on a batch first, or give it a `keras.Input`."
         )
+    memory_bounds.check_sizes(model, max(verify.RANDOM_BATCHES))
     for layer in internals.flatten_layers(model):
         # Keras's recurrent layers; others have no such attribute.
         if getattr(layer, "stateful", False):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import numpy as np
 
+from keras_sq import _checks
 from keras_sq.export.convert import Converted, output_names
 from keras_sq.export.differences import (
     FLOAT_TOLERANCE,
@@ -304,7 +305,10 @@ def file_inputs(
     """
     names = [entry.name for entry in signature.inputs]
     if set(runner.inputs) != set(names):
-        raise refusal(f"it takes {sorted(runner.inputs)}, not {sorted(names)}")
+        raise refusal(
+            f"it takes {_checks.listed(sorted(runner.inputs))}, not "
+            f"{_checks.listed(sorted(names))}"
+        )
     return {
         name: runner.quantized(name, values)
         for name, values in zip(names, batch, strict=True)

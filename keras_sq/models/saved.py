@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_sq import _keras_internals as internals
+from keras_sq import memory_bounds
 from keras_sq.loading import load_model
 from keras_sq.models.describing import Network
 from keras_sq.types import Layer, Model, Tensor
@@ -49,6 +50,10 @@ def load_source(
     shape = tuple(source.inputs[0].shape[1:])
     if None in shape:
         raise _other_network(name, path, f"its input has no fixed size, {shape}")
+    try:
+        memory_bounds.check_sizes(source, EXAMPLES)
+    except ValueError as error:
+        raise ValueError(f"Model '{os.fspath(path)}' is refused: {error}") from error
     if len(network.axes) == 1:
         shape = (math.prod(shape),)
     if network.classifies:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_sq import _checks
 from keras_sq import _keras_internals as internals
 from keras_sq.kernel_meter import Array
 from keras_sq.layer_keys import as_keys, matching_paths, meant
@@ -131,7 +132,7 @@ def _kernels(
             if not hits:
                 raise ValueError(
                     f"Argument `layers` names {key!r}, which matches no quantized "
-                    f"layer. These are: {', '.join(map(repr, list(quantized)[:40]))}."
+                    f"layer. These are: {_checks.listed(quantized)}."
                     f"{meant(key, quantized)}"
                 )
             chosen |= hits

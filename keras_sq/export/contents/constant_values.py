@@ -73,17 +73,19 @@ class ConstantChains:
             or (not tensor.size and index not in given and not tensor.variable)
         }
         self._producers: dict[int, Operator] = {}
+        self._inputs: dict[int, tuple[int, ...]] = {}
         self._places: dict[int, int] = {}
         for place, operator in enumerate(graph.operators):
             if operator.name.startswith(_IMPURE):
                 continue
-            for output in operator.outputs:
-                inputs = inputs_of(operator, output)
-                if output < 0 or output in self._producers or not inputs:
+            for outputs, inputs in _dependencies(operator):
+                if not inputs or not all(map(self.is_constant, inputs)):
                     continue
-                if all(map(self.is_constant, inputs)):
-                    self._producers[output] = operator
-                    self._places[output] = place
+                for output in outputs:
+                    if output >= 0 and output not in self._producers:
+                        self._producers[output] = operator
+                        self._inputs[output] = inputs
+                        self._places[output] = place
 
     def is_constant(self, index: int) -> bool:
         """Whether a tensor is a constant or made of constants."""
@@ -109,11 +111,10 @@ class ConstantChains:
         seen = {index}
         waiting = [index]
         while waiting:
-            self._work.spend(100)
             current = waiting.pop()
-            if not self.is_made(current):
-                continue
-            for other in inputs_of(self._producers[current], current):
+            inputs = self._inputs[current] if self.is_made(current) else ()
+            self._work.spend(100 + len(inputs))
+            for other in inputs:
                 if other not in seen:
                     seen.add(other)
                     waiting.append(other)
@@ -144,8 +145,8 @@ class ConstantChains:
         for current in made:
             operator = self._producers[current]
             tensor = self._graph.tensors[current]
-            indices = inputs_of(operator, current)
-            self._work.spend(max(tensor.size, 0) + 1000)
+            indices = self._inputs[current]
+            self._work.spend(max(tensor.size, 0) + len(indices) + 1000)
             step = Step(
                 operator,
                 tensor,
@@ -156,15 +157,19 @@ class ConstantChains:
         return found[index]
 
 
-def inputs_of(operator: Operator, output: int) -> tuple[int, ...]:
-    """Returns the inputs that an output of an operator depends on.
+def _dependencies(
+    operator: Operator,
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Returns outputs of an operator, with the inputs that these depend on.
 
-    All, but for TensorFlow Lite Micro's DECODE, which decodes several tensors.
+    All on all, but for TensorFlow Lite Micro's DECODE, which decodes several tensors.
     """
     if operator.name == "TFLM_DECODE":
-        pair = 2 * operator.outputs.index(output)
-        return operator.inputs[pair : pair + 2]
-    return tuple(index for index in operator.inputs if index >= 0)
+        return [
+            ((output,), operator.inputs[2 * place : 2 * place + 2])
+            for place, output in enumerate(operator.outputs)
+        ]
+    return [(operator.outputs, tuple(index for index in operator.inputs if index >= 0))]
 
 
 def stored_values(tensor: Tensor) -> Array:

@@ -177,10 +177,7 @@ def read_structure(content: bytes) -> FileStructure:
         ValueError: If it is no TFLite file, or a damaged one; the message
             goes on after a colon.
     """
-    if not content:
-        raise ValueError("it is empty")
-    if content[4:8] != IDENTIFIER:
-        raise ValueError("it is no TFLite file (there is no 'TFL3' at its start)")
+    check_identifier(content)
     file = CheckedFile(content)
     model = file.root()
     buffers = [_buffer(file, table) for table in model.tables(4)]
@@ -200,6 +197,21 @@ def read_structure(content: bytes) -> FileStructure:
         signatures=tuple(_signature(table, graphs) for table in model.tables(7)),
         metadata=metadata,
     )
+
+
+def check_identifier(content: bytes) -> None:
+    """Refuses what does not begin like a TFLite file.
+
+    Args:
+        content: The first eight bytes of a file, or more.
+
+    Raises:
+        ValueError: Saying what it is instead.
+    """
+    if not content:
+        raise ValueError("it is empty")
+    if content[4:8] != IDENTIFIER:
+        raise ValueError("it is no TFLite file (there is no 'TFL3' at its start)")
 
 
 def _item(items: Any, index: int, kind: str) -> Any:

@@ -5,15 +5,13 @@
 """
 
 import collections
-import json
 import os
 import pathlib
 import stat
-import zlib
-from typing import Any
 
 import numpy as np
 
+from keras_sq import memory_bounds
 from keras_sq.export.contents.constant_rules import UnknownValues, lookup_bits
 from keras_sq.export.contents.constant_values import (
     ConstantChains,
@@ -35,14 +33,11 @@ from keras_sq.export.contents.file_structure import (
     Graph,
     Operator,
     Tensor,
+    check_identifier,
     read_structure,
 )
+from keras_sq.export.contents.metadata import embedded_report
 from keras_sq.export.report import METADATA_NAME
-
-Array = np.ndarray[Any, Any]
-
-MAX_REPORT_BYTES = 2**24
-"""Most that the report is unpacked to."""
 
 # Operator -> position of a weight input -> channels' axis.
 _WEIGHT_INPUTS: dict[str, dict[int, int]] = {
@@ -78,9 +73,28 @@ def read(path: str | os.PathLike[str]) -> Contents:
     if not stat.S_ISREG(mode):  # A device may never come to an end.
         raise ValueError(f"'{path}' is not a regular file.")
     try:
-        return parse(file.read_bytes())
+        return parse(_content(file))
     except ValueError as error:
         raise ValueError(f"'{path}' cannot be inspected: {error}.") from error
+    except MemoryError as error:
+        raise ValueError(
+            f"'{path}' cannot be inspected: it takes more memory than there is."
+        ) from error
+
+
+def _content(path: pathlib.Path) -> bytes:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        check_identifier(file.read(8))
+        # The values of a constant are copied once, to be sorted.
+        memory = memory_bounds.memory_bytes()
+        if 2 * size > memory:
+            raise ValueError(
+                f"it has {size:,} bytes, more than half of the memory of this machine "
+                f"({memory:,} bytes)"
+            )
+        file.seek(0)
+        return file.read()
 
 
 def parse(content: bytes) -> Contents:
@@ -108,7 +122,7 @@ def parse(content: bytes) -> Contents:
     constant_bytes = sum(size for _, size in uses)
     if constant_bytes > len(content):
         raise ValueError("it is damaged: its constants overlap")
-    report, notes = _report(structure.metadata.get(METADATA_NAME))
+    report, notes = embedded_report(structure.metadata.get(METADATA_NAME))
     constants = [entry for r in readers for entry in r.read_constants(uses)]
     weights = [entry for r in readers for entry in r.read_weights(weight_uses)]
     external = sum(t.external for graph in structure.graphs for t in graph.tensors)
@@ -366,22 +380,3 @@ def _interface(name: str, tensor: Tensor) -> Interface:
         scale = value if np.isfinite(value) else None
         zero_point = int(tensor.zero_point[0]) if len(tensor.zero_point) else 0
     return Interface(name, tensor.open_shape, tensor.type.lower(), scale, zero_point)
-
-
-def _report(data: Array | None) -> tuple[dict[str, Any] | None, list[str]]:
-    """Returns the report in a file's metadata, and what is wrong with it."""
-    if data is None:
-        return None, []
-    try:
-        unpacker = zlib.decompressobj()
-        text = unpacker.decompress(bytes(data), MAX_REPORT_BYTES)
-        if not unpacker.eof:
-            raise ValueError("cut off, or too large")
-        # JSON has no NaN; Python reads and writes it.
-        report = json.loads(text.decode("utf-8"), parse_constant=lambda _: None)
-        if not isinstance(report, dict):
-            raise ValueError("no JSON object")
-    except (zlib.error, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:100]
-        return None, [f"the metadata {METADATA_NAME!r} cannot be read ({reason})"]
-    return report, []

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from keras_sq import _checks
 from keras_sq import _keras_internals as internals
 from keras_sq.export import activation_forms, building, choice, convert
 from keras_sq.export.activations import ActivationLevels
@@ -102,13 +103,14 @@ def _check_sizes(signature: InputSignature) -> None:
 def _check_groups(file: TFLiteFile, model: Model) -> None:
     if kernels.has_groups(file):
         names = [
-            f"'{layer.name}'"
+            layer.name
             for layer in internals.flatten_layers(model)
             if getattr(layer, "groups", 1) > 1
         ]
         raise ExportError(
             "Larq Compute Engine's standard kernels do not load binary convolutions "
-            f"with groups. Received: layer {', '.join(names)} of model '{model.name}', "
+            f"with groups. Received: layer {_checks.listed(names)} of model "
+            f"'{model.name}', "
             'behind a layer of signs. Give it an `input_quantizer="binary"` in place '
             "of that layer: it then stays float here."
         )

@@ -4,7 +4,7 @@ A decoded kernel lies in the interpreter's memory (the arena) while its operator
 beside the activations that are needed then. So the largest kernels are best decoded
 where activations are small, or in parts (`splitting.py`), or not at all: a kernel
 that stays as it is takes no memory. What lives here chooses among these for each
-kernel, by estimates; `micro.py` measures what was chosen.
+kernel, by estimates; `runtime.py` measures what was chosen.
 
 Design note: **a limit on the memory, not on the parts.** One bound on the size of
 all decoded parts serves badly: it must be small for the early layers, whose

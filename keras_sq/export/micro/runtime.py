@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.errors import ExportError
+from keras_sq.export.errors import ExportError, UnsupportedOperatorError
 from keras_sq.export.flatbuffer import TFLiteFile, indices, shape_of
 from keras_sq.export.runtime import quiet
 
@@ -31,6 +31,7 @@ ALIGNMENT = 16
 """Memory for the interpreter starts at multiples of this many bytes."""
 
 _WORKER = pathlib.Path(__file__).with_name("worker.py")
+_FAILED_OPERATOR = re.compile(r"Node ([A-Z]\w+) \(number \d+\) failed to")
 _MISSING_OPERATOR = re.compile(
     r"Didn't find op for builtin opcode '(\w+)'|"
     r"Failed to get registration from op code (\w+)"
@@ -225,9 +226,16 @@ def _refusal(said: str, size: int | None) -> ExportError:
     missing = {a or b for a, b in _MISSING_OPERATOR.findall(said)}
     if missing:
         names = ", ".join(sorted(missing))
-        return ExportError(
+        return UnsupportedOperatorError(
             f"{runtime_name()} has no operator {names}. Replace the layer that needs "
-            "it, or export for another target."
+            "it, or export for another target.",
+            sorted(missing),
+        )
+    if (failed := _FAILED_OPERATOR.search(said)) and "FLOAT32" in said:
+        return UnsupportedOperatorError(
+            f"{runtime_name()} has the operator {failed[1]} for floats only. Replace "
+            "the layer that needs it, or export for another target.",
+            [failed[1]],
         )
     where = "" if size is None else f" in {size:,} bytes of memory"
     return ExportError(
