@@ -1,7 +1,7 @@
 """Makes the file of each target: converts, then puts the weights into their form."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from keras_sq.export import (
     activation_forms,
@@ -9,22 +9,21 @@ from keras_sq.export import (
     choice,
     convert,
     errors,
+    folding,
     integer,
+    plans,
+    runtimes,
 )
 from keras_sq.export.activations import Held
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.micro import compression, runtime, signature
+from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
+from keras_sq.export.runtimes import EVERY_RUNTIME
 from keras_sq.export.targets import Made, Request
 from keras_sq.export.weights import WeightTensor, weight_tensors, with_kernels
-from keras_sq.kernel_codes import KernelCodes
 from keras_sq.types import Model
 
-EVERY_RUNTIME = ("tflite-runtime >= 2.14", "LiteRT >= 1.0.1", "TensorFlow >= 2.14")
-"""The oldest versions that files were tried on."""
-
-INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.18")
-INT2_RUNTIMES = ("LiteRT >= 2.1", "TensorFlow >= 2.21")
 BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operators whose third input is a bias."""
 
@@ -32,27 +31,41 @@ MICRO_DATE = "October 2025"
 """Since when the library for microcontrollers has the operator of lookup tables."""
 
 
-def float_weights(request: Request, allowed: Sequence[str]) -> Made:
-    """Makes a file of float operations, with the weights in the forms allowed."""
+def float_weights(request: Request, *allowed: Sequence[str]) -> Made:
+    """Makes a file of float operations, with the weights in the forms allowed.
+
+    Args:
+        request: What it is made from.
+        *allowed: Sets of forms, see `choice.store_smallest`.
+    """
     converted = convert.float_file(request.model, request.signature)
-    file = TFLiteFile(converted.content)
+    content = converted.content
+    if any(allowed):
+        content = folding.without_row_scales(content, request.codes)
+    file = TFLiteFile(content)
     file.share_constants()
-    weights = named(request, file)
-    kernels = choice.store_float_weights(file, weights, allowed)
+    content = file.pack()
+    weights = named(request, TFLiteFile(content))
+    file, kernels = choice.store_smallest(content, weights, allowed)
     held = activation_forms.float_forms(file, request.quantizers)
-    stored = {kernel.stored_as for kernel in kernels}
-    runtimes: tuple[str, ...] = EVERY_RUNTIME
-    if "INT4 codes" in stored:
-        runtimes = INT4_RUNTIMES
-    if "INT2 codes" in stored:
-        runtimes = INT2_RUNTIMES
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request),
         float_bytes=len(converted.content),
-        runtimes=runtimes,
+        runtimes=runtimes.needed(kernel.stored_as for kernel in kernels),
         activations=tuple(held),
     )
+
+
+def smallest(request: Request) -> Made:
+    """Makes the smallest file of float operations.
+
+    Each tensor takes its smallest form; but no file is larger than one of the types of
+    codes alone, which needs no tables of digits.
+    """
+    codes = request.types
+    alone = [codes[place:] for place in range(len(codes))]
+    return float_weights(request, (*plans.PACKED_FORMS, *codes), *alone)
 
 
 def integers(request: Request) -> Made:
@@ -60,12 +73,12 @@ def integers(request: Request) -> Made:
     converted, float_bytes, held = _integer_file(request)
     file = TFLiteFile(converted.content)
     kernels = [
-        choice.kept(weight, *choice.integer_levels(file, weight))
+        choice.kept(weight, *plans.integer_levels(file, weight))
         for weight in named(request, file)
     ]
     return Made(
         converted=converted,
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -82,7 +95,7 @@ def packed_integers(request: Request) -> Made:
     _drop_bias_scales(file, weights, kernels)
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -107,7 +120,7 @@ def microcontroller(request: Request) -> Made:
         converted=convert.Converted(
             packed.content, converted.signature, converted.notes
         ),
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
@@ -125,7 +138,7 @@ def _micro_kernel(
     model: Model,
 ) -> KernelReport:
     weight = _with_layer_name(weight, model)
-    levels, grid = choice.integer_levels(file, weight)
+    levels, grid = plans.integer_levels(file, weight)
     if kernel.bits is None:
         return choice.kept(weight, levels, f"{grid}; {kernel.reason}")
     parts = f"; in {kernel.parts} parts" if kernel.parts > 1 else ""
@@ -170,6 +183,7 @@ def _integer_file(
         plain.content, request.model, plain.signature, request.examples
     )
     quantizers = request.quantizers
+    unfolded = folding.without_row_scales(plain.content, request.codes)
     converted = integer.int8_file(
         request.model,
         request.signature,
@@ -177,6 +191,7 @@ def _integer_file(
         (lambda x: activation_ranges.with_ranges(x, quantizers))
         if quantizers
         else None,
+        None if unfolded is plain.content else unfolded,
     )
     content, held = converted.content, list[Held]()
     if quantizers:
@@ -227,32 +242,3 @@ def _with_layer_name(weight: WeightTensor, model: Model) -> WeightTensor:
         return weight
     layer = errors.layer_of(weight.name, model)
     return dataclasses.replace(weight, name=layer or weight.name)
-
-
-def with_missing(
-    kernels: Sequence[KernelReport], codes: Mapping[str, KernelCodes]
-) -> tuple[KernelReport, ...]:
-    """Returns the reports in the model's order, and of kernels not found."""
-    order = list(codes)
-    found = {kernel.path for kernel in kernels}
-    missing = [
-        KernelReport(
-            path=path,
-            weights=codes[path].codes.size,
-            levels=None,
-            stored_as="float32",
-            num_bytes=4 * codes[path].codes.size,
-            quantized=True,
-            reason="not found in the file as one constant",
-        )
-        for path in order
-        if path not in found
-    ]
-    return tuple(
-        sorted(
-            [*kernels, *missing],
-            key=lambda kernel: (
-                order.index(kernel.path) if kernel.path in codes else len(order)
-            ),
-        )
-    )
