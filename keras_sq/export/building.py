@@ -21,7 +21,12 @@ from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
 from keras_sq.export.runtimes import EVERY_RUNTIME
 from keras_sq.export.targets import Made, Request
-from keras_sq.export.weights import WeightTensor, weight_tensors, with_kernels
+from keras_sq.export.weights import (
+    WeightTensor,
+    has_few_levels,
+    weight_tensors,
+    with_kernels,
+)
 from keras_sq.types import Model
 
 BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -71,14 +76,15 @@ def smallest(request: Request) -> Made:
 def integers(request: Request) -> Made:
     """Makes a file of int8 weights and activations."""
     converted, float_bytes, held = _integer_file(request)
+    converted, floats = _with_float_codes(request, converted)
     file = TFLiteFile(converted.content)
     kernels = [
         choice.kept(weight, *plans.integer_levels(file, weight))
-        for weight in named(request, file)
+        for weight in _named_besides(request, file, floats)
     ]
     return Made(
         converted=converted,
-        kernels=with_missing(kernels, request),
+        kernels=with_missing([*kernels, *floats], request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -88,14 +94,15 @@ def integers(request: Request) -> Made:
 def packed_integers(request: Request) -> Made:
     """Makes a file of packed weights and int8 activations."""
     converted, float_bytes, held = _integer_file(request)
+    converted, floats = _with_float_codes(request, converted)
     file = TFLiteFile(converted.content)
     file.share_constants()
-    weights = named(request, file)
+    weights = _named_besides(request, file, floats)
     kernels = choice.store_int8_weights(file, weights)
     _drop_bias_scales(file, weights, kernels)
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
-        kernels=with_missing(kernels, request),
+        kernels=with_missing([*kernels, *floats], request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -144,6 +151,40 @@ def _micro_kernel(
     parts = f"; in {kernel.parts} parts" if kernel.parts > 1 else ""
     stored = f"{kernel.bits}-bit table"
     return choice.reported(weight, levels, stored, kernel.num_bytes, grid + parts)
+
+
+def _with_float_codes(
+    request: Request, converted: convert.Converted
+) -> tuple[convert.Converted, list[KernelReport]]:
+    """Puts kernels that stayed float in an int8 file into codes; returns their rows.
+
+    Those of operators that TensorFlow's quantization leaves out, such as CONV_3D.
+    """
+    file = TFLiteFile(converted.content)
+    weights = [
+        weight
+        for weight in named(request, file)
+        if weight.kernel is not None and weight.type_name == "FLOAT32"
+    ]
+    kernels = choice.store_float_weights(file, weights, ("INT8",))
+    if all(kernel.stored_as == "float32" for kernel in kernels):
+        return converted, []
+    return dataclasses.replace(converted, content=file.pack()), [
+        kernel for kernel in kernels if kernel.stored_as != "float32"
+    ]
+
+
+def _named_besides(
+    request: Request, file: TFLiteFile, rows: Sequence[KernelReport]
+) -> list[WeightTensor]:
+    """Returns the weight tensors, less those of kernels that are in rows already.
+
+    Constants of their forms have no names.
+    """
+    paths = {row.path for row in rows}
+    codes = {path: x for path, x in request.codes.items() if path not in paths}
+    found = named(dataclasses.replace(request, codes=codes), file)
+    return [weight for weight in found if weight.tensor.name or not rows]
 
 
 def _drop_bias_scales(
@@ -229,8 +270,20 @@ def _check_loops(file: TFLiteFile, model: Model) -> None:
 
 def named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
     """Returns the weight tensors of a file, with the names of kernels or layers."""
-    found = _matched(request, file)
-    return [_with_layer_name(weight, request.model) for weight in found]
+    found = [_with_layer_name(x, request.model) for x in _matched(request, file)]
+    there = {weight.kernel for weight in found}
+    missing = [path for path in request.codes if path not in there]
+    return [_as_part(file, weight, missing) for weight in found]
+
+
+def _as_part(
+    file: TFLiteFile, weight: WeightTensor, missing: Sequence[str]
+) -> WeightTensor:
+    """Returns a tensor with a kernel of its layer, if it may be a part of it."""
+    paths = [path for path in missing if path.rpartition("/")[0] == weight.name]
+    if weight.kernel is not None or not paths or not has_few_levels(file, weight):
+        return weight
+    return dataclasses.replace(weight, kernel=paths[0])
 
 
 def _matched(request: Request, file: TFLiteFile) -> list[WeightTensor]:

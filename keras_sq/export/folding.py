@@ -23,8 +23,7 @@ from keras_sq.export.flatbuffer import TFLiteFile, Use, shape_of
 from keras_sq.export.row_scales import TOLERANCE
 from keras_sq.export.weights import (
     WeightTensor,
-    filter_axes,
-    kernel_matrix,
+    operator_axis,
     weight_tensors,
     with_kernels,
 )
@@ -53,12 +52,12 @@ def without_row_scales(content: bytes, codes: Mapping[str, KernelCodes]) -> byte
     file.share_constants()
     changed = False
     for entry in with_kernels(file, weight_tensors(file), codes):
-        if entry.scales and entry.kernel is not None:
-            changed |= _taken_out(file, entry, codes[entry.kernel])
+        if entry.scales:
+            changed |= _taken_out(file, entry)
     return file.pack() if changed else content
 
 
-def _taken_out(file: TFLiteFile, entry: WeightTensor, kernel: KernelCodes) -> bool:
+def _taken_out(file: TFLiteFile, entry: WeightTensor) -> bool:
     """Puts a kernel back, and the factors of its rows before; says whether it did."""
     factors = _input_factors(entry)
     if factors is None or not entry.gains:
@@ -67,9 +66,9 @@ def _taken_out(file: TFLiteFile, entry: WeightTensor, kernel: KernelCodes) -> bo
     places = [_data(entry, use, len(factors)) for use in readers]
     if None in places:
         return False
-    filters = np.concatenate([scales.filters for scales in entry.scales])
-    matrix = kernel_matrix(kernel.kernel, filter_axes(kernel))
-    values = (filters[:, np.newaxis] * matrix).astype(np.float32)
+    values = np.concatenate(
+        [scales.filters[:, np.newaxis] * scales.kernel for scales in entry.scales]
+    ).astype(np.float32)
     others = [size for axis, size in enumerate(entry.shape) if axis != entry.axis]
     array = np.moveaxis(values.reshape(-1, *others), 0, entry.axis)
     entry.tensor.buffer = file.add_buffer(array.astype("<f4"))
@@ -107,6 +106,8 @@ def _input_factors(entry: WeightTensor) -> Array | None:
 
 def _data(entry: WeightTensor, use: Use, channels: int) -> int | None:
     """Returns which input the factors belong to; `None` if it cannot take them."""
+    if operator_axis(use, len(entry.shape)) != entry.axis:
+        return None  # The kernel is transposed.
     if use.name == "BATCH_MATMUL":
         adjoint = use.operator.builtinOptions
         place = 1 - use.position

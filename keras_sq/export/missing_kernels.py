@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 
 from keras_sq.export.errors import ExportError
+from keras_sq.export.matching import filter_axes
 from keras_sq.export.plans import ROWS_SCALED, TOO_SMALL
 from keras_sq.export.report import KernelReport
 from keras_sq.export.targets import Request
-from keras_sq.export.weights import FEW_LEVELS, filter_axes
 
 NOT_THERE = "not there"
 """How reports call it where no constant of a file can be the kernel."""
@@ -52,11 +52,6 @@ def _with_row(
     kernel = request.codes[path]
     size = kernel.codes.size
     own = [i for i, row in enumerate(rows) if not row.quantized and row.path == layer]
-    parts = [i for i in own if 0 < (rows[i].levels or 0) <= FEW_LEVELS]
-    if parts:
-        for place in parts:
-            rows[place] = _named(rows[place], path, "by the values of its constants")
-        return rows
     whole = [place for place in own if rows[place].weights == size]
     if whole:
         reason = "by the name of its constant"

@@ -20,7 +20,8 @@ from keras_sq.export.levels import (
     filters_first,
     uniform_codes,
 )
-from keras_sq.export.weights import MAX_LEVELS, WeightTensor
+from keras_sq.export.matching import MAX_LEVELS
+from keras_sq.export.weights import WeightTensor
 
 Array = np.ndarray[Any, Any]
 

@@ -37,10 +37,12 @@ class RowScales:
     Attributes:
         filters: Float64 array `(filters,)`; 1 where the rows' factor is all there is.
         rows: Float64 array `(rows,)`; 1 where all weights of a row are 0.
+        kernel: Array `(filters, rows)`, what they multiply.
     """
 
     filters: Array
     rows: Array
+    kernel: Array
 
 
 def row_scales(constant: Array, kernel: Array) -> RowScales | None:
@@ -82,7 +84,7 @@ def _factors(constant: Array, kernel: Array) -> RowScales | None:
     if np.any(kernel[filters_zero]):
         filters = np.where(filters_zero & kernel.any(1), 0.0, filters)
     rows = np.where(rows_zero & kernel.any(0), 0.0, rows)
-    return RowScales(filters, rows)
+    return RowScales(filters, rows, kernel)
 
 
 def _solved(ratio: Array, known: Array) -> tuple[Array, Array]:

@@ -9,15 +9,21 @@ that takes no weights otherwise reads it, or it is transposed, by trying its lay
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, Use, shape_of
 from keras_sq.export.levels import filter_levels, filters_first
+from keras_sq.export.matching import (
+    filter_axes,
+    is_kernel,
+    kernel_matrix,
+    kernel_paths,
+    layouts,
+)
 from keras_sq.export.row_scales import RowScales, row_scales
 from keras_sq.kernel_codes import KernelCodes
 
@@ -37,9 +43,6 @@ FILTER_AXES: dict[tuple[str, int], int] = {
 
 BATCH_MATMUL = "BATCH_MATMUL"
 
-MAX_LEVELS = 255
-"""The most values a filter of a quantized kernel has."""
-
 FEW_LEVELS = 32
 """The most values in a slice of a constant that seems to be of a quantized kernel."""
 
@@ -48,12 +51,6 @@ LEAST_SIZE = 256
 
 WORTHWHILE = 1000
 """Bytes that factors apart from a kernel have to save: about what a MUL takes."""
-
-MATCHING_FILTERS = 0.5
-"""The part of the filters by which a kernel is found again.
-
-Not all: a filter whose batch normalization has the factor 0 holds only zeros.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +106,7 @@ def weight_tensors(file: TFLiteFile) -> list[WeightTensor]:
     found = []
     for graph, index, tensor, readers in _constants(file):
         shape = shape_of(tensor)
-        axes = {_filter_axis(reader, len(shape)) for reader in readers}
+        axes = {operator_axis(reader, len(shape)) for reader in readers}
         if len(shape) < 2 or len(axes) != 1 or None in axes:
             continue
         (axis,) = axes
@@ -157,7 +154,13 @@ def _groups(subgraph: Any, use: Use, shape: tuple[int, ...]) -> int:
     return max(channels // shape[-1], 1)
 
 
-def _filter_axis(use: Use, rank: int) -> int | None:
+def operator_axis(use: Use, rank: int) -> int | None:
+    """Returns the axis of the filters of an operator's weights, `None` of others.
+
+    Args:
+        use: Where they are read.
+        rank: How many axes they have.
+    """
     if use.name == BATCH_MATMUL:
         options = use.operator.builtinOptions
         if use.position == 1:
@@ -186,30 +189,16 @@ def with_kernels(
         dataclasses.replace(entry, kernel=path)
         for entry, path in zip(tensors, kernel_paths(matrices, codes), strict=True)
     ]
-    found = [
-        entry if entry.kernel else _with_scales(entry, matrix, codes)
-        for entry, matrix in zip(found, matrices, strict=True)
-    ]
-    missing = _missing(found, codes)
-    if not missing:
-        return found
     known = {(entry.graph, entry.index) for entry in tensors}
     others = [
         _weight(file, graph, index, tensor, readers, 0)
         for graph, index, tensor, readers in _constants(file)
         if (graph, index) not in known and _may_be_weights(tensor)
     ]
-    found = [_with_layout(file, entry, missing) for entry in (*found, *others)]
-    if not _missing(found, codes):
+    found = [_otherwise(file, entry, codes) for entry in (*found, *others)]
+    if set(codes) <= {entry.kernel for entry in found}:
         return [x for x in found if x.kernel or (x.graph, x.index) in known]
     return [_with_axis(file, entry) for entry in found]
-
-
-def _missing(
-    found: Iterable[WeightTensor], codes: Mapping[str, KernelCodes]
-) -> dict[str, KernelCodes]:
-    there = {entry.kernel for entry in found}
-    return {path: kernel for path, kernel in codes.items() if path not in there}
 
 
 def _may_be_weights(tensor: Any) -> bool:
@@ -226,146 +215,65 @@ def _as_matrix(file: TFLiteFile, entry: WeightTensor) -> Array | None:
     return filters_first(array, entry.axis)
 
 
-def _with_scales(
-    entry: WeightTensor, matrix: Array | None, codes: Mapping[str, KernelCodes]
+def _otherwise(
+    file: TFLiteFile, entry: WeightTensor, codes: Mapping[str, KernelCodes]
 ) -> WeightTensor:
-    """Returns a tensor with the kernel whose filters and rows it has multiplied."""
-    if matrix is None or matrix.dtype != np.float32:
-        return entry
-    for path, kernel in codes.items():
-        if kernel.codes.size != matrix.size:
-            continue
-        expected = kernel_matrix(kernel.kernel, filter_axes(kernel))
-        if expected.shape != matrix.shape:
-            continue
-        scales = []
-        for part, values in zip(
-            np.split(matrix, entry.groups),
-            np.split(expected, entry.groups),
-            strict=True,
-        ):
-            scales.append(row_scales(part, values))
-            if scales[-1] is None:
-                break
-        factors = tuple(x for x in scales if x is not None)
-        if len(factors) == entry.groups:
-            return dataclasses.replace(entry, kernel=path, scales=factors)
-    return entry
-
-
-def _with_layout(
-    file: TFLiteFile, entry: WeightTensor, kernels: Mapping[str, KernelCodes]
-) -> WeightTensor:
-    """Returns a tensor with the kernel that it is with its axes in another order."""
+    """Returns a tensor with the kernel that it is multiplied, or transposed."""
     array = file.array(entry.tensor)
     if entry.kernel or array is None or entry.type_name not in ("FLOAT32", "INT8"):
         return entry
-    candidates = {x: y for x, y in kernels.items() if y.codes.size == array.size}
-    if not candidates:
-        return entry
-    for axis in range(array.ndim):
-        pattern = _pattern(filters_first(array, axis))
-        if pattern is None:
-            continue
-        for path, kernel in candidates.items():
-            for matrix in _layouts(kernel, array.shape[axis]):
-                if _best_match(pattern, {path: _pattern(matrix)}):
-                    return dataclasses.replace(entry, kernel=path, axis=axis)
+    same = {path: x for path, x in codes.items() if x.codes.size == array.size}
+    axes = [entry.axis, *(x for x in range(array.ndim) if x != entry.axis)]
+    if entry.type_name == "FLOAT32":
+        for path, kernel in same.items():
+            matrix = kernel_matrix(kernel.kernel, filter_axes(kernel))
+            scales = _scales(array, entry.axis, matrix, entry.groups)
+            if scales:
+                return dataclasses.replace(entry, kernel=path, scales=scales)
+    for axis in axes:
+        for path, kernel in same.items():
+            if is_kernel(filters_first(array, axis), kernel):
+                return dataclasses.replace(entry, kernel=path, axis=axis)
+    if entry.type_name == "FLOAT32":
+        for path, kernel in same.items():
+            learned = kernel.levels is not None
+            for axis in axes if learned else axes[:1]:
+                base = kernel.kernel if learned else kernel.codes
+                for matrix in layouts(base, kernel, array.shape[axis]):
+                    scales = _scales(array, axis, matrix, 1)
+                    if scales:
+                        return dataclasses.replace(
+                            entry, kernel=path, axis=axis, scales=scales
+                        )
     return entry
 
 
-def _layouts(kernel: KernelCodes, filters: int) -> Iterator[Array]:
-    """Yields a kernel's codes `(filters, weights)` in all orders of its axes."""
-    axes = filter_axes(kernel)
-    if np.prod([kernel.codes.shape[axis] for axis in axes]) != filters:
-        return
-    others = [axis for axis in range(kernel.codes.ndim) if axis not in axes]
-    for order in itertools.permutations(axes):
-        for rest in itertools.permutations(others):
-            yield kernel.codes.transpose(*order, *rest).reshape(filters, -1)
+def _scales(
+    array: Array, axis: int, kernel: Array, groups: int
+) -> tuple[RowScales, ...]:
+    """Returns the factors of each group; none if it is not the kernel."""
+    matrix = filters_first(array, axis)
+    if matrix.shape != kernel.shape:
+        return ()
+    parts = np.split(matrix, groups), np.split(kernel, groups)
+    scales = [row_scales(*pair) for pair in zip(*parts, strict=True)]
+    found = tuple(x for x in scales if x is not None)
+    return found if len(found) == groups else ()
 
 
 def _with_axis(file: TFLiteFile, entry: WeightTensor) -> WeightTensor:
-    """Returns a tensor with the axis along which it has the fewest values."""
-    array = file.array(entry.tensor)
-    if entry.kernel or array is None or array.dtype.kind not in "fi":
-        return entry
-    axes = [entry.axis, *(x for x in range(array.ndim) if x != entry.axis)]
-    for axis in axes:
-        matrix = filters_first(array, axis)
-        if array.dtype.kind == "f" and not np.all(np.isfinite(matrix)):
-            break
-        if filter_levels(matrix, FEW_LEVELS) is not None:
-            return dataclasses.replace(entry, axis=axis)
+    """Returns a tensor with an axis along which it has few values, if there is one."""
+    axes = [entry.axis, *(x for x in range(len(entry.shape)) if x != entry.axis)]
+    for axis in axes if entry.kernel is None else ():
+        other = dataclasses.replace(entry, axis=axis)
+        if has_few_levels(file, other):
+            return other
     return entry
 
 
-def filter_axes(kernel: KernelCodes) -> list[int]:
-    """Returns the axes of a kernel that tell its filters apart."""
-    axes = [axis for axis, size in enumerate(kernel.scale.shape) if size > 1]
-    return axes or [kernel.codes.ndim - 1]
-
-
-def kernel_paths(
-    matrices: Sequence[Array | None], codes: Mapping[str, KernelCodes]
-) -> list[str | None]:
-    """Returns which kernels these are; `None` where none is found.
-
-    Args:
-        matrices: Arrays `(filters, weights)`; `None` is no kernel.
-        codes: Path of a quantized kernel -> its codes.
-    """
-    patterns = {
-        path: _pattern(kernel_matrix(kernel.codes, filter_axes(kernel)))
-        for path, kernel in codes.items()
-    }
-    found = []
-    for matrix in matrices:
-        pattern = None if matrix is None else _pattern(matrix)
-        found.append(None if pattern is None else _best_match(pattern, patterns))
-    return found
-
-
-def kernel_matrix(array: Array, axes: list[int]) -> Array:
-    """Returns a kernel as a matrix `(filters, weights)`.
-
-    Args:
-        array: Of the kernel's shape.
-        axes: Those of the filters.
-    """
-    front = np.moveaxis(array, axes, range(len(axes)))
-    filters = int(np.prod([array.shape[axis] for axis in axes]))
-    return front.reshape(filters, -1)
-
-
-def _pattern(matrix: Array) -> tuple[int, Array] | None:
-    """Returns the size of a filter, and a hash of the order in each filter.
-
-    The same for a filter and its negative: a batch normalization may have a
-    negative factor.
-    """
-    levels = filter_levels(matrix, MAX_LEVELS)
-    if levels is None:
-        return None
-    ranks = levels.indices(matrix).astype(np.uint64)
-    generator = np.random.default_rng(0)
-    factors = generator.integers(1, 2**63, matrix.shape[1], np.uint64)
-    with np.errstate(over="ignore"):  # Modulo 2**64.
-        forward = ranks @ factors
-        highest = (levels.counts - 1).astype(np.uint64)
-        backward = highest * factors.sum(dtype=np.uint64) - forward
-    return matrix.shape[1], np.minimum(forward, backward)
-
-
-def _best_match(
-    pattern: tuple[int, Array], kernels: Mapping[str, tuple[int, Array] | None]
-) -> str | None:
-    size, hashes = pattern
-    best, best_part = None, MATCHING_FILTERS
-    for path, kernel in kernels.items():
-        if kernel is None or kernel[0] != size or len(kernel[1]) != len(hashes):
-            continue
-        part = float(np.mean(kernel[1] == hashes))
-        if part >= best_part and (best is None or part > best_part):
-            best, best_part = path, part
-    return best
+def has_few_levels(file: TFLiteFile, entry: WeightTensor) -> bool:
+    """Whether a tensor's filters have few values, as those of quantized kernels."""
+    matrix = _as_matrix(file, entry)
+    if matrix is None or not np.all(np.isfinite(matrix)):
+        return False
+    return filter_levels(matrix, FEW_LEVELS) is not None
