@@ -16,7 +16,6 @@ from keras_sq.export import (
     errors,
     files,
     inputs,
-    missing_kernels,
     precision,
     targets,
     verify,
@@ -176,6 +175,8 @@ def export(
             types=types,
         )
         made = chosen.make(request)
+        from keras_sq.export import missing_kernels  # It brings TensorFlow.
+
         notes += missing_kernels.check(made.kernels, target, allow_float_kernels)
         integer = chosen.int8_activations and examples is not None
         tolerance = None if integer else verify.FLOAT_TOLERANCE
