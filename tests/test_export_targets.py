@@ -17,6 +17,7 @@ from keras_sq.export import (
     flatbuffer,
     inputs,
     runtime,
+    runtimes,
     verify,
     weights,
 )
@@ -28,6 +29,10 @@ FLOAT_TARGETS = ("float", "fast", "int4", "int2", "small")
 
 def untrained(model, path, target, **kwargs):
     return keras_sq.export(model, path, target=target, allow_untrained=True, **kwargs)
+
+
+# Files of packed levels only, but for codes that take a byte.
+OLD = {"oldest_runtime": "tflite-runtime 2.14"}
 
 
 def data(*shape, count=20, seed=0):
@@ -123,7 +128,8 @@ def test_tightest_form_that_the_values_allow(quantizer, target, tmp_path):
     y = kl.Conv2D(256, 3, padding="same", name="large")(y)
     model = keras.Model(x, kl.Dense(16, name="dense")(y))
     model = keras_sq.quantize_model(model, quantizer, seed=0, overrides={})
-    report = untrained(model, tmp_path / "m.tflite", target)
+    oldest = OLD if target == "small" else {}
+    report = untrained(model, tmp_path / "m.tflite", target, **oldest)
     expected = dict(
         zip(
             ["conv/kernel", "depthwise/kernel", "large/kernel", "dense/kernel"],
@@ -153,7 +159,7 @@ def test_mixed_precision_of_layers(tmp_path):
     assert not rows["conv"].quantized
     assert rows["strided/kernel"].reason == "codes -3 to 3"
     assert (rows["logits/kernel"].levels, rows["strided/kernel"].levels) == (2, 7)
-    assert report.runtimes == building.INT2_RUNTIMES
+    assert report.runtimes == runtimes.INT2_RUNTIMES
     assert report.quantized_weights == 9 * 48 + 9 * 48 * 64 + 640
 
 
@@ -212,12 +218,12 @@ def test_packed_codes_take_a_scale_a_filter(quantizer, bits, filters_first, tmp_
         + [kind(kernel_size=3 if filters_first else 15, name="only", **settings)]
     )
     model = keras_sq.quantize_model(model, quantizer, seed=0, overrides={})
-    report = untrained(model, tmp_path / "m.tflite", "small")
+    report = untrained(model, tmp_path / "m.tflite", "small", **OLD)
     (row,) = report.kernels
     assert (row.stored_as, row.reason[:6]) == ("packed levels", "codes ")
     per_filter = 288 if filters_first else 225
     assert row.bits_per_weight == pytest.approx(bits + 12 * 8 / per_filter, rel=1e-3)
-    assert report.runtimes == building.EVERY_RUNTIME
+    assert report.runtimes == runtimes.EVERY_RUNTIME
     for delegates in (True, False):
         runner = runtime.Runner((tmp_path / "m.tflite").read_bytes(), delegates)
         x = data(20, 20, 32 if filters_first else 64, count=2)
@@ -239,7 +245,7 @@ def test_codes_of_all_filters_share_a_table(tmp_path):
         scales = random.uniform(0.5, 2.0, 100) / 100
         model.get_layer(f"dense_{most}").kernel.assign(codes * scales)
     path = tmp_path / "m.tflite"
-    report = keras_sq.export(model, path, target="small")
+    report = keras_sq.export(model, path, target="small", **OLD)
     assert set(stored(report).values()) == {"packed levels"}
     file = TFLiteFile(path.read_bytes())
     names = [file.operator_name(operator) for operator in file.subgraphs[0].operators]
@@ -362,7 +368,7 @@ def test_nothing_is_unfolded_by_arithmetic(tmp_path):
     # others do with DEQUANTIZE, which is worth it for some kernels.
     model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     path = tmp_path / "m.tflite"
-    report = untrained(model, path, "small")
+    report = untrained(model, path, "small", **OLD)
     assert "packed levels" in stored(report).values()
     plain = tmp_path / "plain.tflite"
     untrained(model, plain, "float")
@@ -481,12 +487,12 @@ def test_unrolled_recurrent_layer_becomes_integers(tmp_path):
 # The check.
 
 
-def corrupted(monkeypatch, name, change):
+def corrupted(monkeypatch, change):
     """Puts a hook behind the function that stores the weights."""
-    original = getattr(choice, name)
+    original = choice._store
 
-    def store(file, found, *args):
-        reports = original(file, found, *args)
+    def store(file, found):
+        reports = original(file, found)
         for tensor in (tensor for _, _, tensor in file.constants()):
             if TYPE_NAMES[tensor.type] in ("INT16", "INT8", "INT2"):
                 buffer = file.model.buffers[tensor.buffer]
@@ -494,7 +500,7 @@ def corrupted(monkeypatch, name, change):
                     buffer.data = change(np.array(buffer.data))
         return reports
 
-    monkeypatch.setattr(choice, name, store)
+    monkeypatch.setattr(choice, "_store", store)
 
 
 def one_bit(array):
@@ -504,7 +510,7 @@ def one_bit(array):
 
 @pytest.mark.parametrize("target", ["fast", "int2", "small"])
 def test_one_wrong_weight_is_refused(target, monkeypatch, tmp_path):
-    corrupted(monkeypatch, "store_float_weights", one_bit)
+    corrupted(monkeypatch, one_bit)
     model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     with pytest.raises(ExportError, match="does not compute what the model does"):
         untrained(model, tmp_path / "m.tflite", target)
@@ -512,7 +518,7 @@ def test_one_wrong_weight_is_refused(target, monkeypatch, tmp_path):
 
 
 def test_one_wrong_integer_weight_is_refused(monkeypatch, tmp_path):
-    corrupted(monkeypatch, "store_int8_weights", one_bit)
+    corrupted(monkeypatch, one_bit)
     model = keras_sq.quantize_model(cnn(), "ternary", overrides={})
     with pytest.raises(ExportError, match="is not that of the unpacked file"):
         untrained(

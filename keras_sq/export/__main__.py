@@ -52,11 +52,23 @@ def define_flags(values: flags.FlagValues) -> None:
         "For mcu: largest part of a kernel to unfold at a time. [found by trying]",
         **own,
     )
+    flags.DEFINE_string(
+        "oldest_runtime",
+        None,
+        "Oldest runtime that has to run the file, such as 'LiteRT 1.0.1'. [the newest]",
+        **own,
+    )
     flags.DEFINE_bool(
         "allow_partial", False, "Quantize what is not trained to the end.", **own
     )
     flags.DEFINE_bool(
         "allow_untrained", False, "Quantize a model that was not trained.", **own
+    )
+    flags.DEFINE_bool(
+        "allow_float_kernels",
+        False,
+        "Write a file that holds a quantized kernel as float32 for want of a form.",
+        **own,
     )
     flags.DEFINE_multi_string(
         "import", [], "Module to import first, with layers of your own.", **own
@@ -85,8 +97,9 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         )
     path, destination = arguments
     options: dict[str, Any] = {"target": values.target}
-    if values.max_decode_bytes is not None:
-        options["max_decode_bytes"] = values.max_decode_bytes
+    for name in ("max_decode_bytes", "oldest_runtime"):
+        if values[name].value is not None:
+            options[name] = values[name].value
     try:
         # What is quick to find wrong comes first.
         require_tensorflow()
@@ -101,6 +114,7 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
             destination,
             allow_partial=values.allow_partial,
             allow_untrained=values.allow_untrained,
+            allow_float_kernels=values.allow_float_kernels,
             **options,
         )
     except (ExportError, ImportError, OSError, TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Makes the file of each target: converts, then puts the weights into their form."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from keras_sq import _keras_internals as internals
 from keras_sq.export import (
@@ -10,22 +10,26 @@ from keras_sq.export import (
     choice,
     convert,
     errors,
+    folding,
     integer,
+    plans,
+    runtimes,
 )
 from keras_sq.export.activations import Held
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.micro import compression, runtime, signature
+from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
+from keras_sq.export.runtimes import EVERY_RUNTIME
 from keras_sq.export.targets import Made, Request
-from keras_sq.export.weights import WeightTensor, weight_tensors, with_kernels
-from keras_sq.kernel_codes import KernelCodes
+from keras_sq.export.weights import (
+    WeightTensor,
+    has_few_levels,
+    weight_tensors,
+    with_kernels,
+)
 from keras_sq.types import Model
 
-EVERY_RUNTIME = ("tflite-runtime >= 2.14", "LiteRT >= 1.0.1", "TensorFlow >= 2.14")
-"""The oldest versions that files were tried on."""
-
-INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.18")
-INT2_RUNTIMES = ("LiteRT >= 2.1", "TensorFlow >= 2.21")
 BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operators whose third input is a bias."""
 
@@ -39,40 +43,55 @@ MICRO_DATE = "October 2025"
 """Since when the library for microcontrollers has the operator of lookup tables."""
 
 
-def float_weights(request: Request, allowed: Sequence[str]) -> Made:
-    """Makes a file of float operations, with the weights in the forms allowed."""
+def float_weights(request: Request, *allowed: Sequence[str]) -> Made:
+    """Makes a file of float operations, with the weights in the forms allowed.
+
+    Args:
+        request: What it is made from.
+        *allowed: Sets of forms, see `choice.store_smallest`.
+    """
     converted = convert.float_file(request.model, request.signature)
-    file = TFLiteFile(converted.content)
+    content = converted.content
+    if any(allowed):
+        content = folding.without_row_scales(content, request.codes)
+    file = TFLiteFile(content)
     file.share_constants()
-    weights = named(request, file)
-    kernels = choice.store_float_weights(file, weights, allowed)
+    content = file.pack()
+    weights = named(request, TFLiteFile(content))
+    file, kernels = choice.store_smallest(content, weights, allowed)
     held = activation_forms.float_forms(file, request.quantizers)
-    stored = {kernel.stored_as for kernel in kernels}
-    runtimes: tuple[str, ...] = EVERY_RUNTIME
-    if "INT4 codes" in stored:
-        runtimes = INT4_RUNTIMES
-    if "INT2 codes" in stored:
-        runtimes = INT2_RUNTIMES
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request),
         float_bytes=len(converted.content),
-        runtimes=runtimes,
+        runtimes=runtimes.needed(kernel.stored_as for kernel in kernels),
         activations=tuple(held),
     )
+
+
+def smallest(request: Request) -> Made:
+    """Makes the smallest file of float operations.
+
+    Each tensor takes its smallest form; but no file is larger than one of the types of
+    codes alone, which needs no tables of digits.
+    """
+    codes = request.types
+    alone = [codes[place:] for place in range(len(codes))]
+    return float_weights(request, (*plans.PACKED_FORMS, *codes), *alone)
 
 
 def integers(request: Request) -> Made:
     """Makes a file of int8 weights and activations."""
     converted, float_bytes, held = _integer_file(request)
+    converted, floats = _with_float_codes(request, converted)
     file = TFLiteFile(converted.content)
     kernels = [
-        choice.kept(weight, *choice.integer_levels(file, weight))
-        for weight in named(request, file)
+        choice.kept(weight, *plans.integer_levels(file, weight))
+        for weight in _named_besides(request, file, floats)
     ]
     return Made(
         converted=converted,
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing([*kernels, *floats], request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -82,14 +101,15 @@ def integers(request: Request) -> Made:
 def packed_integers(request: Request) -> Made:
     """Makes a file of packed weights and int8 activations."""
     converted, float_bytes, held = _integer_file(request)
+    converted, floats = _with_float_codes(request, converted)
     file = TFLiteFile(converted.content)
     file.share_constants()
-    weights = named(request, file)
+    weights = _named_besides(request, file, floats)
     kernels = choice.store_int8_weights(file, weights)
     _drop_bias_scales(file, weights, kernels)
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing([*kernels, *floats], request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=EVERY_RUNTIME,
@@ -117,7 +137,7 @@ def microcontroller(request: Request) -> Made:
         converted=convert.Converted(
             packed.content, converted.signature, converted.notes
         ),
-        kernels=with_missing(kernels, request.codes),
+        kernels=with_missing(kernels, request),
         float_bytes=float_bytes,
         activations=held,
         runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
@@ -173,12 +193,46 @@ def _micro_kernel(
     model: Model,
 ) -> KernelReport:
     weight = _with_layer_name(weight, model)
-    levels, grid = choice.integer_levels(file, weight)
+    levels, grid = plans.integer_levels(file, weight)
     if kernel.bits is None:
         return choice.kept(weight, levels, f"{grid}; {kernel.reason}")
     parts = f"; in {kernel.parts} parts" if kernel.parts > 1 else ""
     stored = f"{kernel.bits}-bit table"
     return choice.reported(weight, levels, stored, kernel.num_bytes, grid + parts)
+
+
+def _with_float_codes(
+    request: Request, converted: convert.Converted
+) -> tuple[convert.Converted, list[KernelReport]]:
+    """Puts kernels that stayed float in an int8 file into codes; returns their rows.
+
+    Those of operators that TensorFlow's quantization leaves out, such as CONV_3D.
+    """
+    file = TFLiteFile(converted.content)
+    weights = [
+        weight
+        for weight in named(request, file)
+        if weight.kernel is not None and weight.type_name == "FLOAT32"
+    ]
+    kernels = choice.store_float_weights(file, weights, ("INT8",))
+    if all(kernel.stored_as == "float32" for kernel in kernels):
+        return converted, []
+    return dataclasses.replace(converted, content=file.pack()), [
+        kernel for kernel in kernels if kernel.stored_as != "float32"
+    ]
+
+
+def _named_besides(
+    request: Request, file: TFLiteFile, rows: Sequence[KernelReport]
+) -> list[WeightTensor]:
+    """Returns the weight tensors, less those of kernels that are in rows already.
+
+    Constants of their forms have no names.
+    """
+    paths = {row.path for row in rows}
+    codes = {path: x for path, x in request.codes.items() if path not in paths}
+    found = named(dataclasses.replace(request, codes=codes), file)
+    return [weight for weight in found if weight.tensor.name or not rows]
 
 
 def _drop_bias_scales(
@@ -218,6 +272,7 @@ def _integer_file(
         plain.content, request.model, plain.signature, request.examples
     )
     quantizers = request.quantizers
+    unfolded = folding.without_row_scales(plain.content, request.codes)
     converted = integer.int8_file(
         request.model,
         request.signature,
@@ -225,6 +280,7 @@ def _integer_file(
         (lambda x: activation_ranges.with_ranges(x, quantizers))
         if quantizers
         else None,
+        None if unfolded is plain.content else unfolded,
     )
     content, held = converted.content, list[Held]()
     if quantizers:
@@ -262,8 +318,20 @@ def _check_loops(file: TFLiteFile, model: Model) -> None:
 
 def named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
     """Returns the weight tensors of a file, with the names of kernels or layers."""
-    found = _matched(request, file)
-    return [_with_layer_name(weight, request.model) for weight in found]
+    found = [_with_layer_name(x, request.model) for x in _matched(request, file)]
+    there = {weight.kernel for weight in found}
+    missing = [path for path in request.codes if path not in there]
+    return [_as_part(file, weight, missing) for weight in found]
+
+
+def _as_part(
+    file: TFLiteFile, weight: WeightTensor, missing: Sequence[str]
+) -> WeightTensor:
+    """Returns a tensor with a kernel of its layer, if it may be a part of it."""
+    paths = [path for path in missing if path.rpartition("/")[0] == weight.name]
+    if weight.kernel is not None or not paths or not has_few_levels(file, weight):
+        return weight
+    return dataclasses.replace(weight, kernel=paths[0])
 
 
 def _matched(request: Request, file: TFLiteFile) -> list[WeightTensor]:
@@ -275,32 +343,3 @@ def _with_layer_name(weight: WeightTensor, model: Model) -> WeightTensor:
         return weight
     layer = errors.layer_of(weight.name, model)
     return dataclasses.replace(weight, name=layer or weight.name)
-
-
-def with_missing(
-    kernels: Sequence[KernelReport], codes: Mapping[str, KernelCodes]
-) -> tuple[KernelReport, ...]:
-    """Returns the reports in the model's order, and of kernels not found."""
-    order = list(codes)
-    found = {kernel.path for kernel in kernels}
-    missing = [
-        KernelReport(
-            path=path,
-            weights=codes[path].codes.size,
-            levels=None,
-            stored_as="float32",
-            num_bytes=4 * codes[path].codes.size,
-            quantized=True,
-            reason="not found in the file as one constant",
-        )
-        for path in order
-        if path not in found
-    ]
-    return tuple(
-        sorted(
-            [*kernels, *missing],
-            key=lambda kernel: (
-                order.index(kernel.path) if kernel.path in codes else len(order)
-            ),
-        )
-    )

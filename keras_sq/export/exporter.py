@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,8 +35,10 @@ def export(
     target: str = "float",
     representative_data: Any = None,
     max_decode_bytes: int | None = None,
+    oldest_runtime: str | None = None,
     allow_partial: bool = False,
     allow_untrained: bool = False,
+    allow_float_kernels: bool = False,
 ) -> ExportReport:
     """Writes a model as a TFLite file that computes what the model computes.
 
@@ -51,9 +52,9 @@ def export(
     |---|---|---|---|
     | `"float"` | float32 | float32 | every runtime |
     | `"fast"` | int8 codes, unfolded when loaded | float32 | every runtime |
-    | `"int4"`, `"int2"` | packed codes, where they fit | float32 | LiteRT |
-    | `"small"` | packed levels, 1.07 bits a weight and up | float32, or int8 \
-    with representative data | every runtime |
+    | `"int4"`, `"int2"` | 4- or 2-bit codes, where they fit | float32 | LiteRT |
+    | `"small"` | the smallest form, 1.07 bits a weight and up | float32, or int8 \
+    with representative data | see `oldest_runtime` |
     | `"int8"` | int8 | int8 | every runtime |
     | `"mcu"` | lookup tables, 1 bit a weight and up | int8 | TensorFlow Lite for \
     Microcontrollers |
@@ -95,12 +96,20 @@ def export(
         max_decode_bytes: For target `"mcu"`: the largest part of a kernel, in
             bytes, that is unfolded at a time. Larger layers are split. Found by
             trying, if not given.
+        oldest_runtime: The oldest runtime that has to run the file, such as
+            `"LiteRT 1.0.1"`, `"TensorFlow 2.18"` or `"tflite-runtime 2.14"`. 2-bit
+            codes need LiteRT 2.1 or TensorFlow 2.21, 4-bit codes LiteRT 1.0.1 or
+            TensorFlow 2.18; older runtimes read packed levels. The newest, if not
+            given; the report says what the file needs.
         allow_partial: Whether to export a model whose ratio is below 1, that
             is one that was trained only part of the way. The rest is
             quantized.
         allow_untrained: Whether to export a model just made by
             `quantize_model` that was not trained since: post-training
             quantization.
+        allow_float_kernels: Whether to write a file that holds a quantized kernel as
+            float32 for want of a form, with a note in the report. Kernels that are
+            too small to gain stay float32 in any case.
 
     Returns:
         The report; `print` shows it.
@@ -113,8 +122,8 @@ def export(
             is not trained to the end, or is too large for this machine.
         OSError: If the file cannot be written.
         ExportError: If TensorFlow Lite lacks an operation of the model, the file
-            does not compute what the model does, or an output of the model is never
-            a number.
+            would hold a quantized kernel as float32, it does not compute what the
+            model does, or an output of the model is never a number.
 
     Example:
         >>> import tempfile
@@ -130,6 +139,7 @@ def export(
     destination = files.destination(path)
     _check_model(model)
     _check_options(chosen, target, representative_data, max_decode_bytes)
+    types = targets.types(target, oldest_runtime)
     quantized = bool(layers.quantized_layers(model))
     if quantized:
         _check_training(model, allow_partial, allow_untrained)
@@ -163,8 +173,12 @@ def export(
             quantizers=quantizers,
             examples=examples,
             max_decode_bytes=max_decode_bytes,
+            types=types,
         )
         made = chosen.make(request)
+        from keras_sq.export import missing_kernels  # It brings TensorFlow.
+
+        notes += missing_kernels.check(made.kernels, target, allow_float_kernels)
         integer = chosen.int8_activations and examples is not None
         tolerance = None if integer else differences.FLOAT_TOLERANCE
         load = made.load or Runner
@@ -224,29 +238,11 @@ def export(
         write(content)
         report = dataclasses.replace(report, num_bytes=len(content))
         if chosen.micro:
-            _write_sources(content, destination, report, sources)
+            from keras_sq.export.micro import c_source
+
+            assert report.arena_bytes is not None  # Such files have it measured.
+            c_source.write(content, destination, report.arena_bytes, sources)
     return report
-
-
-def _write_sources(
-    content: bytes,
-    destination: pathlib.Path,
-    report: ExportReport,
-    writers: Mapping[str, Callable[[bytes], None]],
-) -> None:
-    from keras_sq.export.flatbuffer import TFLiteFile
-    from keras_sq.export.micro import c_source, compression
-
-    assert report.arena_bytes is not None  # Such files have it measured.
-    texts = c_source.c_sources(
-        content,
-        c_source.identifier(destination.stem),
-        report.arena_bytes,
-        compression.operators(TFLiteFile(content)),
-        destination.with_suffix(".h").name,
-    )
-    writers[".h"](texts.header.encode())
-    writers[".cc"](texts.source.encode())
 
 
 def _fixed(
@@ -271,7 +267,7 @@ def _with_metadata(content: bytes, report: ExportReport) -> bytes:
     from keras_sq.export.flatbuffer import TFLiteFile
 
     file = TFLiteFile(content)
-    file.set_metadata(METADATA_NAME, report.to_metadata())
+    file.set_metadata(METADATA_NAME, report.to_metadata(targets.TARGETS))
     return file.pack()
 
 

@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `dequantized` | codes, INT8, INT4 or INT2 | DEQUANTIZE | codes · scale |
 | `gathered` | packed indices (`packing.py`) | GATHER, GATHER | a level of a filter |
+| the same, of another axis | packed indices | also TRANSPOSE | a level of a filter |
 | `looked_up` | packed indices | GATHER | a level of all filters |
 | `scaled` | packed indices | GATHER, DEQUANTIZE | codes · scale |
 
@@ -11,7 +12,7 @@ Tensors between are nameless: names take more of a small file than operators. In
 each form, the tensor that was the constant stays, with its name and its readers,
 and becomes the output of the last operator. All operands are constants, so
 runtimes unfold a kernel once, when they allocate the tensors; only the DEQUANTIZE of
-`scaled` runs every time.
+`scaled`, and TRANSPOSE, run every time.
 
 Design note: **little arithmetic.** MUL of signs and scales would be the plain form.
 But XNNPACK takes a float MUL and runs it again every time; CAST is not run when
@@ -54,6 +55,7 @@ The operators and tensors of that take about as much.
 
 GATHER_BYTES = 600
 DEQUANTIZE_BYTES = 250
+TRANSPOSE_BYTES = 200
 SCALED_BYTES = 420
 TABLE_BYTES = 2000
 """About what the operators and tensors of a form take in the file.
@@ -112,7 +114,9 @@ class Rewriter:
         )
         self._unfold(subgraph, index, [operator])
 
-    def gathered(self, subgraph: Any, index: int, digits: Array, levels: Array) -> None:
+    def gathered(
+        self, subgraph: Any, index: int, digits: Array, levels: Array, axis: int = 0
+    ) -> None:
         """Stores a constant as packed levels, with a list of levels a filter.
 
         Args:
@@ -120,23 +124,36 @@ class Rewriter:
             index: The constant's place in it.
             digits: Uint8 array `(filters, weights)`, in the constant's order.
             levels: Array `(filters, levels)` of the constant's dtype.
+            axis: The filters' axis. Other constants than those with filters on the
+                first axis are transposed to their shape, in each run.
         """
         if levels.shape[1] == 1:  # One bit is the least.
             levels = np.repeat(levels, 2, axis=1)
         count = levels.shape[1]
         table = self._table(subgraph, "INT16", tuple(range(count)))
         shape = shape_of(subgraph.tensors[index])
+        order = [axis, *(other for other in range(len(shape)) if other != axis)]
+        shape = tuple(shape[other] for other in order)
         operators, found = self._gathered_digits(
             subgraph, digits, count, table, "INT16", shape
         )
+        made = index
+        if axis:
+            made = self.file.add_tensor(subgraph, "", shape, _type_name(levels))
         values = self.file.add_tensor(
             subgraph, "", levels.shape, _type_name(levels), levels
         )
         options = schema.GatherOptionsT()
         options.axis = options.batchDims = 1
         operators.append(
-            self.file.new_operator("GATHER", [values, found], [index], options, 6)
+            self.file.new_operator("GATHER", [values, found], [made], options, 6)
         )
+        if axis:
+            back = self._constant(subgraph, np.argsort(order).astype("<i4"))
+            options = schema.TransposeOptionsT()
+            operators.append(
+                self.file.new_operator("TRANSPOSE", [made, back], [index], options)
+            )
         self._unfold(subgraph, index, operators)
 
     def looked_up(

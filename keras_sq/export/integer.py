@@ -37,6 +37,7 @@ def int8_file(
     signature: InputSignature,
     examples: Sequence[Array],
     with_ranges: Callable[[bytes], bytes] | None = None,
+    float_file: bytes | None = None,
 ) -> convert.Converted:
     """Returns a model as a full-integer file, inputs and outputs included.
 
@@ -49,6 +50,8 @@ def int8_file(
         examples: Representative inputs, one array an input, on which the
             ranges of the activations are measured.
         with_ranges: Returns the float file with measured ranges with other ones.
+        float_file: The float file of the model to make it from, if it is not as the
+            converter makes it.
 
     Raises:
         ExportError: If TensorFlow Lite lacks an operation of the model, or its
@@ -57,6 +60,12 @@ def int8_file(
 
     def representative_dataset() -> Iterator[dict[str, Array]]:
         return _one_by_one(signature, examples, MAX_CALIBRATION_EXAMPLES)
+
+    if float_file is not None:
+        content = _calibrated(float_file, representative_dataset)
+        if with_ranges is not None:
+            content = with_ranges(content)
+        return convert.Converted(_with_wide_ranges(content), signature)
 
     def integers(converter: Any) -> None:
         import tensorflow as tf
@@ -93,6 +102,17 @@ def _with_wide_ranges(calibrated: bytes) -> bytes:
         for name, factor in more.items():
             factors[name] = factors.get(name, 1.0) * factor
     return content
+
+
+def _calibrated(
+    float_file: bytes, dataset: Callable[[], Iterator[dict[str, Array]]]
+) -> bytes:
+    """Returns a float file with the ranges of its tensors, as the converter does it."""
+    from tensorflow.lite.python.optimize import calibrator
+
+    with quiet():
+        content = calibrator.add_intermediate_tensors(float_file)
+        return bytes(calibrator.Calibrator(content).calibrate(dataset))
 
 
 def _quantized(calibrated: bytes) -> bytes:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 METADATA_NAME = "keras_sq.report"
@@ -223,17 +223,23 @@ class ExportReport:
             "times_smaller": self.times_smaller,
         }
 
-    def to_metadata(self) -> bytes:
+    def to_metadata(self, targets: Iterable[str] = ()) -> bytes:
         """Returns what the file says of itself, see `METADATA_NAME`.
 
         All but where the file is and how large: it does not contain itself.
+
+        Args:
+            targets: Names of targets. Filled up with zeros, it takes no fewer bytes
+                than with one of these: files of two targets that are the same but for
+                the name are of one size.
         """
         content = self.to_dict()
         left_out = ("path", "num_bytes", "sources", "times_smaller")
         for key in (*left_out, "file_bits_per_weight"):
             del content[key]
-        text = json.dumps(content, separators=(",", ":"))
-        return zlib.compress(text.encode(), 9)
+        sizes = [len(_compressed({**content, "target": name})) for name in targets]
+        metadata = _compressed(content)
+        return metadata.ljust(max(sizes, default=0), b"\0")
 
     def __str__(self) -> str:
         lines = [
@@ -313,6 +319,11 @@ class ExportReport:
             for entry in self.activations
         ]
         return _aligned(rows, words=(0, 1, 3, 4))
+
+
+def _compressed(content: dict[str, Any]) -> bytes:
+    text = json.dumps(content, separators=(",", ":"))
+    return zlib.compress(text.encode(), 9)
 
 
 def _aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> list[str]:

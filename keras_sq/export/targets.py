@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_sq import _checks
+from keras_sq.export import runtimes
 from keras_sq.export.activations import ActivationLevels, Held
 from keras_sq.export.convert import Converted
 from keras_sq.export.inputs import Array, InputSignature
@@ -29,6 +30,7 @@ class Request:
         quantizers: What quantizes its activations.
         examples: Representative examples, one array an input, or `None`.
         max_decode_bytes: See `keras_sq.export`.
+        types: Types of codes that the oldest runtime reads, the smallest first.
     """
 
     model: Model
@@ -37,6 +39,7 @@ class Request:
     quantizers: Sequence[ActivationLevels] = ()
     examples: Sequence[Array] | None = None
     max_decode_bytes: int | None = None
+    types: tuple[str, ...] = ("INT2", "INT4", "INT8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Target:
         needs_examples: Whether there must be representative data.
         micro: Whether TensorFlow Lite for Microcontrollers runs it.
         single: Who takes one example at a time, where its files do.
+        type_name: The type of its codes, where a runtime may lack it.
+        runtime: Whose files they are, where they are for no other.
     """
 
     description: str
@@ -97,6 +102,8 @@ class Target:
     needs_examples: bool = False
     micro: bool = False
     single: str | None = None
+    type_name: str | None = None
+    runtime: str | None = None
 
 
 def _float_weights(*forms: str) -> Callable[[Request], Made]:
@@ -105,17 +112,18 @@ def _float_weights(*forms: str) -> Callable[[Request], Made]:
     def make(request: Request) -> Made:
         from keras_sq.export import building
 
-        return building.float_weights(request, forms)
+        allowed = tuple(form for form in forms if form in request.types)
+        return building.float_weights(request, allowed)
 
     return make
 
 
 def _small(request: Request) -> Made:
-    from keras_sq.export import building, choice
+    from keras_sq.export import building
 
     if request.examples is not None:
         return building.packed_integers(request)
-    return building.float_weights(request, choice.PACKED_FORMS)
+    return building.smallest(request)
 
 
 def _int8(request: Request) -> Made:
@@ -142,12 +150,18 @@ TARGETS = {
         "int8 codes, unfolded to float32 when loaded", _float_weights("INT8")
     ),
     "int2": Target(
-        "2-bit codes, where they fit", _float_weights("INT2", "INT4", "INT8")
+        "2-bit codes, where they fit",
+        _float_weights("INT2", "INT4", "INT8"),
+        type_name="INT2",
     ),
-    "int4": Target("4-bit codes, where they fit", _float_weights("INT4", "INT8")),
+    "int4": Target(
+        "4-bit codes, where they fit",
+        _float_weights("INT4", "INT8"),
+        type_name="INT4",
+    ),
     "small": Target(
-        "packed levels, 1.07 to 5.33 bits a weight; with representative data on "
-        "int8 activations",
+        "the smallest of packed levels, 1.07 to 5.33 bits a weight, and 2-, 4- or "
+        "8-bit codes; with representative data on int8 activations",
         _small,
         int8_activations=True,
     ),
@@ -165,13 +179,44 @@ TARGETS = {
         needs_examples=True,
         micro=True,
         single="microcontrollers",
+        runtime="TensorFlow Lite for Microcontrollers",
     ),
     "lce": Target(
         "binary convolutions on single bits, for Larq Compute Engine",
         _lce,
         single="files for Larq Compute Engine",
+        runtime="Larq Compute Engine",
     ),
 }
+
+
+def types(target: str, oldest_runtime: str | None) -> tuple[str, ...]:
+    """Returns the types of codes that a file may have.
+
+    Args:
+        target: Its kind.
+        oldest_runtime: See `keras_sq.export`.
+
+    Raises:
+        TypeError: If `oldest_runtime` has the wrong type.
+        ValueError: If it has a wrong value, or the target is not for it.
+    """
+    chosen = get(target)
+    found = runtimes.types(oldest_runtime)
+    if oldest_runtime is None:
+        return found
+    if chosen.runtime is not None:
+        raise ValueError(
+            f"Target '{target}' is for {chosen.runtime}, so there is no "
+            f"`oldest_runtime` to choose. Received: oldest_runtime={oldest_runtime!r}"
+        )
+    if chosen.type_name is not None and chosen.type_name not in found:
+        needed = " or ".join(runtimes.RUNTIMES_OF_TYPES[chosen.type_name])
+        raise ValueError(
+            f"Target '{target}' needs {needed}. Received: oldest_runtime="
+            f"{oldest_runtime!r}. Choose target 'small' for older ones."
+        )
+    return found
 
 
 def get(name: Any) -> Target:

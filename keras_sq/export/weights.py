@@ -3,17 +3,28 @@
 The converter renames, transposes, flattens and splits constants, and folds batch
 normalization into them. What stays is the order of values within a filter: which
 weight has the lowest level, which the next. A kernel is found again by that, so
-names play no part.
+names play no part. Where a scale of the layer's input was folded into its rows, the
+kernel is found by the two factors of each weight (`row_scales.py`); where an operator
+that takes no weights otherwise reads it, or it is transposed, by trying its layouts.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, Use, shape_of
 from keras_sq.export.levels import filter_levels, filters_first
+from keras_sq.export.matching import (
+    filter_axes,
+    is_kernel,
+    kernel_matrix,
+    kernel_paths,
+    layouts,
+)
+from keras_sq.export.row_scales import RowScales, row_scales
 from keras_sq.kernel_codes import KernelCodes
 
 Array = np.ndarray[Any, Any]
@@ -32,19 +43,14 @@ FILTER_AXES: dict[tuple[str, int], int] = {
 
 BATCH_MATMUL = "BATCH_MATMUL"
 
-MAX_LEVELS = 255
-"""The most values a filter of a quantized kernel has."""
+FEW_LEVELS = 32
+"""The most values in a slice of a constant that seems to be of a quantized kernel."""
 
-MATCHING_FILTERS = 0.5
-"""The part of the filters by which a kernel is found again.
+LEAST_SIZE = 256
+"""The least weights of a constant that is looked at for the part of a kernel."""
 
-Not all: a filter whose batch normalization has the factor 0 holds only zeros.
-"""
-
-PART_WEIGHTS = 16
-"""The fewest weights by which a part of a kernel is found again: as many of its
-filters, side by side, as there are, all of them alike. Keras splits the kernels of
-ConvLSTM into those of the four gates."""
+WORTHWHILE = 1000
+"""Bytes that factors apart from a kernel have to save: about what a MUL takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,8 @@ class WeightTensor:
     """A constant that an operator takes as its weights.
 
     Attributes:
-        subgraph: The graph that holds it.
+        graph: Number of the graph that holds it; 0 is the main one.
+        subgraph: The graph.
         index: Its place there.
         tensor: The schema's object.
         name: Of the tensor.
@@ -61,8 +68,12 @@ class WeightTensor:
         axis: Of the filters.
         operators: Names of the operators that read it.
         kernel: Path of the quantized kernel it is, or `None`.
+        groups: In how many groups of filters it is read, as grouped convolutions do.
+        scales: Factors by which it is the kernel, where its rows have some, too; one
+            entry a group.
     """
 
+    graph: int
     subgraph: Any
     index: int
     tensor: Any
@@ -72,11 +83,19 @@ class WeightTensor:
     axis: int
     operators: tuple[str, ...]
     kernel: str | None = None
+    groups: int = 1
+    scales: tuple[RowScales, ...] = ()
 
     @property
     def size(self) -> int:
         """How many weights it has."""
         return int(np.prod(self.shape))
+
+    @property
+    def gains(self) -> bool:
+        """Whether packing gains more than the factors of its rows take, apart."""
+        rows = self.size // self.shape[self.axis]
+        return 4 * (self.size - rows) >= WORTHWHILE
 
 
 def weight_tensors(file: TFLiteFile) -> list[WeightTensor]:
@@ -84,34 +103,64 @@ def weight_tensors(file: TFLiteFile) -> list[WeightTensor]:
 
     One that is read in another way besides (a shape, a bias) is left out.
     """
-    uses = {id(subgraph): file.uses(subgraph) for subgraph in file.subgraphs}
     found = []
-    for subgraph, index, tensor in file.constants():
-        readers = uses[id(subgraph)].get(index, [])
+    for graph, index, tensor, readers in _constants(file):
         shape = shape_of(tensor)
-        axes = {_filter_axis(reader, len(shape)) for reader in readers}
+        axes = {operator_axis(reader, len(shape)) for reader in readers}
         if len(shape) < 2 or len(axes) != 1 or None in axes:
             continue
         (axis,) = axes
         assert axis is not None  # For the type checker.
-        type_name = TYPE_NAMES.get(tensor.type, str(tensor.type))
-        operators = tuple(dict.fromkeys(reader.name for reader in readers))
-        found.append(
-            WeightTensor(
-                subgraph,
-                index,
-                tensor,
-                (tensor.name or b"").decode(),
-                shape,
-                type_name,
-                axis,
-                operators,
-            )
-        )
+        found.append(_weight(file, graph, index, tensor, readers, axis))
     return found
 
 
-def _filter_axis(use: Use, rank: int) -> int | None:
+def _constants(file: TFLiteFile) -> Iterator[tuple[int, int, Any, list[Use]]]:
+    """Yields number of the graph, place, tensor and readers of all constants."""
+    for graph, subgraph in enumerate(file.subgraphs):
+        uses = file.uses(subgraph)
+        for index, tensor in enumerate(subgraph.tensors):
+            if file.data(tensor) is not None:
+                yield graph, index, tensor, uses.get(index, [])
+
+
+def _weight(
+    file: TFLiteFile,
+    graph: int,
+    index: int,
+    tensor: Any,
+    readers: Sequence[Use],
+    axis: int,
+) -> WeightTensor:
+    subgraph, shape = file.subgraphs[graph], shape_of(tensor)
+    return WeightTensor(
+        graph,
+        subgraph,
+        index,
+        tensor,
+        (tensor.name or b"").decode(),
+        shape,
+        TYPE_NAMES.get(tensor.type, str(tensor.type)),
+        axis,
+        tuple(dict.fromkeys(reader.name for reader in readers)),
+        groups=max((_groups(subgraph, use, shape) for use in readers), default=1),
+    )
+
+
+def _groups(subgraph: Any, use: Use, shape: tuple[int, ...]) -> int:
+    if use.name != "CONV_2D":
+        return 1
+    channels = shape_of(subgraph.tensors[use.operator.inputs[0]])[-1]
+    return max(channels // shape[-1], 1)
+
+
+def operator_axis(use: Use, rank: int) -> int | None:
+    """Returns the axis of the filters of an operator's weights, `None` of others.
+
+    Args:
+        use: Where they are read.
+        rank: How many axes they have.
+    """
     if use.name == BATCH_MATMUL:
         options = use.operator.builtinOptions
         if use.position == 1:
@@ -127,92 +176,104 @@ def with_kernels(
 ) -> list[WeightTensor]:
     """Returns the weight tensors, with the kernels that they are.
 
+    And constants besides, which other operators read, if they are kernels; or seem to
+    be, where a kernel is not found.
+
     Args:
         file: The file.
         tensors: Of `weight_tensors`.
         codes: Path of a quantized kernel -> its codes.
     """
-    matrices: list[Array | None] = []
-    for entry in tensors:
-        array = file.array(entry.tensor)
-        if array is not None and array.dtype.kind in "fi":
-            matrices.append(filters_first(array, entry.axis))
-        else:
-            matrices.append(None)
-    return [
+    matrices = [_as_matrix(file, entry) for entry in tensors]
+    found = [
         dataclasses.replace(entry, kernel=path)
         for entry, path in zip(tensors, kernel_paths(matrices, codes), strict=True)
     ]
+    known = {(entry.graph, entry.index) for entry in tensors}
+    others = [
+        _weight(file, graph, index, tensor, readers, 0)
+        for graph, index, tensor, readers in _constants(file)
+        if (graph, index) not in known and _may_be_weights(tensor)
+    ]
+    found = [_otherwise(file, entry, codes) for entry in (*found, *others)]
+    if set(codes) <= {entry.kernel for entry in found}:
+        return [x for x in found if x.kernel or (x.graph, x.index) in known]
+    return [_with_axis(file, entry) for entry in found]
 
 
-def kernel_paths(
-    matrices: Sequence[Array | None], codes: Mapping[str, KernelCodes]
-) -> list[str | None]:
-    """Returns which kernels these are; `None` where none is found.
-
-    Args:
-        matrices: Arrays `(filters, weights)`; `None` is no kernel.
-        codes: Path of a quantized kernel -> its codes.
-    """
-    patterns = {}
-    for path, kernel in codes.items():
-        shape = kernel.scale.shape
-        axes = [axis for axis, size in enumerate(shape) if size > 1]
-        by_filter = _matrix(kernel.codes, axes or [kernel.codes.ndim - 1])
-        patterns[path] = _pattern(by_filter)
-    found = []
-    for matrix in matrices:
-        pattern = None if matrix is None else _pattern(matrix)
-        found.append(None if pattern is None else _best_match(pattern, patterns))
-    return found
+def _may_be_weights(tensor: Any) -> bool:
+    shape = shape_of(tensor)
+    if sum(size > 1 for size in shape) < 2 or math.prod(shape) < LEAST_SIZE:
+        return False
+    return TYPE_NAMES.get(tensor.type) in ("FLOAT32", "INT8")
 
 
-def _matrix(array: Array, filter_axes: list[int]) -> Array:
-    front = np.moveaxis(array, filter_axes, range(len(filter_axes)))
-    filters = int(np.prod([array.shape[axis] for axis in filter_axes]))
-    return front.reshape(filters, -1)
-
-
-def _pattern(matrix: Array) -> tuple[int, Array] | None:
-    """Returns the size of a filter, and a hash of the order in each filter.
-
-    The same for a filter and its negative: a batch normalization may have a
-    negative factor.
-    """
-    levels = filter_levels(matrix, MAX_LEVELS)
-    if levels is None:
+def _as_matrix(file: TFLiteFile, entry: WeightTensor) -> Array | None:
+    array = file.array(entry.tensor)
+    if array is None or array.dtype.kind not in "fi":
         return None
-    ranks = levels.indices(matrix).astype(np.uint64)
-    generator = np.random.default_rng(0)
-    factors = generator.integers(1, 2**63, matrix.shape[1], np.uint64)
-    with np.errstate(over="ignore"):  # Modulo 2**64.
-        forward = ranks @ factors
-        highest = (levels.counts - 1).astype(np.uint64)
-        backward = highest * factors.sum(dtype=np.uint64) - forward
-    return matrix.shape[1], np.minimum(forward, backward)
+    return filters_first(array, entry.axis)
 
 
-def _best_match(
-    pattern: tuple[int, Array], kernels: Mapping[str, tuple[int, Array] | None]
-) -> str | None:
-    """Returns the kernel that a matrix is, or else the one that it is a part of."""
-    size, hashes = pattern
-    best, best_part = None, MATCHING_FILTERS
-    for path, kernel in kernels.items():
-        if kernel is None or kernel[0] != size or len(kernel[1]) != len(hashes):
-            continue
-        part = float(np.mean(kernel[1] == hashes))
-        if part >= best_part and (best is None or part > best_part):
-            best, best_part = path, part
-    if best is not None or size * len(hashes) < PART_WEIGHTS:
-        return best
-    for path, kernel in kernels.items():
-        if (
-            kernel is not None
-            and kernel[0] == size
-            and not len(kernel[1]) % len(hashes)
-        ):
-            blocks = kernel[1].reshape(-1, len(hashes))
-            if bool(np.any(np.all(blocks == hashes, axis=1))):
-                return path
-    return None
+def _otherwise(
+    file: TFLiteFile, entry: WeightTensor, codes: Mapping[str, KernelCodes]
+) -> WeightTensor:
+    """Returns a tensor with the kernel that it is multiplied, or transposed."""
+    array = file.array(entry.tensor)
+    if entry.kernel or array is None or entry.type_name not in ("FLOAT32", "INT8"):
+        return entry
+    same = {path: x for path, x in codes.items() if x.codes.size == array.size}
+    axes = [entry.axis, *(x for x in range(array.ndim) if x != entry.axis)]
+    if entry.type_name == "FLOAT32":
+        for path, kernel in same.items():
+            matrix = kernel_matrix(kernel.kernel, filter_axes(kernel))
+            scales = _scales(array, entry.axis, matrix, entry.groups)
+            if scales:
+                return dataclasses.replace(entry, kernel=path, scales=scales)
+    for axis in axes:
+        for path, kernel in same.items():
+            if is_kernel(filters_first(array, axis), kernel):
+                return dataclasses.replace(entry, kernel=path, axis=axis)
+    if entry.type_name == "FLOAT32":
+        for path, kernel in same.items():
+            learned = kernel.levels is not None
+            for axis in axes if learned else axes[:1]:
+                base = kernel.kernel if learned else kernel.codes
+                for matrix in layouts(base, kernel, array.shape[axis]):
+                    scales = _scales(array, axis, matrix, 1)
+                    if scales:
+                        return dataclasses.replace(
+                            entry, kernel=path, axis=axis, scales=scales
+                        )
+    return entry
+
+
+def _scales(
+    array: Array, axis: int, kernel: Array, groups: int
+) -> tuple[RowScales, ...]:
+    """Returns the factors of each group; none if it is not the kernel."""
+    matrix = filters_first(array, axis)
+    if matrix.shape != kernel.shape:
+        return ()
+    parts = np.split(matrix, groups), np.split(kernel, groups)
+    scales = [row_scales(*pair) for pair in zip(*parts, strict=True)]
+    found = tuple(x for x in scales if x is not None)
+    return found if len(found) == groups else ()
+
+
+def _with_axis(file: TFLiteFile, entry: WeightTensor) -> WeightTensor:
+    """Returns a tensor with an axis along which it has few values, if there is one."""
+    axes = [entry.axis, *(x for x in range(len(entry.shape)) if x != entry.axis)]
+    for axis in axes if entry.kernel is None else ():
+        other = dataclasses.replace(entry, axis=axis)
+        if has_few_levels(file, other):
+            return other
+    return entry
+
+
+def has_few_levels(file: TFLiteFile, entry: WeightTensor) -> bool:
+    """Whether a tensor's filters have few values, as those of quantized kernels."""
+    matrix = _as_matrix(file, entry)
+    if matrix is None or not np.all(np.isfinite(matrix)):
+        return False
+    return filter_levels(matrix, FEW_LEVELS) is not None

@@ -25,7 +25,15 @@ from typing import Any
 
 from keras_sq import _checks
 from keras_sq import _keras_internals as internals
-from keras_sq.export import activation_forms, building, choice, convert
+from keras_sq.export import (
+    activation_forms,
+    building,
+    choice,
+    convert,
+    folding,
+    missing_kernels,
+    plans,
+)
 from keras_sq.export.activations import ActivationLevels
 from keras_sq.export.errors import ExportError
 from keras_sq.export.flatbuffer import TFLiteFile
@@ -33,6 +41,9 @@ from keras_sq.export.inputs import InputSignature
 from keras_sq.export.lce import checks, kernels, runtime, signs
 from keras_sq.export.targets import Made, Request
 from keras_sq.types import Model
+
+FORMS = (*plans.PACKED_FORMS, "INT8")
+"""Forms of the weights that are not computed on bits."""
 
 
 def make(request: Request) -> Made:
@@ -57,7 +68,7 @@ def make(request: Request) -> Made:
             request.signature,
             lambda function, holder: _converted(package, function, holder),
         )
-    file = TFLiteFile(content)
+    file = TFLiteFile(folding.without_row_scales(content, request.codes))
     bits = kernels.reports(file, request.codes)
     _check_groups(file, request.model)
     weights = [
@@ -68,7 +79,7 @@ def make(request: Request) -> Made:
     if not bits:
         found = [f"'{x.kernel or x.name}': {reasons[id(x.tensor)]}" for x in weights]
         raise _nothing(request.model, "; ".join(found[:3]))
-    rest = choice.store_float_weights(file, weights, choice.PACKED_FORMS)
+    rest = choice.store_float_weights(file, weights, FORMS)
     rest = [
         kernels.with_reason(report, reasons[id(weight.tensor)])
         for report, weight in zip(rest, weights, strict=True)
@@ -81,7 +92,7 @@ def make(request: Request) -> Made:
     ]
     return Made(
         converted=convert.Converted(file.pack(), request.signature),
-        kernels=building.with_missing([*bits, *rest], request.codes),
+        kernels=missing_kernels.with_missing([*bits, *rest], request),
         float_bytes=len(plain.content),
         runtimes=(runtime.RUNTIME,),
         activations=tuple(held),

@@ -6,8 +6,9 @@ comment that compiles with TensorFlow Lite Micro's C++ library.
 """
 
 import dataclasses
+import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from keras_sq.export.flatbuffer import (
     indices,
     shape_of,
 )
-from keras_sq.export.micro import lookup_tables
+from keras_sq.export.micro import compression, lookup_tables
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.operators import add_methods
 from keras_sq.export.micro.signature import signature_names
@@ -75,6 +76,31 @@ def identifier(name: str) -> str:
     if words[0].isdigit():
         words = f"model_{words}"
     return words if "model" in words.lower() else f"{words}_model"
+
+
+def write(
+    content: bytes,
+    destination: pathlib.Path,
+    arena_bytes: int,
+    writers: Mapping[str, Callable[[bytes], None]],
+) -> None:
+    """Writes the sources of a file beside it.
+
+    Args:
+        content: The bytes of the file.
+        destination: Its path.
+        arena_bytes: The memory that it needs.
+        writers: What writes the header, under `".h"`, and the source, under `".cc"`.
+    """
+    texts = c_sources(
+        content,
+        identifier(destination.stem),
+        arena_bytes,
+        compression.operators(TFLiteFile(content)),
+        destination.with_suffix(".h").name,
+    )
+    writers[".h"](texts.header.encode())
+    writers[".cc"](texts.source.encode())
 
 
 def c_sources(
