@@ -313,7 +313,7 @@ class _Reader:
     def mismatch(self, data: Any, where: str = "") -> Exception:
         """Returns the error for data that is not of the model's inputs."""
         received = input_structure.described(data)
-        if isinstance(data, Mapping):
+        if isinstance(data, Mapping) and {*map(str, data)} != {*self.keys}:
             received = f"the keys {sorted(map(str, data))}"
         elif isinstance(data, list | tuple) and not where:
             received = f"{len(data)} of them, {received}"

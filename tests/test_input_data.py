@@ -364,6 +364,11 @@ BAD = {
         ValueError,
         r"\('image'\) in element 0. Received: the keys \['picture'\]",
     ),
+    "yielded ragged": (
+        lambda: iter([{"image": tf.ragged.constant([[1.0], [2.0, 3.0]])}]),
+        ValueError,
+        r"in element 0. Received: {'image': RaggedTensor}",
+    ),
     "nothing": ([], ValueError, "at least one"),
     "empty data set": (dataset(X).take(0), ValueError, "at least one"),
     "NaN in a batch": (dataset(X * np.nan).batch(4), ValueError, "must be finite"),
