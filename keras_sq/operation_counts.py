@@ -7,7 +7,9 @@ converter mostly folds into a kernel) count nothing. Padding counts as any pixel
 The shapes are those of a call: the model is run once, in inference, on one example of
 zeros, and each layer's inputs and outputs are looked at. What depends on a size that
 the model leaves open (a length of sequences, of images) is unknown, and so are layers
-of classes without a rule in `operation_rules.py`, if they have more than vectors.
+of classes without a rule in `operation_rules.py`, if they have more than vectors. What
+a layer of one's own, or a function, multiplies without a weight (attention by hand) is
+not seen.
 
 Design note: **why a call** and not the shapes that a graph knows. There are none
 inside of subclassed models, attention and other containers. Calls with symbolic

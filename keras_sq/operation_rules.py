@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 
 from keras_sq import _keras_internals as internals
-from keras_sq.layers.derived import name_elsewhere, redefined
+from keras_sq.layers.derived import ELSEWHERE, name_elsewhere, redefined
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.types import Layer
 
@@ -197,6 +197,13 @@ def _masked_head(layer: Layer, inputs: list[Shape], output: Shape) -> Macs:
     return {"_kernel": math.prod(output) * _shape(layer, "_kernel")[0]}
 
 
+def _experts(layer: Layer, inputs: list[Shape], output: Shape) -> Macs:
+    # Each computes all tokens; the router's weights are 0 for most.
+    tokens = math.prod(inputs[0][:-1])
+    names = ELSEWHERE[name_elsewhere(float_class(layer))].weights
+    return {name: tokens * math.prod(_shape(layer, name)) for name in names}
+
+
 RULES: dict[type, Rule] = {
     keras.layers.Dense: _dense,
     keras.layers.EinsumDense: _einsum,
@@ -225,5 +232,8 @@ RULES_ELSEWHERE: dict[tuple[str, str], Rule] = {
     ("keras_hub", "MaskedLMHead"): _masked_head,
     ("keras_hub", "PositionEmbedding"): _table,
     ("keras_hub", "RelativeEmbedding"): _table,
+    ("keras_hub", "MixtralMoeExperts"): _experts,
+    ("keras_hub", "QwenMoeExperts"): _experts,
+    ("keras_hub", "Qwen3MoeExperts"): _experts,
 }
 """`(package, class)` -> the rule of a class that need not be there."""

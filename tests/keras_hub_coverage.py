@@ -22,9 +22,13 @@ import keras_hub
 import numpy as np
 
 import keras_sq
+from keras_sq import operation_counts
 
 LEAST = 0.95
 TOLERANCE = 1e-4
+LENGTH = 16
+"""Tokens of a sequence."""
+
 SIZES = {"num_layers": 2, "hidden_dim": 64, "intermediate_dim": 128}
 TEXT = {**SIZES, "vocabulary_size": 1000, "max_sequence_length": 32}
 HEADS = {**TEXT, "num_heads": 4, "dropout": 0.0}
@@ -44,6 +48,16 @@ NETWORKS = {
     "BART": lambda: hub.BartBackbone(**HEADS),
     "F-Net": lambda: hub.FNetBackbone(**TEXT, dropout=0.0),
     "Gemma": lambda: hub.GemmaBackbone(**GROUPED, head_dim=16),
+    "Mixtral": lambda: hub.MixtralBackbone(**GROUPED, num_experts=4),
+    "Qwen-MoE": lambda: hub.QwenMoeBackbone(
+        **GROUPED,
+        moe_intermediate_dim=64,
+        shared_expert_intermediate_dim=64,
+        num_experts=4,
+    ),
+    "Qwen3-MoE": lambda: hub.Qwen3MoeBackbone(
+        **GROUPED, moe_intermediate_dim=64, num_experts=4, head_dim=16
+    ),
     "ViT": lambda: hub.ViTBackbone(
         image_shape=(32, 32, 3),
         patch_size=8,
@@ -55,12 +69,23 @@ NETWORKS = {
 }
 
 
+def counts_of(model):
+    """Returns the operation counts of a network for sequences of one length."""
+
+    def fixed(tensor):
+        shape = [LENGTH if size is None else size for size in tensor.shape[1:]]
+        return keras.Input(shape, dtype=tensor.dtype, name=tensor.name)
+
+    x = keras.tree.map_structure(fixed, model.input)
+    return operation_counts.count_operations(keras.Model(x, model(x)))
+
+
 def inputs(model, seed=0):
     """Returns a batch of random tokens, all of them valid, or of images."""
     rng = np.random.default_rng(seed)
 
     def batch(tensor):
-        shape = [2, *(16 if size is None else size for size in tensor.shape[1:])]
+        shape = [2, *(LENGTH if size is None else size for size in tensor.shape[1:])]
         if "mask" in tensor.name:
             return np.ones(shape, "int32")
         if "int" in tensor.dtype:
@@ -88,11 +113,11 @@ def check(name, folder):
     weights = sum(row.weights for row in table.rows)
     part = sum(row.weights for row in table.rows if row.error is not None) / weights
     print(f"{name}: {part:.1%} of {weights:,} weights quantized")
-    total = "unknown" if table.macs is None else f"at least {table.macs:,}"
-    unknown = table.unknown_macs
-    print(f"  multiply-accumulates: {total if unknown else table.macs}")
+    macs = [count.macs for count in counts_of(model).values()]
+    print(f"  multiply-accumulates: {sum(x or 0 for x in macs):,} for {LENGTH} tokens")
+    unknown = sum(count is None for count in macs)
     if unknown:
-        print(f"  unknown are those of {len(unknown)} rows: {', '.join(unknown[:4])}")
+        print(f"  and those of {unknown} weights that are unknown")
     for outcome in quantized.quantization_report:
         if outcome.quantizer is None:
             print(f"  float: {outcome.path}: {outcome.reason}")

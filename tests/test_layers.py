@@ -1,6 +1,8 @@
 """Every quantized layer against the Keras layer it stands for."""
 
+import importlib
 import inspect
+import sys
 import warnings
 
 import keras
@@ -882,6 +884,31 @@ def test_layers_of_keras_hub_are_known_without_it(tmp_path):
     keras_sq.set_ratio(quantized, 0.0)
     for ours, theirs in zip(quantized(ids, training=True), model(ids), strict=True):
         np.testing.assert_allclose(numpy(ours), numpy(theirs), rtol=1e-5)
+
+
+def test_modules_of_keras_own_libraries_are_imported_to_load(tmp_path, monkeypatch):
+    for package in ("keras_nlp", "another_package"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(
+            "import keras\n\n\nclass Plain(keras.layers.Dense):\n    pass\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def saved(package):
+        layers = [keras.Input((3,)), importlib.import_module(package).Plain(2)]
+        model = keras_sq.quantize_model(keras.Sequential(layers), overrides={})
+        model.save(tmp_path / "model.keras")
+        monkeypatch.delitem(sys.modules, package)
+        return numpy(model(np.ones((1, 3)))), tmp_path / "model.keras"
+
+    expected, path = saved("keras_nlp")
+    loaded = keras.models.load_model(path)
+    np.testing.assert_array_equal(numpy(loaded(np.ones((1, 3)))), expected)
+    assert type(loaded.layers[0]).float_class.__module__ == "keras_nlp"
+    _, path = saved("another_package")
+    with pytest.raises(ValueError, match="Could not locate the class 'Plain'"):
+        keras.models.load_model(path)
+    assert "another_package" not in sys.modules
 
 
 def test_layer_built_without_an_optional_weight_is_nothing_to_quantize():

@@ -49,20 +49,28 @@ class Elsewhere(NamedTuple):
 
     Attributes:
         weights: Names of the attributes.
-        filter_axis: The axis of each that tells its filters apart.
+        filter_axes: The axes of each that tell its filters apart.
         optional: Whether there are such layers without the weights.
     """
 
     weights: tuple[str, ...]
-    filter_axis: int
+    filter_axes: tuple[int, ...]
     optional: bool = False
 
 
+_EXPERTS = tuple(
+    f"_expert_feedforward_{name}_dense" for name in ("gate", "intermediate", "output")
+)
+
 ELSEWHERE: dict[tuple[str, str], Elsewhere] = {
-    ("keras_hub", "PositionEmbedding"): Elsewhere(("position_embeddings",), 0),
-    ("keras_hub", "RelativeEmbedding"): Elsewhere(("rel_embeddings",), 0),
+    ("keras_hub", "PositionEmbedding"): Elsewhere(("position_embeddings",), (0,)),
+    ("keras_hub", "RelativeEmbedding"): Elsewhere(("rel_embeddings",), (0,)),
     # Its own kernel only where it is not given the token embedding's.
-    ("keras_hub", "MaskedLMHead"): Elsewhere(("_kernel",), 1, optional=True),
+    ("keras_hub", "MaskedLMHead"): Elsewhere(("_kernel",), (1,), optional=True),
+    # Those of Qwen have gate and intermediate kernel in one.
+    ("keras_hub", "MixtralMoeExperts"): Elsewhere(_EXPERTS, (0, 2)),
+    ("keras_hub", "QwenMoeExperts"): Elsewhere(_EXPERTS[::2], (0, 2)),
+    ("keras_hub", "Qwen3MoeExperts"): Elsewhere(_EXPERTS[::2], (0, 2)),
 }
 """`(package, class)` -> what is quantized. A table has a filter a row."""
 
@@ -131,7 +139,7 @@ def _make(layer_class: type) -> type | None:
             "quantized_weights": known.weights,
             "optional_weights": known.weights if known.optional else (),
             "takes_floats": False,
-            "filter_axes": lambda layer, name: (known.filter_axis,),
+            "filter_axes": lambda layer, name: known.filter_axes,
         }
         return _class((StochasticallyQuantized,), layer_class, attributes)
     base = covered_base(layer_class)

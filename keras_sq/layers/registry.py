@@ -164,6 +164,9 @@ def register(
 ) -> type:
     """Lets `quantize_model` quantize layers of your own.
 
+    Layers that hold layers of Keras need it not, nor do subclasses of a covered layer
+    that have no more of their own than a constructor, a configuration or new methods.
+
     Args:
         layer_class: A subclass of `keras.layers.Layer` whose weights are
             attributes assigned in `build`.
