@@ -43,6 +43,9 @@ FAMILIES = {
     "tflite-runtime": "tflite-runtime",
 }
 
+OLDEST = "tflite-runtime 2.14"
+"""Of files that have no types that it does not know."""
+
 BATCH = 3
 TOLERANCE = 1e-4
 """Of floats, relative to the largest output."""
@@ -101,6 +104,7 @@ def export_all(folder, chosen):
         cases[name] = (name, target.needs_examples)
         if target.int8_activations and not target.needs_examples:
             cases[f"{name}, int8"] = (name, True)
+            cases[f"{name}, old"] = (name, False)
     generator = np.random.default_rng(0)
     files = {}
     keras.utils.set_random_seed(0)
@@ -116,6 +120,7 @@ def export_all(folder, chosen):
                     path,
                     target=target,
                     representative_data=examples if with_examples else None,
+                    oldest_runtime=OLDEST if case.endswith("old") else None,
                     allow_untrained=True,
                 )
                 write_expected(path, examples[:BATCH])

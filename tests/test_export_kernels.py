@@ -379,6 +379,28 @@ def test_row_scales_are_found_again(shape):
     np.testing.assert_allclose(products, constant, rtol=1e-6, atol=0)
 
 
+def test_filters_of_zeros_do_not_hide_a_kernel(tmp_path):
+    constant, kernel = factored(zeros=False)
+    constant[:12] = 0.0
+    found = row_scales(constant, kernel)
+    assert not found.filters_only
+    np.testing.assert_allclose(
+        found.filters[:, None] * found.rows * kernel, constant, rtol=1e-6, atol=0
+    )
+    # A normalization behind that has the factor 0 for most filters folds no rows.
+    model = keras.Sequential([keras.Input((64,)), kl.Dense(48), BN()])
+    gamma = np.where(np.arange(48) % 4, 0.0, np.linspace(-1, 2, 48))
+    model.layers[1].gamma.assign(gamma)
+    model = keras_sq.quantize_model(model, "ternary", overrides={}, skip=(), seed=0)
+    path = tmp_path / "m.tflite"
+    report = export(model, path, "small")
+    assert [row.stored_as for row in report.kernels] == ["INT2 codes"]
+    assert report.kernels[0].quantized
+    file = TFLiteFile(path.read_bytes())
+    names = [file.operator_name(x) for x in file.subgraphs[0].operators]
+    assert names == ["DEQUANTIZE", "FULLY_CONNECTED"]
+
+
 def test_rows_alone_leave_the_kernel_as_it_is():
     _, kernel = factored()
     factors = np.random.default_rng(1).normal(size=50)

@@ -280,7 +280,13 @@ def test_packed_codes_are_followed_through_their_scales(tmp_path):
     quantizer = keras_sq.quantizers.UniformQuantizer(4, num_levels=13)
     model = keras_sq.quantize_model(model, quantizer, overrides={}, seed=0)
     path = tmp_path / "model.tflite"
-    keras_sq.export(model, path, target="small", allow_untrained=True)
+    keras_sq.export(
+        model,
+        path,
+        target="small",
+        allow_untrained=True,
+        oldest_runtime="tflite-runtime 2.14",
+    )
     contents = reader.read(path)
     assert contents.notes == ()
     (weight,) = contents.weights

@@ -6,9 +6,12 @@ Keras; only a file that agrees is written. What lives here:
 - the targets (`targets.py`) and how their files are made (`building.py`);
 - the conversion (`convert.py`, `integer.py`, `precision.py`, `errors.py`) of what a
   model takes (`inputs.py`);
-- small kernels: which constants are kernels (`weights.py`), what values they hold
-  (`levels.py`), which form they get (`choice.py`), its arithmetic (`packing.py`) and
-  its operators (`forms.py`), in a file that can be edited (`flatbuffer.py`);
+- small kernels: which constants are kernels (`weights.py`, `matching.py`,
+  `row_scales.py`), multiplications taken out of them (`folding.py`), what values they
+  hold (`levels.py`), which forms these allow (`plans.py`) and which they get
+  (`choice.py`), its arithmetic (`packing.py`) and its operators (`forms.py`), in a
+  file that can be edited (`flatbuffer.py`); kernels that stay float
+  (`missing_kernels.py`), and what runtimes read (`runtimes.py`);
 - quantized activations: how a model computes them for the converter
   (`activations.py`), how a file holds them (`activation_forms.py`,
   `activation_ranges.py`), their check (`activation_checks.py`);

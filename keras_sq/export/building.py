@@ -104,8 +104,9 @@ def packed_integers(request: Request) -> Made:
     converted, floats = _with_float_codes(request, converted)
     file = TFLiteFile(converted.content)
     file.share_constants()
-    weights = _named_besides(request, file, floats)
-    kernels = choice.store_int8_weights(file, weights)
+    content = file.pack()
+    weights = _named_besides(request, TFLiteFile(content), floats)
+    file, kernels = choice.store_int8_weights(content, weights)
     _drop_bias_scales(file, weights, kernels)
     return Made(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
@@ -245,11 +246,12 @@ def _drop_bias_scales(
     """
     uses_of = {id(subgraph): file.uses(subgraph) for subgraph in file.subgraphs}
     for weight, kernel in zip(weights, kernels, strict=True):
+        subgraph = file.subgraphs[weight.graph]
         quantization = weight.tensor.quantization
         if kernel.stored_as != choice.PACKED or len(quantization.scale) < 2:
             continue
-        tensors = weight.subgraph.tensors
-        uses = uses_of[id(weight.subgraph)]
+        tensors = subgraph.tensors
+        uses = uses_of[id(subgraph)]
         for use in uses[weight.index]:
             places = indices(use.operator.inputs)
             if use.name not in BIASED or len(places) < 3 or places[2] < 0:

@@ -69,9 +69,25 @@ def store_smallest(
     file = TFLiteFile(content)
     found = [plans.float_plan(file, weight) for weight in weights]
     trials = [
-        _without_dear_tables([plans.allowed(plan, forms) for plan in found])
+        [plans.allowed(plan, forms) for plan in found]
         for forms in dict.fromkeys(tuple(forms) for forms in choices)
     ]
+    if len(trials) > 1:
+        trials.append(_unpacked(trials[0]))
+    return _smallest(content, trials)
+
+
+def _unpacked(found: Sequence[Plan]) -> list[Plan]:
+    return [
+        dataclasses.replace(plan, options=(), dear=bool(plan.options)) for plan in found
+    ]
+
+
+def _smallest(
+    content: bytes, choices: Sequence[Sequence[Plan]]
+) -> tuple[TFLiteFile, list[KernelReport]]:
+    """Returns the smallest file that one of several choices of forms makes."""
+    trials = [_without_dear_tables(found) for found in choices]
     estimates = [_total_bytes(trial) for trial in trials]
     limit = min(estimates) + UNSURE * min(estimates) + UNSURE_BYTES
     best: tuple[int, TFLiteFile, list[KernelReport]] | None = None
@@ -103,19 +119,20 @@ def _text_bytes(kernels: Sequence[KernelReport]) -> int:
 
 
 def store_int8_weights(
-    file: TFLiteFile, weights: Sequence[WeightTensor]
-) -> list[KernelReport]:
-    """Packs the weights of a full-integer file.
+    content: bytes, weights: Sequence[WeightTensor]
+) -> tuple[TFLiteFile, list[KernelReport]]:
+    """Packs the weights of a full-integer file, if that makes it smaller.
 
     Args:
-        file: The file, changed in place.
+        content: The bytes of the file.
         weights: Its weight tensors.
 
     Returns:
-        What became of each tensor.
+        The file, and what became of each tensor.
     """
+    file = TFLiteFile(content)
     found = [plans.int8_plan(file, weight) for weight in weights]
-    return _store(file, _without_dear_tables(found))
+    return _smallest(content, [found, _unpacked(found)])
 
 
 def _store(file: TFLiteFile, found: Sequence[Plan]) -> list[KernelReport]:
@@ -149,7 +166,8 @@ def _with_tables(found: Sequence[Plan], tables: set[Table]) -> list[Plan]:
             options=tuple(
                 x for x in plan.options if x.table is None or x.table in tables
             ),
-            dear=any(x.table and x.table not in tables for x in plan.options),
+            dear=plan.dear
+            or any(x.table and x.table not in tables for x in plan.options),
         )
         for plan in found
     ]

@@ -62,13 +62,22 @@ def kernel_paths(
     return found
 
 
-def is_kernel(matrix: Array, kernel: KernelCodes) -> bool:
-    """Whether a matrix `(filters, weights)` is a kernel, in any order of its axes."""
-    pattern = _pattern(matrix)
-    return pattern is not None and any(
-        _best_match(pattern, {"": _pattern(codes)}) is not None
-        for codes in layouts(kernel.codes, kernel, len(matrix))
-    )
+def path_of(matrix: Array, kernels: Mapping[str, KernelCodes]) -> str | None:
+    """Returns which kernel a matrix is, with its axes in any order.
+
+    Args:
+        matrix: Array `(filters, weights)`.
+        kernels: Path of a quantized kernel -> its codes.
+    """
+    most = max(int(np.ptp(kernel.codes.astype(int))) for kernel in kernels.values())
+    pattern = _pattern(matrix, most + 1)
+    if pattern is None:
+        return None
+    for path, kernel in kernels.items():
+        for codes in layouts(kernel.codes, kernel, len(matrix)):
+            if _best_match(pattern, {path: _pattern(codes)}) is not None:
+                return path
+    return None
 
 
 def layouts(array: Array, kernel: KernelCodes, rows: int) -> Iterator[Array]:
@@ -103,13 +112,13 @@ def kernel_matrix(array: Array, axes: list[int]) -> Array:
     return front.reshape(filters, -1)
 
 
-def _pattern(matrix: Array) -> tuple[int, Array] | None:
+def _pattern(matrix: Array, max_levels: int = MAX_LEVELS) -> tuple[int, Array] | None:
     """Returns the size of a filter, and a hash of the order in each filter.
 
     The same for a filter and its negative: a batch normalization may have a
     negative factor.
     """
-    levels = filter_levels(matrix, MAX_LEVELS)
+    levels = filter_levels(matrix, max_levels)
     if levels is None:
         return None
     ranks = levels.indices(matrix).astype(np.uint64)

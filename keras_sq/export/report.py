@@ -249,7 +249,7 @@ class ExportReport:
             f"  gives    {'; '.join(map(str, self.outputs))}",
             f"  weights  {self._weights()}",
             f"  checked  {self._checked()}",
-            f"  runs on  {', '.join(self.runtimes)}",
+            f"  runs on  {self._runs_on()}",
         ]
         if self.arena_bytes is not None:
             arena = f"  arena    {self.arena_bytes:,} bytes"
@@ -270,6 +270,13 @@ class ExportReport:
         if self.bits_per_weight is not None:
             text += f", at {self.bits_per_weight:.2f} bits each"
         return f"{text}; {self.file_bits_per_weight:.2f} over the whole file"
+
+    def _runs_on(self) -> str:
+        text = ", ".join(self.runtimes)
+        young = any(x.stored_as in ("INT2 codes", "INT4 codes") for x in self.kernels)
+        if young and self.target == "small":
+            text += " (for older ones, pass `oldest_runtime`)"
+        return text
 
     def _checked(self) -> str:
         examples = f"{self.random_examples} random"

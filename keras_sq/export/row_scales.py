@@ -44,6 +44,12 @@ class RowScales:
     rows: Array
     kernel: Array
 
+    @property
+    def filters_only(self) -> bool:
+        """Whether all rows have the same factor."""
+        used = self.rows[self.kernel.any(axis=0)]
+        return bool(np.ptp(used) <= TOLERANCE * np.abs(used).max())
+
 
 def row_scales(constant: Array, kernel: Array) -> RowScales | None:
     """Returns the factors by which a constant is a kernel, `None` if it is not.
@@ -55,10 +61,10 @@ def row_scales(constant: Array, kernel: Array) -> RowScales | None:
     """
     if len(kernel) < 2:
         return None
-    if len(kernel) > FILTERS_TRIED:
-        first = slice(0, FILTERS_TRIED)
-        if _factors(constant[first], kernel[first]) is None:
-            return None
+    # Filters of zeros tell nothing.
+    first = np.flatnonzero(kernel.any(axis=1) & constant.any(axis=1))[:FILTERS_TRIED]
+    if not len(first) or _factors(constant[first], kernel[first]) is None:
+        return None
     return _factors(constant, kernel)
 
 

@@ -19,10 +19,10 @@ from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, Use, shape_of
 from keras_sq.export.levels import filter_levels, filters_first
 from keras_sq.export.matching import (
     filter_axes,
-    is_kernel,
     kernel_matrix,
     kernel_paths,
     layouts,
+    path_of,
 )
 from keras_sq.export.row_scales import RowScales, row_scales
 from keras_sq.kernel_codes import KernelCodes
@@ -223,17 +223,21 @@ def _otherwise(
     if entry.kernel or array is None or entry.type_name not in ("FLOAT32", "INT8"):
         return entry
     same = {path: x for path, x in codes.items() if x.codes.size == array.size}
+    if not same:
+        return entry
     axes = [entry.axis, *(x for x in range(array.ndim) if x != entry.axis)]
     if entry.type_name == "FLOAT32":
         for path, kernel in same.items():
             matrix = kernel_matrix(kernel.kernel, filter_axes(kernel))
             scales = _scales(array, entry.axis, matrix, entry.groups)
             if scales:
+                if all(x.filters_only for x in scales):
+                    scales = ()
                 return dataclasses.replace(entry, kernel=path, scales=scales)
     for axis in axes:
-        for path, kernel in same.items():
-            if is_kernel(filters_first(array, axis), kernel):
-                return dataclasses.replace(entry, kernel=path, axis=axis)
+        found = path_of(filters_first(array, axis), same)
+        if found is not None:
+            return dataclasses.replace(entry, kernel=found, axis=axis)
     if entry.type_name == "FLOAT32":
         for path, kernel in same.items():
             learned = kernel.levels is not None
