@@ -151,9 +151,7 @@ class StochasticQuantization(keras.callbacks.Callback):
             sum(math.prod(x.latent(name).shape) for name in x.quantized_weights)
             for x in self._layers
         ]
-        self.bound_schedule = self._bind()
-        # For callbacks that record; past Keras's tracking of attributes.
-        self.model.__dict__[SCHEDULE] = self.bound_schedule
+        bound = self._bind(epochs_before=0)
         masks.require_finite(self._paths, masks.finite_kernels(self._layers))
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is not None and not optimizer.built:
@@ -162,13 +160,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         for layer in self._layers:
             layer.ratio_is_controlled = True
         self._clock = training_clock.TrainingClock(self.model, self._params("steps"))
-        self._update = MaskUpdate(
-            self.bound_schedule,
-            self._layers,
-            self.resample_every,
-            self._slots,
-            self._clock.counter,
-        ).kept_in(self._progress)
+        self._follow(bound)
         self._first_epoch: int | None = None
         self._trained_ratio: Tensor | None = None
         self._diverged = False
@@ -243,9 +235,23 @@ class StochasticQuantization(keras.callbacks.Callback):
 
     # Where the run stands.
 
+    def _follow(self, bound: schedules.RatioSchedule) -> None:
+        """Takes the schedule of the run."""
+        self.bound_schedule = bound
+        # For callbacks that record; past Keras's tracking of attributes.
+        self.model.__dict__[SCHEDULE] = bound
+        self._update = MaskUpdate(
+            bound, self._layers, self.resample_every, self._slots, self._clock.counter
+        ).kept_in(self._progress)
+
     def _start(self, batch: int) -> None:
         """Looks, before the first batch, where the training stands."""
         # Not when training begins: another callback may restore a backup then.
+        if self._first_epoch:
+            drawn = bool(np.any(masks.ratios_drawn(self._layers)))
+            self._clock.leave_out_epochs_before(drawn)
+            if self._clock.epochs_before:
+                self._follow(self._bind(self._clock.epochs_before))
         clock = self._clock.start(batch)
         step = int(clock.applied + clock.missed) // self._clock.counter.batches_per_step
         self._floor = self._ratio_reached(step)
@@ -309,19 +315,19 @@ class StochasticQuantization(keras.callbacks.Callback):
             stride = steps % stride or stride  # The last execution of an epoch.
         return np.asarray(stride, "int32")
 
-    def _bind(self) -> schedules.RatioSchedule:
+    def _bind(self, epochs_before: int) -> schedules.RatioSchedule:
         """Returns the schedule in steps; it says itself what it lacks."""
-        steps, epochs = self._params("steps"), self._params("epochs")
+        steps, epochs = self._params("steps"), self._params("epochs") or 1
         per_step = training_clock.batches_per_step(self.model)
         per_epoch = total = None
         if steps is not None:
             per_epoch = max(1, steps // per_step)
-            total = max(1, (epochs or 1) * steps // per_step)
+            total = max(1, (epochs - epochs_before) * steps // per_step)
         bound = self.schedule.for_model(self.model).bind(
             total_steps=self.total_steps or total, steps_per_epoch=per_epoch
         )
         text = texts.of_masks_not_drawn(bound, self.resample_every)
-        if text is not None:
+        if text is not None and not epochs_before:
             warnings.warn(text, UserWarning, stacklevel=2)
         return bound
 

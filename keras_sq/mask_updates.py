@@ -67,11 +67,11 @@ class MaskUpdate:
         self._slots = list(slots)
         self._counter = counter
         variables = [*masks.variables_of(layers), *counter.variables, *slots]
-        self._compiled = _backend.compiled(self._update, variables)
+        self.compiled = _backend.compiled(self._update, variables)
 
     def __call__(self, *arguments: Any) -> State:
         """Returns the state of the batch that begins."""
-        return self._compiled(*arguments)
+        return self.compiled(*arguments)
 
     def kept_in(self, progress: Progress) -> "MaskUpdate":
         """Returns the same update of an earlier `fit`, traced already, or itself."""

@@ -211,6 +211,8 @@ class TrainingClock:
     def __init__(self, model: Model, steps_per_epoch: int | None) -> None:
         self.counter = StepCounter(model)
         self.epoch = 0
+        self.epochs_before = 0
+        """Epochs by Keras's count that do not belong to this training."""
         self.batches = 0
         """Batches trained on by this `fit`."""
         self._progress = progress_of(model)
@@ -231,6 +233,25 @@ class TrainingClock:
     @property
     def _steps_made(self) -> int:
         return int(self.counter.applied()) - self._first_applied
+
+    def leave_out_epochs_before(self, drawn: bool) -> None:
+        """Finds `epochs_before` at the begin of a `fit`; waits for the optimizer.
+
+        A float network is trained for ten epochs, quantized, and trained from epoch
+        ten (`initial_epoch`) on: the ten have nothing of the schedule.
+
+        Args:
+            drawn: Whether masks were drawn already: the training goes on.
+        """
+        applied, missed = int(self.counter.applied()), int(self._progress.missed)
+        steps = self._steps_per_epoch
+        if not steps or missed:
+            return
+        if applied == 0 and not drawn:
+            self.epochs_before = self.epoch
+        elif applied > 0 and not self.counter.scales_loss:
+            # Also when this is resumed.
+            self.epochs_before = max(self.epoch * steps - applied, 0) // steps
 
     def start(self, batch: int) -> Reading:
         """Returns the first reading of a `fit`; waits for it.
@@ -288,12 +309,13 @@ class TrainingClock:
         """Returns the first epoch, from 0, that begins at a step or behind it."""
         if not self._steps_per_epoch:
             return None
-        return math.ceil(step * self.counter.batches_per_step / self._steps_per_epoch)
+        epochs = step * self.counter.batches_per_step / self._steps_per_epoch
+        return self.epochs_before + math.ceil(epochs)
 
     def _position(self, batch: int) -> int:
         if not self._steps_per_epoch:
             return 0
-        return self.epoch * self._steps_per_epoch + batch
+        return (self.epoch - self.epochs_before) * self._steps_per_epoch + batch
 
 
 def _int32(value: int) -> Tensor:

@@ -493,7 +493,10 @@ def test_global_trains_like_its_inner_schedule():
 
 def test_a_model_half_way_is_not_trained_to_the_end():
     model = make()
-    with pytest.warns(UserWarning, match="The schedule reaches ratio 1 at step 19"):
+    with (
+        pytest.warns(UserWarning, match="The schedule reaches ratio 1 at step 19"),
+        pytest.warns(UserWarning, match="Training ended at ratio 0.0.*step 19"),
+    ):
         train(model, Layerwise(lengths=[4, 16], unit="steps"))
     assert 0 < keras_sq.get_ratio(model) < 1
     ratios = [float(numpy(x.ratio)) for _, x in quantized_layers(model)]

@@ -52,7 +52,7 @@ class Count(keras.callbacks.Callback):
             gc.collect()
             self.objects.append(len(gc.get_objects()))
             self.blocks.append(sys.getallocatedblocks())
-            traces = self.callback._update.experimental_get_tracing_count()
+            traces = self.callback._update.compiled.experimental_get_tracing_count()
             self.traces.append(traces)
 
 

@@ -160,8 +160,15 @@ def test_schedule_goes_on_with_optimizers_of_the_model_s_own(build):
     assert fit(model, y=y) == STEPS
     with pytest.warns(UserWarning, match="ended at step 3.*at step 8 already"):
         assert fit(model, y=y, epochs=1) == [1.0] * 4
-    # In another process: the epoch says where the run stands.
-    assert fit(build(), y=y, initial_epoch=1) == STEPS[4:]
+    # Interrupted, and restored in another process: the epoch says where the run stands.
+    halves = build()
+    with pytest.warns(UserWarning, match="total_steps=8 only 4 are done"):
+        assert fit(halves, y=y, epochs=1, total_steps=8) == STEPS[:4]
+    del halves.__dict__["quantization_progress"]
+    first, *later = fit(halves, y=y, initial_epoch=1)
+    # An optimizer that has counted some batches is believed for one more.
+    assert first == (0.75 if isinstance(model, Accumulating) else STEPS[4])
+    assert later == STEPS[5:]
 
 
 class WithoutOptimizer(keras.Model):
@@ -318,8 +325,11 @@ def test_once_quantized_refuses_what_is_no_callback():
 # Several calls of `fit`.
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["same", "compiled again"])
-@pytest.mark.parametrize("schedule", ["exponential", schedules.Layerwise("linear")])
+@pytest.mark.parametrize(
+    "schedule, again",
+    [("exponential", True), (schedules.Layerwise("linear"), False)],
+    ids=["compiled again", "the same, layer by layer"],
+)
 def test_ratio_is_not_taken_back(schedule, again):
     model = make()
     fit(model, schedule=schedule)
@@ -338,6 +348,17 @@ def test_goes_on_where_the_epochs_say_when_compiled_again():
     # Without it, the training begins anew.
     model.compile("sgd", "mse", jit_compile=JIT_COMPILE)
     assert fit(model) == STEPS
+
+
+def test_epochs_of_the_float_network_are_no_part_of_the_schedule(tmp_path):
+    """Trained as float for four epochs, quantized, and trained from there on."""
+    model, backup = make(), keras_sq.callbacks.AtomicBackup(tmp_path)
+    stop = callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division"):
+        fit(model, backup, stop, epochs=6, initial_epoch=4)
+    # Resumed in another process.
+    assert fit(make(), backup, epochs=6, initial_epoch=4) == STEPS[4:]
+    assert fit(make(), epochs=6, initial_epoch=4) == STEPS
 
 
 def told(model, calls, **arguments):
