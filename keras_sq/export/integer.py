@@ -66,7 +66,7 @@ def int8_file(
         # Private, but what TensorFlow's own quantization debugger goes by.
         converter._experimental_calibrate_only = with_ranges is not None
 
-    made = convert.file(model, signature, integers)
+    made = convert.file(model, signature, integers, integers=True)
     if with_ranges is None:
         return made
     content = _quantized(with_ranges(made.content))
