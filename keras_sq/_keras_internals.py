@@ -257,7 +257,9 @@ def operations(model: Model) -> list[Any]:
 def graph_tensors(model: Model) -> list[tuple[str, tuple[int | None, ...]]]:
     """Returns what the calls of a graph model result in: who made it, and its shape."""
     graph = model._functional if isinstance(model, keras.Sequential) else model
-    nodes = [] if graph is None else sum(graph._nodes_by_depth.values(), [])
+    nodes: list[Any] = []
+    if graph is not None:
+        nodes = sum(graph._nodes_by_depth.values(), [])
     return [
         (node.operation.name, tuple(tensor.shape))
         for node in nodes
