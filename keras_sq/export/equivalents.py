@@ -282,7 +282,7 @@ def _masked_softmax(layer: Any, x: Tensor, mask: Any = None) -> Tensor | None:
     if mask is None or axis is None:
         return None
     if mask.dtype != tf.bool:
-        mask = mask > tf.constant(0.5, mask.dtype)
+        mask = tf.cast(mask, tf.float32) > 0.5
     made = tf.nn.softmax(_masked(x, mask, integers=True), axis)
     return tf.where(mask, made, 0.0)
 
