@@ -75,7 +75,10 @@ def _of_builtins(converter: Any) -> None:
 
 
 def file(
-    model: Model, signature: InputSignature, configure: Callable[[Any], None]
+    model: Model,
+    signature: InputSignature,
+    configure: Callable[[Any], None],
+    integers: bool = False,
 ) -> Converted:
     """Returns a model as a file.
 
@@ -83,12 +86,13 @@ def file(
         model: A plain Keras model that computes in float32.
         signature: What it takes.
         configure: Sets the options of the `tf.lite.TFLiteConverter`.
+        integers: Whether activations are to become int8.
 
     Raises:
         ExportError: If TensorFlow Lite lacks an operation of the model.
     """
     try:
-        return Converted(_convert(model, signature, configure), signature)
+        return Converted(_convert(model, signature, configure, integers), signature)
     except ExportError as error:
         if signature.batch is not None:
             raise
@@ -96,7 +100,7 @@ def file(
     # If this does not work either, its error is the better one: with an open batch the
     # converter stops at the first layer that it does not know the channels of.
     fixed = signature.with_batch(1)
-    made = _convert(model, fixed, configure)
+    made = _convert(model, fixed, configure, integers)
     reason = "loops over time need a fixed batch"
     if not loops:
         reason = "with an open batch the converter loses the shape of an activation"
@@ -104,7 +108,10 @@ def file(
 
 
 def _convert(
-    model: Model, signature: InputSignature, configure: Callable[[Any], None]
+    model: Model,
+    signature: InputSignature,
+    configure: Callable[[Any], None],
+    integers: bool,
 ) -> bytes:
     import tensorflow as tf
 
@@ -113,11 +120,14 @@ def _convert(
         configure(converter)
         return bytes(converter.convert())
 
-    return by_converter(model, signature, converted)
+    return by_converter(model, signature, converted, integers)
 
 
 def by_converter(
-    model: Model, signature: InputSignature, converter: Callable[[Any, Any], bytes]
+    model: Model,
+    signature: InputSignature,
+    converter: Callable[[Any, Any], bytes],
+    integers: bool = False,
 ) -> bytes:
     """Returns what a converter makes of a model.
 
@@ -126,6 +136,7 @@ def by_converter(
         signature: What it takes.
         converter: Makes a file of a concrete function, and a `tf.Module` that holds
             the variables of the graph.
+        integers: Whether activations are to become int8.
 
     Raises:
         ExportError: If the converter fails.
@@ -145,7 +156,7 @@ def by_converter(
                 ]
             else:
                 holder.weights = [variable.value for variable in model.variables]
-            function = _trace(model, signature, constants)
+            function = _trace(model, signature, constants, integers)
             return converter(function, holder)
     except Exception as error:
         nodes = function.graph.get_operations() if function else ()
@@ -157,7 +168,10 @@ def _num_bytes(model: Model) -> int:
 
 
 def _trace(
-    model: Model, signature: InputSignature, constants: list[tuple[Variable, Array]]
+    model: Model,
+    signature: InputSignature,
+    constants: list[tuple[Variable, Array]],
+    integers: bool,
 ) -> Any:
     """Returns the model's inference as a graph function.
 
@@ -165,12 +179,14 @@ def _trace(
         model: The model.
         signature: What it takes.
         constants: Variables whose values become constants of the graph.
+        integers: Whether activations are to become int8.
     """
     import tensorflow as tf
 
     def serve(*flat: Any) -> dict[str, Any]:
         mapping = [(key, tf.constant(value)) for key, value in constants]
-        with keras.StatelessScope(state_mapping=mapping), equivalents.used(model):
+        scope = keras.StatelessScope(state_mapping=mapping)
+        with scope, equivalents.used(model, integers):
             outputs = model(signature.pack(flat), training=False)
         tensors = keras.tree.flatten(outputs)
         return dict(zip(output_names(outputs), tensors, strict=True))

@@ -14,7 +14,7 @@ stays as it is. `convert.py` tries a batch of 1 where an open one does not work.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,20 +26,54 @@ from keras_sq.types import Model, Tensor
 _Call = Callable[..., Any]
 
 
+MASKED = -10.0
+"""What masked scores of attention are below the lowest of all scores, where these are
+integers: 1/22,000 of its weight. Keras's -1e9 would take all steps of int8."""
+
+
 @contextlib.contextmanager
-def used(model: Model) -> Iterator[None]:
+def used(model: Model, integers: bool = False) -> Iterator[None]:
     """Within, this thread calls the layers of a model in the form for the converter.
 
     Args:
         model: A built model. It is as before afterwards.
+        integers: Whether activations are to become int8.
     """
+    rules = {**_RULES, **_RULES_OF_INTEGERS} if integers else _RULES
     calls = [
         (operation, _calling(operation, rule))
         for operation in internals.operations(model)
-        if (rule := _rule_of(operation)) is not None
+        if (rule := _rule_of(operation, rules)) is not None
     ]
-    with call_hooks.calls_replaced(calls):
+    attention = {}
+    if integers or _has_open_sizes(model):
+        attention = _fused_attention(model)
+    calls += [
+        (layer._softmax, _calling(layer._softmax, _softmax_of_attention(integers)))
+        for layer in attention
+    ]
+    with call_hooks.calls_replaced(calls), contextlib.ExitStack() as stack:
+        for layer, name in attention.items():
+            stack.enter_context(internals.own_attribute(layer, name, 0.5))
         yield
+
+
+def _fused_attention(model: Model) -> dict[Any, str]:
+    """Returns the layers of attention that mask scores by a function of Keras's own.
+
+    That takes all steps of int8, and has no form in TensorFlow Lite where the length is
+    open. With dropout, of which there is none at inference, they do it in a layer.
+
+    Returns:
+        Layer -> name of the attribute that holds its rate of dropout.
+    """
+    found = {}
+    for layer in internals.flatten_layers(model):
+        if isinstance(layer, _ATTENTION):
+            name = "_dropout" if hasattr(layer, "_dropout") else "dropout"
+            if not getattr(layer, name):
+                found[layer] = name
+    return found
 
 
 def _calling(operation: Any, rule: "_Rule") -> _Call:
@@ -50,12 +84,18 @@ def _calling(operation: Any, rule: "_Rule") -> _Call:
     return call
 
 
-def _rule_of(operation: Any) -> "_Rule | None":
-    for known, rule in _RULES.items():
+def _rule_of(operation: Any, rules: "Mapping[Any, _Rule]") -> "_Rule | None":
+    for known, rule in rules.items():
         # A subclass with a `call` of its own may compute anything.
         if isinstance(operation, known) and type(operation).call is known.call:
             return rule
     return None
+
+
+def _has_open_sizes(model: Model) -> bool:
+    specs = internals.input_specs(model)
+    flat = [] if specs is None else keras.tree.flatten(specs)
+    return any(None in spec.shape[1:] for spec in flat)
 
 
 # Repeating.
@@ -234,7 +274,53 @@ def _time_distributed(
     return tf.reshape(y, (-1, steps, *y.shape[1:]))
 
 
+def _masked_softmax(layer: Any, x: Tensor, mask: Any = None) -> Tensor | None:
+    """Returns a softmax that leaves int8 its steps for the scores that count."""
+    import tensorflow as tf
+
+    axis = _single_axis(layer)
+    if mask is None or axis is None:
+        return None
+    if mask.dtype != tf.bool:
+        mask = tf.cast(mask, tf.float32) > 0.5
+    made = tf.nn.softmax(_masked(x, mask, integers=True), axis)
+    return tf.where(mask, made, 0.0)
+
+
+def _softmax_of_attention(integers: bool) -> "_Rule":
+    def softmax(layer: Any, x: Tensor, mask: Any = None) -> Tensor | None:
+        """Returns a softmax that is even where all scores are masked, not 0."""
+        import tensorflow as tf
+
+        axis = _single_axis(layer)
+        if mask is None or axis is None:
+            return None
+        return tf.nn.softmax(_masked(x, tf.cast(mask, tf.bool), integers), axis)
+
+    return softmax
+
+
+def _single_axis(layer: Any) -> int | None:
+    """Returns the axis of a softmax, `None` if it has several."""
+    axes = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
+    return axes[0] if len(axes) == 1 else None
+
+
+def _masked(x: Tensor, mask: Tensor, integers: bool) -> Tensor:
+    """Returns scores of which those where a mask is False are low."""
+    import tensorflow as tf
+
+    low: Any = 0.7 * x.dtype.min
+    if integers:
+        low = tf.reduce_min(x, keepdims=True) + MASKED
+    return tf.where(mask, x, low)
+
+
 _Rule = Callable[..., Tensor | None]
+
+_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+_RULES_OF_INTEGERS: dict[Any, _Rule] = {keras.layers.Softmax: _masked_softmax}
 
 _RULES: dict[Any, _Rule] = {
     keras.layers.AveragePooling3D: _average_pooling_3d,

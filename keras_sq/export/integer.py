@@ -78,7 +78,7 @@ def int8_file(
         # Private, but what TensorFlow's own quantization debugger goes by.
         converter._experimental_calibrate_only = with_ranges is not None
 
-    made = convert.file(model, signature, integers)
+    made = convert.file(model, signature, integers, integers=True)
     if with_ranges is None:
         if not activation_ranges.too_fine(made.content):
             return made
