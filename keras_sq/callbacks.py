@@ -28,11 +28,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_sq import _checks, masks, schedules, training_clock
+from keras_sq import _checks, mask_updates, masks, schedules, training_clock
 from keras_sq import _keras_internals as internals
 from keras_sq import training_warnings as texts
 from keras_sq.backups import AtomicBackup as AtomicBackup
-from keras_sq.mask_updates import MaskUpdate, State
 from keras_sq.masks import NotFiniteError as NotFiniteError
 from keras_sq.once_quantized import OnceQuantized as OnceQuantized
 from keras_sq.recorders import SCHEDULE
@@ -240,7 +239,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         self.bound_schedule = bound
         # For callbacks that record; past Keras's tracking of attributes.
         self.model.__dict__[SCHEDULE] = bound
-        self._update = MaskUpdate(
+        self._update = mask_updates.MaskUpdate(
             bound, self._layers, self.resample_every, self._slots, self._clock.counter
         ).kept_in(self._progress)
 
@@ -255,7 +254,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         clock = self._clock.start(batch)
         step = int(clock.applied + clock.missed) // self._clock.counter.batches_per_step
         self._floor = self._ratio_reached(step)
-        self._now = State(clock, self._floor, None)
+        self._now = mask_updates.State(clock, self._floor, None)
         end = self.bound_schedule.end_step
         over = step >= end or float(np.min(self._floor)) >= 1.0
         # `initial_epoch` says so; or there is no epoch left to train.
