@@ -28,8 +28,12 @@ SMALL_PART = 0.3
 """Part of the weights that `SMALL` layers hold together, at most."""
 
 
-def as_keys(keys: LayerKeys | None) -> list[LayerKey]:
-    """Returns the `skip` argument as a list of keys.
+def as_keys(keys: LayerKeys | None, name: str = "skip") -> list[LayerKey]:
+    """Returns an argument that names layers as a list of keys.
+
+    Args:
+        keys: The argument.
+        name: What it is called.
 
     Raises:
         TypeError: If it holds something that is no key.
@@ -40,13 +44,13 @@ def as_keys(keys: LayerKeys | None) -> list[LayerKey]:
         return [keys]
     if not isinstance(keys, Sequence | set | frozenset):
         raise TypeError(
-            "Argument `skip` must be a layer name, path, pattern, class, predicate, "
-            f"or a list of these. Received: skip={keys!r}"
+            f"Argument `{name}` must be a layer name, path, pattern, class, predicate, "
+            f"or a list of these. Received: {name}={keys!r}"
         )
     for key in keys:
         if not (isinstance(key, str | type) or callable(key)):
             raise TypeError(
-                "Argument `skip` must hold names, paths, patterns, layer classes or "
+                f"Argument `{name}` must hold names, paths, patterns, layer classes or "
                 f"predicates. Received: {key!r} (of type {type(key).__name__})"
             )
     return list(keys)

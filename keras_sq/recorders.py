@@ -43,7 +43,7 @@ class KernelRecorder(keras.callbacks.Callback):
     def __init__(self, every: int, watched: LayerKeys = ()) -> None:
         super().__init__()
         self.every = _checks.integer("every", every, 1)
-        self.watched_keys = as_keys(watched)
+        self.watched_keys = as_keys(watched, self.watched_argument)
         self._meter: KernelMeter | None = None
 
     def record(self, step: int, measured: Measurement, logs: dict[str, Any]) -> None:

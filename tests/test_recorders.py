@@ -8,6 +8,7 @@ from backends import BACKEND
 import keras_sq
 from keras_sq.callbacks import QuantizationHistory, StochasticQuantization
 from keras_sq.kernel_meter import KernelMeter
+from keras_sq.recorders import KernelRecorder
 
 STEPS = 8
 """Of an epoch."""
@@ -235,3 +236,20 @@ def test_float_model_raises():
 def test_impossible_arguments_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         QuantizationHistory(**arguments)
+
+
+@pytest.mark.parametrize("name", ["masks", "watched"])
+def test_message_names_the_argument_that_the_class_has(name):
+    class Own(KernelRecorder):
+        def record(self, step, measured, logs):
+            raise AssertionError("never")
+
+    recorder = Own(1, watched="nope")
+    if name == "masks":
+        recorder = QuantizationHistory(masks="nope")
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="d")])
+    recorder.set_model(keras_sq.quantize_model(model, "ternary", overrides={}))
+    with pytest.raises(ValueError, match=f"`{name}` names 'nope', which matches no"):
+        recorder.on_train_begin()
+    with pytest.raises(TypeError, match=f"`{name}` must be a layer name"):
+        QuantizationHistory(masks=5) if name == "masks" else Own(1, watched=5)

@@ -127,7 +127,7 @@ def _kernels(
     chosen = set(quantized)
     if keys is not None:
         chosen = set()
-        for key in as_keys(keys):
+        for key in as_keys(keys, "layers"):
             hits = matching_paths(key, paths, after) & set(quantized)
             if not hits:
                 raise ValueError(
