@@ -217,7 +217,10 @@ def test_distilled_model_is_saved_and_loaded(tmp_path):
         ({"weight": 1.5}, r"Argument `weight` must be .*weight=1.5"),
         ({"temperature": 0.0}, r"Argument `temperature` must be .*temperature=0.0"),
         ({"feature_weight": -1.0}, r"Argument `feature_weight` must be .*=-1.0"),
-        ({"features": ["hiden"]}, r"layers of the student: hidden, output.*'hiden'"),
+        (
+            {"features": ["hiden"]},
+            r"layers of the student: 'hidden', 'output'.*'hiden'",
+        ),
         ({"features": [("hidden", "output")]}, r"same shape. Received: .*5.*3"),
     ],
 )

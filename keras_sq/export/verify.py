@@ -306,8 +306,8 @@ def file_inputs(
     names = [entry.name for entry in signature.inputs]
     if set(runner.inputs) != set(names):
         raise refusal(
-            f"it takes {_checks.listed(sorted(runner.inputs))}, not "
-            f"{_checks.listed(sorted(names))}"
+            f"it takes [{_checks.listed(sorted(runner.inputs))}], not "
+            f"[{_checks.listed(sorted(names))}]"
         )
     return {
         name: runner.quantized(name, values)
