@@ -9,12 +9,24 @@ from keras_sq import _checks, functional
 from keras_sq.quantizers.quantizer import Quantizer, register
 from keras_sq.types import Config, Tensor
 
-SCALES = ("max", "least_squares")
+SCALES = ("output_error", "max", "least_squares")
+
+CANDIDATES = 8
+"""How many scales `"output_error"` tries; more make errors little smaller."""
+
+MEAN_WEIGHT = 1 / (math.pi - 1)
+"""Squared mean over variance of what ReLU leaves of N(0, 1)."""
+
+FINEST = 0.7
+"""The least scale that is tried is at most this part of the `"max"` scale."""
+
+LEAST_FINEST = 1e-3
+"""And at least this part."""
 
 LEAST_SQUARES_STEPS = 4
 
-LEAST_SQUARES_BITS = 4
-"""Above, the two are about as close: the grid is fine enough for the tails."""
+OUTPUT_ERROR_BITS = 6
+"""Above, `"max"` is about as close: the grid is fine enough for the tails."""
 
 GAUSSIAN_SCALES = {
     1: 1.224,
@@ -86,7 +98,7 @@ class UniformQuantizer(Quantizer):
     ) -> None:
         self.num_bits = _checks.integer("num_bits", num_bits, 2, 8)
         if scale is None:
-            scale = "least_squares" if num_bits <= LEAST_SQUARES_BITS else "max"
+            scale = "output_error" if num_bits <= OUTPUT_ERROR_BITS else "max"
         self.scale = _checks.one_of("scale", scale, SCALES)
         most = int(2**self.num_bits - 1)
         if num_levels is None:
@@ -111,13 +123,51 @@ class UniformQuantizer(Quantizer):
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale,)`."""
-        scale = functional.absolute_maxima(kernel) / self.max_code
+        largest = functional.absolute_maxima(kernel) / self.max_code
         if self.scale == "max":
-            return (scale,)
-        count = functional.weights_per_filter(kernel)
-        deviation = MEAN_TO_DEVIATION * functional.absolute_sums(kernel) / count
-        scale = ops.minimum(scale, gaussian_scale(self.max_code) * deviation)
+            return (largest,)
+        best_for_gauss = gaussian_scale(self.max_code) * MEAN_TO_DEVIATION
+        factor = best_for_gauss / functional.weights_per_filter(kernel)
+        guess = factor * functional.absolute_sums(kernel)
+        if self.scale == "least_squares":
+            return (self._least_squares(kernel, ops.minimum(largest, guess)),)
+        finest = ops.clip(ops.divide_no_nan(guess, largest), LEAST_FINEST, FINEST)
+        exponents = np.linspace(0, 1, CANDIDATES, dtype="float32")[:, None]
+        ratios = ops.power(finest, exponents)
+        errors = self._output_errors(kernel, largest, ratios)
+        # Fewer operations than `argmin` and `take_along_axis`.
+        best = errors <= ops.min(errors, axis=0)
+        ratio = ops.max(ops.where(best, ratios, ops.zeros((), "float32")), axis=0)
+        return (largest * ratio,)
 
+    def _output_errors(self, kernel: Tensor, largest: Tensor, ratios: Tensor) -> Tensor:
+        """Returns the criterion for every candidate, over `largest**2`.
+
+        Args:
+            kernel: Float tensor `(..., filters)`.
+            largest: The `"max"` scale, `(filters,)`.
+            ratios: Candidates over `largest`, `(candidates, filters)`.
+
+        Returns:
+            Float32 `(candidates, filters)`.
+        """
+        limit = float(self.max_code)
+
+        # In steps of a candidate: squares of weights would leave float32's range.
+        def terms(
+            weights: Tensor, largest: Tensor, inverses: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            steps = ops.divide_no_nan(weights, largest) * inverses
+            difference = steps - ops.clip(ops.round(steps), -limit, limit)
+            return difference, ops.square(difference)
+
+        inverses = ops.reshape(1 / ratios, (CANDIDATES, 1, kernel.shape[-1]))
+        total, squares = functional.filter_sums(
+            terms, kernel, largest, inverses, candidates=CANDIDATES
+        )
+        return ops.square(ratios) * (squares + MEAN_WEIGHT * ops.square(total))
+
+    def _least_squares(self, kernel: Tensor, scale: Tensor) -> Tensor:
         def terms(weights: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
             codes = functional.uniform_codes(weights, step, self.max_code)
             return weights * codes, codes * codes
@@ -125,7 +175,7 @@ class UniformQuantizer(Quantizer):
         for _ in range(LEAST_SQUARES_STEPS):
             product, square = functional.filter_sums(terms, kernel, scale)
             scale = ops.divide_no_nan(product, square)
-        return (scale,)
+        return scale
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns integers from -n to n."""
