@@ -10,9 +10,9 @@ several seeds. With them: ResNet-8 of MLPerf Tiny, trained elsewhere on the trai
 images of CIFAR-10, with 1,000 of them to measure batch normalization anew. Every
 kernel gets the same quantizer. Printed are, as means over the networks:
 
-- same class: for how many images the quantized network says what the float network says;
-- accuracy of the quantized network;
-- anew: the accuracy after `keras_sq.reestimate_batch_norm`.
+- same class: for how many images the quantized and the float network say the same;
+- accuracy: of the quantized network;
+- anew: its accuracy after `keras_sq.reestimate_batch_norm`.
 
 The default scale was chosen on `--split=train[90%:]`.
 """
