@@ -80,11 +80,14 @@ class UniformQuantizer(Quantizer):
         sum(e**2) + sum(e)**2 / (pi - 1)
 
     The second term is there because inputs after a ReLU have a mean: errors of one
-    sign add up. Tried are the scales `s_max**(1 - i/7) * s_low**(i/7)`, `i` from 0 to
-    7, between the `"max"` scale and that of least squared error for Gaussian weights of
-    the same mean of `abs(w)`, or `0.7 * s_max` if that is less. So no result is worse
-    than that of `"max"`, by this measure, and a filter whose weights are on such a
-    grid already keeps them. No data are needed.
+    sign add up. With three levels it is left out: those networks are trained in any
+    case, and without it a scale stays the best for longer while the weights move.
+
+    Tried are the scales `s_max**(1 - i/7) * s_low**(i/7)`, `i` from 0 to 7, where
+    `s_max` is the `"max"` scale, and `s_low` the best for Gaussian weights with the
+    same mean of `abs(w)`, or `0.7 * s_max` if that is less. By this measure no result is
+    worse than that of `"max"`, and a filter whose weights are on such a grid already
+    keeps them. No data are needed.
 
     Args:
         num_bits: Int from 2 to 8.
@@ -179,16 +182,19 @@ class UniformQuantizer(Quantizer):
         # In steps of a candidate: squares of weights would leave float32's range.
         def terms(
             weights: Tensor, largest: Tensor, inverses: Tensor
-        ) -> tuple[Tensor, Tensor]:
+        ) -> tuple[Tensor, ...]:
             steps = ops.divide_no_nan(weights, largest) * inverses
             difference = steps - ops.clip(ops.round(steps), -limit, limit)
-            return difference, ops.square(difference)
+            squares = ops.square(difference)
+            return (squares, difference) if limit > 1 else (squares,)
 
         inverses = ops.reshape(1 / ratios, (CANDIDATES, 1, kernel.shape[-1]))
-        total, squares = functional.filter_sums(
+        error, *totals = functional.filter_sums(
             terms, kernel, largest, inverses, candidates=CANDIDATES
         )
-        return ops.square(ratios) * (squares + MEAN_WEIGHT * ops.square(total))
+        for total in totals:
+            error = error + MEAN_WEIGHT * ops.square(total)
+        return ops.square(ratios) * error
 
     def _least_squares(self, kernel: Tensor, scale: Tensor) -> Tensor:
         def terms(weights: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
