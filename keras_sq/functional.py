@@ -30,13 +30,19 @@ BLOCK_SIZE = 2**14
 BLOCK_WIDTH = 4096
 """Columns of a block at most, where a kernel has fewer filters than that."""
 
+UNFUSED_MAX_SIZE = 2**22
+"""Numbers in a term of several candidates, outside of a fused function: 16 MiB."""
+
 
 LARGEST_ERROR = 1e37
 """Its inverse is a float32 that processors do not take for 0, too."""
 
 
 def filter_sums(
-    terms: Callable[..., tuple[Tensor, ...]], kernel: Tensor, *per_filter: Tensor
+    terms: Callable[..., tuple[Tensor, ...]],
+    kernel: Tensor,
+    *per_filter: Tensor,
+    candidates: int = 1,
 ) -> tuple[Tensor, ...]:
     """Sums element-wise terms over all axes but the last.
 
@@ -45,19 +51,32 @@ def filter_sums(
     (XLA's CPU compiler does not fuse an element-wise operation into a sum
     over leading axes: 6.2 ms against 1.6 ms for a 2048 x 2048 kernel).
 
+    Terms can be computed for several candidates at once, on an axis before the
+    rows. Blocks are smaller then by their number, and outside of a fused function
+    a kernel is summed by block, too, where the terms would take more than
+    `UNFUSED_MAX_SIZE`: memory does not grow with the number of candidates.
+
     Args:
         terms: `terms(block, *per_filter) -> (term, ...)`: element-wise; each
-            term has the shape of `block`, float32.
+            term has the shape of `block`, or `(candidates, *block.shape)`,
+            float32.
         kernel: Float tensor `(..., filters)`.
-        *per_filter: Tensors `(filters,)` or scalars, handed on to `terms`.
+        *per_filter: Tensors `(filters,)`, `(candidates, 1, filters)` or scalars,
+            handed on to `terms`.
+        candidates: Int: how many there are.
 
     Returns:
-        A float32 tensor `(filters,)` per term.
+        A float32 tensor `(filters,)` per term, or `(candidates, filters)`.
     """
     filters = kernel.shape[-1]
     rows = ops.reshape(kernel, (-1, filters))
     count = rows.shape[0]
-    if not _backend.inside_fused() or count * filters < BLOCKWISE_MIN_SIZE:
+    size, limit = BLOCK_SIZE, BLOCKWISE_MIN_SIZE
+    if not _backend.inside_fused():
+        size = limit = UNFUSED_MAX_SIZE
+        if candidates == 1:
+            return _plain_sums(terms, rows, per_filter)
+    if count * filters * candidates < limit:
         return _plain_sums(terms, rows, per_filter)
 
     # A few rows side by side make one wide row: the sum over a block then
@@ -67,13 +86,8 @@ def filter_sums(
         fold *= 2
     count, width = count // fold, fold * filters
     rows = ops.reshape(rows, (count, width))
-    per_filter = tuple(
-        ops.tile(value, (fold,))
-        if fold > 1 and len(getattr(value, "shape", ()))
-        else value
-        for value in per_filter
-    )
-    block = max(1, BLOCK_SIZE // width)
+    per_filter = tuple(_side_by_side(value, fold) for value in per_filter)
+    block = max(1, size // (width * candidates))
     blocks = count // block
 
     def add_block(index: Tensor, sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -82,7 +96,17 @@ def filter_sums(
 
     tail = _plain_sums(terms, rows[blocks * block :], per_filter)
     sums = tuple(ops.fori_loop(0, blocks, add_block, tail))
-    return tuple(ops.sum(ops.reshape(x, (fold, filters)), axis=0) for x in sums)
+    return tuple(
+        ops.sum(ops.reshape(x, (*x.shape[:-1], fold, filters)), axis=-2) for x in sums
+    )
+
+
+def _side_by_side(value: Tensor, fold: int) -> Tensor:
+    """Returns values per filter for `fold` rows in one."""
+    rank = len(getattr(value, "shape", ()))
+    if fold == 1 or rank == 0:
+        return value
+    return ops.tile(value, (*[1] * (rank - 1), fold))
 
 
 def _added(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -95,7 +119,7 @@ def _plain_sums(
     per_filter: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
     rows = ops.cast(rows, "float32")
-    return tuple(ops.sum(term, axis=0) for term in terms(rows, *per_filter))
+    return tuple(ops.sum(term, axis=-2) for term in terms(rows, *per_filter))
 
 
 def absolute_sums(kernel: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ def test_layers_of_the_same_name_get_their_own_quantizers():
     assert {outcome.path: outcome.quantizer for outcome in made} == {
         "a/dense": None,
         "dense": "BinaryQuantizer()",
-        "b/dense": "UniformQuantizer(num_bits=4, scale='least_squares')",
+        "b/dense": "UniformQuantizer(num_bits=4, scale='output_error')",
     }
 
 

@@ -84,6 +84,35 @@ def test_filter_sums_by_block_equal_plain(shape, monkeypatch):
         assert max(rows * columns for rows, columns in seen) <= largest
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("shape", [(300, 17), (1030, 64), (3, 20011)], ids=str)
+def test_filter_sums_of_candidates(shape, fused, monkeypatch):
+    kernel = normal(shape)
+    factors = np.linspace(0.5, 2.0, 5, dtype="float32")
+    limits = factors[:, None, None] * np.linspace(0.1, 1, shape[-1], dtype="float32")
+    seen = []
+
+    def terms(block, limit, factor):
+        seen.append(int(np.prod(block.shape)))
+        above = ops.where(ops.abs(block) > limit, block, 0.0)
+        return above, factor * ops.square(above)
+
+    monkeypatch.setattr(_backend, "inside_fused", lambda: fused)
+    monkeypatch.setattr(functional, "UNFUSED_MAX_SIZE", 2**15)
+    found = functional.filter_sums(
+        terms, ops.array(kernel), ops.array(limits), ops.array(0.25), candidates=5
+    )
+    above = np.where(np.abs(kernel) > limits, kernel, 0).astype("float64")
+    expected = above.sum(1), 0.25 * np.square(above).sum(1)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == "float32"
+        np.testing.assert_allclose(one, other, rtol=3e-5, atol=1e-4)
+    # What is written out for all candidates does not grow with the kernel.
+    size = functional.BLOCK_SIZE if fused else functional.UNFUSED_MAX_SIZE
+    if kernel.size > 2**15:
+        assert max(seen) <= max(size / 5, shape[-1])
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [

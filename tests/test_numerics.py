@@ -24,6 +24,7 @@ QUANTIZERS = {
     **{name: quantizers.get(name) for name in ("lq-1", "lq-2", "lq-3", "lq-5")},
     "ternary, released": quantizers.TernaryQuantizer("released"),
     "ternary, filter": quantizers.TernaryQuantizer("filter"),
+    "uniform-8, output error": quantizers.UniformQuantizer(8, "output_error"),
     "uniform-3, least squares": quantizers.UniformQuantizer(3, "least_squares"),
 }
 

@@ -58,7 +58,7 @@ def get(identifier: Any) -> Quantizer:
 
     Example:
         >>> keras_sq.quantizers.get("uniform-4")
-        UniformQuantizer(num_bits=4, scale='least_squares')
+        UniformQuantizer(num_bits=4, scale='output_error')
     """
     if isinstance(identifier, Quantizer):
         return identifier
