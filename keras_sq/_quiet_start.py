@@ -18,6 +18,7 @@ import signal
 import sys
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_OURS = "KERAS_SQ_LOG_LEVEL"
 _SMALL_TALK = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|"
     rb"[IW]\d{4} \d\d:\d\d:\d|"
@@ -81,8 +82,9 @@ def _is_command() -> bool:
 
 
 _filter: _Filter | None = None
-if _is_command() and _LEVEL not in os.environ:
-    os.environ[_LEVEL] = "2"
+# A command may start another one, which gets its environment.
+if _is_command() and os.environ.get(_OURS, "") == os.environ.get(_LEVEL, ""):
+    os.environ[_LEVEL] = os.environ[_OURS] = "2"
     if hasattr(os, "fork"):
         _filter = _Filter()
         atexit.register(_filter.end)

@@ -49,7 +49,11 @@ def test_letters_that_the_terminal_lacks_end_no_command(monkeypatch):
 def test_commands_start_without_small_talk():
     made = subprocess.run(
         [sys.executable, "-m", "keras_sq.train", "--no_such_flag"],
-        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
+        env={
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("TF_CPP_MIN_LOG_LEVEL", "KERAS_SQ_LOG_LEVEL")
+        },
         capture_output=True,
         text=True,
     )
@@ -83,7 +87,11 @@ os.write(2, b"\\nI0000 00:00:1 after\\n")
 @pytest.mark.parametrize("module", ["keras_sq.train", "other.train"])
 def test_only_small_talk_is_dropped_even_by_a_crash(then, module):
     path = pathlib.Path(_commands.__file__).with_name("_quiet_start.py")
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("TF_CPP_MIN_LOG_LEVEL", "KERAS_SQ_LOG_LEVEL")
+    }
     made = subprocess.run(
         [sys.executable, "-c", TALK, module],
         env=environment | {"QUIET": str(path), "THEN": then},

@@ -467,6 +467,14 @@ def other_models():
     yield keras.Model(mlp.input, inverse), "compute something else"
 
 
+def test_network_of_absurd_images_is_refused_before_it_is_run(tmp_path):
+    x = keras.Input((2**20, 2**20, 1))
+    path = tmp_path / "model.keras"
+    keras.Model(x, kl.Dense(3)(kl.GlobalMaxPooling2D()(x))).save(path)
+    with pytest.raises(ValueError, match="is refused: .* too large to be run here"):
+        models.from_saved("mlp", path)
+
+
 @pytest.mark.parametrize("number", range(8))
 def test_other_network_is_refused(number, tmp_path):
     model, message = list(other_models())[number]
