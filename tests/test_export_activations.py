@@ -214,7 +214,7 @@ def test_float_targets_agree_with_keras(rule, target, tmp_path):
     kernels = {x.path: x.stored_as for x in report.kernels if x.quantized}
     assert set(kernels) == set(keras_sq.get_codes(model))
     if target == "small":
-        assert kernels["inner/kernel"] == kernels["pooled/kernel"] == "packed levels"
+        assert kernels["inner/kernel"] == kernels["pooled/kernel"] == "INT2 codes"
 
 
 def lstm(unroll=False):

@@ -14,10 +14,11 @@ from keras import layers as kl
 from keras import ops
 
 import keras_sq
-from keras_sq.export import ExportError, runtime, runtimes
+from keras_sq.export import ExportError, choice, convert, inputs, runtime, runtimes
 from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, indices
 from keras_sq.export.report import METADATA_NAME
 from keras_sq.export.row_scales import row_scales
+from keras_sq.export.weights import weight_tensors, with_kernels
 
 BITS = {"int2": 2, "int4": 4, "fast": 8, "small": 2}
 FLOAT_TARGETS = tuple(BITS)
@@ -261,6 +262,38 @@ def test_a_learned_depthwise_kernel_is_packed(tmp_path):
         # 16/7 bits, and four float32 levels a filter of 169 weights.
         assert row.bits_per_weight == pytest.approx(16 / 7 + 128 / 169, rel=1e-3)
         assert report.largest_error < 2e-6
+
+
+@pytest.mark.parametrize(("method", "bits"), [("lq-6", 8), ("lq-8", 16)])
+def test_many_learned_levels_are_packed(method, bits, tmp_path):
+    # On as many levels as it says; the fit of eight bits takes long.
+    num_levels = 2 ** int(method[-1])
+    generator = np.random.default_rng(0)
+    kernel = generator.integers(0, num_levels, (4000, 8)).astype("int16")
+    levels = np.sort(generator.normal(size=(num_levels, 8)), axis=0)
+    model = keras.Sequential([keras.Input((4000,)), kl.Dense(8, name="only")])
+    weights = np.take_along_axis(levels, kernel, axis=0).astype("float32")
+    model.layers[0].kernel.assign(weights)
+    codes = {
+        "only/kernel": keras_sq.KernelCodes(
+            kernel.astype("uint8"),
+            np.abs(levels).max(axis=0, keepdims=True),
+            levels.astype("float32")[:, np.newaxis],
+        )
+    }
+    signature = inputs.input_signature(model, None)
+    content = convert.float_file(model, signature).content
+    file = TFLiteFile(content)
+    found = with_kernels(file, weight_tensors(file), codes)
+    (row,) = choice.store_float_weights(file, found, ("INT2", "INT4", "INT8"))
+    assert (row.stored_as, row.quantized) == ("packed levels", True)
+    lists = 32 * num_levels / 4000
+    assert row.bits_per_weight == pytest.approx(bits + lists, rel=1e-3)
+    for delegates in (True, False):
+        runner = runtime.Runner(file.pack(), delegates)
+        x = np.eye(4000, dtype="float32")[:500]
+        (output,) = runner({signature.inputs[0].name: x}).values()
+        np.testing.assert_array_equal(output, weights[:500])
 
 
 # Int8 activations.

@@ -130,13 +130,18 @@ class Rewriter:
         if levels.shape[1] == 1:  # One bit is the least.
             levels = np.repeat(levels, 2, axis=1)
         count = levels.shape[1]
-        table = self._table(subgraph, "INT16", tuple(range(count)))
         shape = shape_of(subgraph.tensors[index])
         order = [axis, *(other for other in range(len(shape)) if other != axis)]
         shape = tuple(shape[other] for other in order)
-        operators, found = self._gathered_digits(
-            subgraph, digits, count, table, "INT16", shape
-        )
+        operators: list[Any] = []
+        if packing.digits_per_index(count) == 1:
+            numbers = digits.reshape(shape).astype("<i2")
+            found = self.file.add_tensor(subgraph, "", shape, "INT16", numbers)
+        else:
+            table = self._table(subgraph, "INT16", tuple(range(count)))
+            operators, found = self._gathered_digits(
+                subgraph, digits, count, table, "INT16", shape
+            )
         made = index
         if axis:
             made = self.file.add_tensor(subgraph, "", shape, _type_name(levels))

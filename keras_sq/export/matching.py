@@ -17,7 +17,7 @@ from keras_sq.kernel_codes import KernelCodes
 
 Array = np.ndarray[Any, Any]
 
-MAX_LEVELS = 255
+MAX_LEVELS = 256
 """The most values a filter of a quantized kernel has."""
 
 MATCHING_FILTERS = 0.5

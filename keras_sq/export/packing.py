@@ -27,7 +27,8 @@ NUM_INDICES = 2**15
 """How many indices an int16 holds that are not negative."""
 
 MAX_LEVELS = 32
-"""Beyond, an index holds two digits, and int8 codes take no more."""
+"""Beyond, an index holds two digits, or one, and int8 codes take no more. Only levels
+that have no codes are packed there."""
 
 
 def digits_per_index(num_levels: int) -> int:

@@ -125,7 +125,7 @@ def float_plan(file: TFLiteFile, weight: WeightTensor) -> Plan:
     if levels is None:
         return _no_plan(weight, None, f"more than {MAX_LEVELS} values a filter")
     codes = uniform_codes(levels)
-    options = _gathered_floats(weight, levels, transposed=codes is None)
+    options = _gathered_floats(weight, levels, learned=codes is None)
     if codes is not None:
         options += _scaled(weight, codes)
         for form in RANGES:
@@ -163,7 +163,7 @@ def allowed(plan: Plan, forms: Sequence[str]) -> Plan:
             reason += ", not multiples of one number: only target 'small' holds them"
     elif other_axis and all(x.form in RANGES for x in options):
         reason = OTHER_AXIS
-    elif packed and levels.num_levels > packing.MAX_LEVELS:
+    elif packed and levels.num_levels > packing.MAX_LEVELS and plan.codes is not None:
         reason = f"more than {packing.MAX_LEVELS} levels"
     return dataclasses.replace(plan, options=options, reason=reason)
 
@@ -193,7 +193,9 @@ def int8_plan(file: TFLiteFile, weight: WeightTensor) -> Plan:
 def _gathered(
     weight: WeightTensor, size: int, count: int, transposed: bool = False
 ) -> Option:
-    table = (weight.graph, tuple(range(count)))
+    table: Table | None = (weight.graph, tuple(range(count)))
+    if packing.digits_per_index(count) == 1:
+        table = None
     total = size + forms.GATHER_BYTES
     if not transposed:
         return Option(GATHERED, size, total, table)
@@ -202,18 +204,21 @@ def _gathered(
 
 
 def _gathered_floats(
-    weight: WeightTensor, levels: FilterLevels, transposed: bool
+    weight: WeightTensor, levels: FilterLevels, learned: bool
 ) -> list[Option]:
     """Returns the form of a list of levels a filter.
 
     Args:
         weight: The tensor.
         levels: Its values.
-        transposed: Whether filters may be on another axis than the first.
+        learned: Whether they have no codes. Then filters may be on another axis than
+            the first, and a quantized kernel may have any number of levels.
     """
     count = max(levels.num_levels, 2)
     other_axis = weight.axis != 0
-    if count > packing.MAX_LEVELS or (other_axis and not transposed):
+    if other_axis and not learned:
+        return []
+    if count > packing.MAX_LEVELS and not (learned and weight.kernel is not None):
         return []
     filters = weight.shape[weight.axis]
     size = packing.packed_bytes(weight.size, count) + 4 * filters * count

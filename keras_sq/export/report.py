@@ -45,7 +45,7 @@ class KernelReport:
             by slashes. Of another tensor: its layer, or its name in the file.
         weights: How many weights it has.
         levels: The most different values that a filter holds; `None` if they
-            are more than 255.
+            are more than 256.
         stored_as: How the file holds it.
         num_bytes: What its constants take in the file, tables and scales
             included.
