@@ -39,7 +39,7 @@ def environment(folder):
         print("Installing ...", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         install = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*install, "-e", f"{ROOT}[export]"], check=True)
+        subprocess.run([*install, "-e", str(ROOT)], check=True)
         subprocess.run([*install, "--no-deps", "keras-hub"], check=True)
         needed = ["tokenizers", "regex", "rich", "packaging", "ai-edge-litert"]
         subprocess.run([*install, *needed], check=True)
