@@ -14,6 +14,8 @@ from keras_sq.export.matching import filter_axes
 from keras_sq.export.plans import ROWS_SCALED, TOO_SMALL
 from keras_sq.export.report import KernelReport
 from keras_sq.export.targets import Request
+from keras_sq.export.weights import WORTHWHILE
+from keras_sq.kernel_codes import KernelCodes
 
 NOT_THERE = "not there"
 """How reports call it where no constant of a file can be the kernel."""
@@ -54,24 +56,25 @@ def _with_row(
     own = [i for i, row in enumerate(rows) if not row.quantized and row.path == layer]
     whole = [place for place in own if rows[place].weights == size]
     if whole:
-        reason = "by the name of its constant"
-        filters = math.prod(kernel.codes.shape[axis] for axis in filter_axes(kernel))
-        if filters == 1 and rows[whole[0]].stored_as == "float32":
-            reason = f"{ROWS_SCALED}; {TOO_SMALL}"
-        rows[whole[0]] = _named(rows[whole[0]], path, reason)
+        how = "by the name of its constant"
+        rows[whole[0]] = _named(rows[whole[0]], path, how, kernel)
         return rows
     places = _unexplained(rows, request)
     near = [place for place in places if PART * rows[place].weights >= size]
     if near:
         place = max(near, key=lambda i: (rows[i].weights == size, rows[i].weights))
-        rows[place] = _named(rows[place], path, "by its size only")
+        rows[place] = _named(rows[place], path, "by its size only", kernel)
         return rows
     reason = "no constant of the file has its values: the outputs do not need it"
     rows.append(KernelReport(path, size, None, NOT_THERE, 0, True, reason))
     return rows
 
 
-def _named(row: KernelReport, path: str, how: str) -> KernelReport:
+def _named(row: KernelReport, path: str, how: str, kernel: KernelCodes) -> KernelReport:
+    filters = math.prod(kernel.codes.shape[axis] for axis in filter_axes(kernel))
+    # One filter is a multiple of any other, so its rows may hold whatever they do.
+    if row.stored_as == "float32" and (filters == 1 or row.num_bytes < WORTHWHILE):
+        how = f"{ROWS_SCALED}; {TOO_SMALL}"
     reason = "; ".join(filter(None, [row.reason, how]))
     return dataclasses.replace(row, path=path, quantized=True, reason=reason)
 
