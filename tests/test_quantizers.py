@@ -7,6 +7,7 @@ returns the scale of each filter and the code of each weight.
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -576,31 +577,35 @@ def test_scale_of_output_error_keeps_a_single_large_weight():
     assert max(lost) > 0.5
 
 
-def test_trained_network_of_four_bits_is_nearest_with_the_default_scale():
-    """Without any training of its own; least squares took twice the error."""
+def digits_network():
+    return keras_sq.models.get("digits_cnn", input_shape=(8, 8, 1), num_classes=10)
+
+
+def test_trained_networks_of_four_bits_are_nearest_with_the_default_scale():
+    """Without any training of their own. Least squares and max: 1.5 times the error."""
     with np.load(pathlib.Path(keras_sq.__file__).parent / "data/digits.npz") as content:
         x, y = content["images"][..., None] / np.float32(16), content["labels"]
-    keras.utils.set_random_seed(0)
-    model = keras_sq.models.get("digits_cnn", input_shape=(8, 8, 1), num_classes=10)
+    model = digits_network()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.005), loss, jit_compile=JIT_COMPILE)
-    model.fit(x[:1200], y[:1200], batch_size=64, epochs=6, verbose=0)
-    images = ops.convert_to_tensor(x[1200:])
-    logits = array(model(images))
     kernels = [w for w in model.trainable_variables if len(w.shape) > 1]
-    weights = [array(kernel) for kernel in kernels]
-    errors, agreement = {}, {}
-    for scale in (None, "max", "least_squares"):
-        found = []
-        for levels in (13, 15):
+    errors = dict.fromkeys((None, "max", "least_squares"), 0.0)
+    agreement = dict.fromkeys(errors, 0.0)
+    for seed in range(3):  # One network may be lucky with another scale.
+        keras.utils.set_random_seed(seed)
+        model.set_weights(digits_network().get_weights())
+        model.fit(x[:1200], y[:1200], batch_size=64, epochs=6, verbose=0)
+        logits = array(model(x[1200:]))
+        weights = [array(kernel) for kernel in kernels]
+        for scale, levels in itertools.product(errors, (13, 15)):
             quantizer = UniformQuantizer(4, scale, num_levels=levels)
             for kernel, value in zip(kernels, weights, strict=True):
                 kernel.assign(quantizer(value))
-            found.append(array(model(images)))
-        errors[scale] = sum(np.std(other - logits) for other in found)
-        agreement[scale] = np.mean(np.argmax(found, -1) == logits.argmax(-1))
+            found = array(model(x[1200:]))
+            errors[scale] += np.std(found - logits) / np.std(logits) / 6
+            agreement[scale] += np.mean(found.argmax(-1) == logits.argmax(-1)) / 6
     assert errors[None] < 0.85 * min(errors["max"], errors["least_squares"]), errors
-    assert agreement[None] > max(0.95, agreement["max"] - 0.02), agreement
+    assert agreement[None] > max(0.95, agreement["max"] - 0.01), agreement
 
 
 def test_scale_of_output_error_takes_few_operations():
