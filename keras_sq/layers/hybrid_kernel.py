@@ -7,7 +7,7 @@ made of. Held per thread: replicas trace side by side.
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from keras import ops
@@ -56,35 +56,19 @@ def held_kernel(layer: Any, name: str) -> Any:
     return getattr(_held, "kernels", {}).get((id(layer), name))
 
 
-@contextlib.contextmanager
-def kernels_held(layers: Iterable[Any]) -> Iterator[None]:
+def kernels_held(layers: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
     """Computes the kernels of quantized layers once for all calls within.
 
     A recurrent layer calls its cell in a loop; reading the kernel there would
     quantize it at every time step (2.2 times the float step for an LSTM of 128
     units over 40 steps).
     """
-    with _holding(
-        {
-            (id(layer), name): layer.kernel_to_compute_with(name)
-            for layer in layers
-            for name in layer.quantized_weights
-        }
-    ):
-        yield
+    return _holding(layers, lambda layer, name: layer.kernel_to_compute_with(name))
 
 
-@contextlib.contextmanager
-def latents_held(layers: Iterable[Any]) -> Iterator[None]:
+def latents_held(layers: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
     """Within, the kernels of quantized layers are their latent variables."""
-    with _holding(
-        {
-            (id(layer), name): layer.latent(name)
-            for layer in layers
-            for name in layer.quantized_weights
-        }
-    ):
-        yield
+    return _holding(layers, lambda layer, name: layer.latent(name))
 
 
 @contextlib.contextmanager
@@ -94,21 +78,25 @@ def computing_float(layers: Iterable[Any]) -> Iterator[None]:
     As at ratio 0 in training, inputs included. For calls that do not train.
     """
     layers = list(layers)
-    latents = {
-        (id(layer), name): ops.cast(
-            internals.read(layer.latent(name)), layer.compute_dtype
-        )
-        for layer in layers
-        for name in layer.quantized_weights
-    }
-    with _holding(latents), inputs_quantized(layers):
+
+    def latent(layer: Any, name: str) -> Any:
+        return ops.cast(internals.read(layer.latent(name)), layer.compute_dtype)
+
+    with _holding(layers, latent), inputs_quantized(layers):
         yield
 
 
 @contextlib.contextmanager
-def _holding(kernels: dict[tuple[int, str], Any]) -> Iterator[None]:
+def _holding(
+    layers: Iterable[Any], kernel: Callable[[Any, str], Any]
+) -> Iterator[None]:
     before = getattr(_held, "kernels", {})
-    _held.kernels = {**before, **kernels}
+    new = {
+        (id(layer), name): kernel(layer, name)
+        for layer in layers
+        for name in layer.quantized_weights
+    }
+    _held.kernels = {**before, **new}
     try:
         yield
     finally:
