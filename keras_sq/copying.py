@@ -69,8 +69,12 @@ def copy_model(
         for old, new in pairs:
             (copy_state or copy_own_state)(old, new)
             # Layers made by a custom layer's constructor got fresh names.
-            if new.name != old.name:
-                new.name = old.name
+            for one, other in (
+                (old, new),
+                *zip(_inputs(old), _inputs(new), strict=False),
+            ):
+                if other.name != one.name:
+                    other.name = one.name
         # From the outside in: a layer hands its flag on to those inside.
         for old, new in pairs:
             if new.trainable != old.trainable:
@@ -91,6 +95,14 @@ def stateful_layers(model: Model) -> list[Layer]:
         layer
         for layer in internals.flatten_layers(model, include_self=True)
         if not isinstance(layer, keras.layers.InputLayer)
+    ]
+
+
+def _inputs(layer: Layer) -> list[Layer]:
+    return [
+        child
+        for child in internals.sublayers(layer)
+        if isinstance(child, keras.layers.InputLayer)
     ]
 
 

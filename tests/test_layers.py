@@ -327,12 +327,12 @@ def ternary(kernel, axes):
     return scale * np.sign(kernel) * large
 
 
-def five_bits(kernel, axes):
-    scale = per_filter(kernel, axes)(np.abs(kernel), np.max) / 15
+def seven_bits(kernel, axes):
+    scale = per_filter(kernel, axes)(np.abs(kernel), np.max) / 63
     return scale * np.round(kernel / scale)
 
 
-ORACLES = {"binary": binary, "ternary": ternary, "uniform-5": five_bits}
+ORACLES = {"binary": binary, "ternary": ternary, "uniform-7": seven_bits}
 
 
 def test_table_has_every_layer():

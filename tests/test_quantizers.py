@@ -193,9 +193,10 @@ def output_error(n, best):
             least = min(0.7, max(1e-3, guess / top))
             tried = [top * least ** (i / 7) for i in range(8)]
             unit = [w / top for w in column]  # So that no square is beyond floats.
-            scales.append(
-                min(tried, key=lambda s: expected_output_error(unit, s / top, n))
-            )
+            errors = [expected_output_error(unit, s / top, n) for s in tried]
+            # The first of those that are about as good as the best.
+            good = [error <= 1.001 * min(errors) for error in errors]
+            scales.append(tried[good.index(True)])
         return scales, uniform_codes(rows, scales, n)
 
     return oracle
