@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import input_structure
+from keras_sq import _checks, input_structure
 from keras_sq.model_inputs import COUNTED, Array, InputSignature, ModelInput
 
 KINDS = (
@@ -305,8 +305,8 @@ class _Reader:
     def listed(self) -> str:
         """Returns what the inputs are called; not by Keras, which only counts."""
         inputs = self.signature.inputs
-        return ", ".join(
-            repr(entry.name if COUNTED.fullmatch(key) else key)
+        return _checks.listed(
+            entry.name if COUNTED.fullmatch(key) else key
             for key, entry in zip(self.keys, inputs, strict=True)
         )
 
@@ -314,7 +314,7 @@ class _Reader:
         """Returns the error for data that is not of the model's inputs."""
         received = input_structure.described(data)
         if isinstance(data, Mapping) and {*map(str, data)} != {*self.keys}:
-            received = f"the keys {sorted(map(str, data))}"
+            received = f"the keys [{_checks.listed(sorted(map(str, data)))}]"
         elif isinstance(data, list | tuple) and not where:
             received = f"{len(data)} of them, {received}"
         if input_structure.holds_dict(self.places) and not isinstance(data, Mapping):
