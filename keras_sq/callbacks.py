@@ -150,6 +150,13 @@ class StochasticQuantization(keras.callbacks.Callback):
             sum(math.prod(x.latent(name).shape) for name in x.quantized_weights)
             for x in self._layers
         ]
+        frozen = [
+            path
+            for path, layer in pairs
+            if not any(layer.latent(name).trainable for name in layer.quantized_weights)
+        ]
+        if frozen:
+            self._progress.warn("frozen", texts.of_frozen_layers(frozen))
         bound = self._bind(epochs_before=0)
         masks.require_finite(self._paths, masks.finite_kernels(self._layers))
         optimizer = getattr(self.model, "optimizer", None)

@@ -295,6 +295,18 @@ def copy_variables(old: Layer, new: Layer) -> None:
             )
         for source, target in zip(sources, targets, strict=True):
             target.assign(_backend.unshared(source))
+    copy_recurrent_states(old, new)
+
+
+def copy_recurrent_states(old: Layer, new: Layer) -> None:
+    """Copies what a recurrent layer keeps from call to call.
+
+    Keras has it in variables that belong to no layer's list.
+    """
+    if getattr(old, "stateful", False) and getattr(old, "states", None) is not None:
+        states = keras.tree.flatten(old.states), keras.tree.flatten(new.states)
+        for source, target in zip(*states, strict=True):
+            target.assign(_backend.unshared(source))
 
 
 def _check_sharing(pairs: list[tuple[Layer, Layer]]) -> None:

@@ -198,7 +198,23 @@ class _Reader:
 
         An element is what the model is called on, or `(x, y)` or `(x, y,
         sample_weight)` with this as x.
+
+        Raises:
+            ValueError: If it may be both `(x, y)` and several examples.
         """
+        if (
+            len(self.signature.inputs) == 1
+            and isinstance(element, list)
+            and len(element) in (2, 3)
+            and all(input_structure.is_array(x) and np.ndim(x) for x in element)
+            and all(self.fits([x], examples=True) for x in element)
+        ):
+            raise ValueError(
+                f"Argument `{self.argument}` can be understood in two ways: a list of "
+                f"{len(element)} arrays may be x and y, or so many examples. Pass x "
+                "and y as a tuple, and examples one by one or as one array. Received: "
+                f"{input_structure.described(element)}"
+            )
         candidates = [self.matched(element, input_structure.is_leaf)]
         if isinstance(element, list | tuple) and 1 <= len(element) <= 3:
             candidates.append(self.matched(element[0], input_structure.is_leaf))
@@ -228,10 +244,16 @@ class _Reader:
         self, data: Mapping[Any, Any], is_leaf: Callable[[Any], bool]
     ) -> list[Any] | None:
         """Returns the inputs by what they are called, in the model or in the file."""
-        keys = [
-            next((key for key in data if key in names), None) for names in self.names
-        ]
-        if None in keys or not all(is_leaf(data[key]) for key in keys):
+        files = [entry.name for entry in self.signature.inputs]
+        # All by one kind of names, if possible: one input's may be another's in the
+        # file.
+        keys: list[Any] = next(
+            (names for names in (self.keys, files) if all(x in data for x in names)),
+            [next((key for key in data if key in pair), None) for pair in self.names],
+        )
+        if None in keys or len(set(keys)) < len(keys):
+            return None
+        if not all(is_leaf(data[key]) for key in keys):
             return None
         # Keras, too, takes what it needs, but for inputs in a dict.
         if input_structure.holds_dict(self.places) and len(data) > len(keys):

@@ -6,7 +6,7 @@ is in neither its configuration nor what it saves would be lost without a word.
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ import numpy as np
 from keras_sq import _keras_internals as internals
 from keras_sq import random_inputs
 from keras_sq.copying import stateful_layers
-from keras_sq.types import Layer, Model
+from keras_sq.types import Layer, Model, Tensor, Variable
 
 Array = np.ndarray[Any, Any]
 
@@ -64,6 +64,9 @@ def check_same(
     except Exception as error:
         difference = f"the copy cannot be called ({_line(error)})"
     if not difference:
+        if _may_hold_functions(original):
+            with within():
+                _require_independent(original, copy, inputs, outputs)
         return CHECKED
     if _difference(expected, _call(original, inputs), original):
         return "not checked: its outputs are random"
@@ -92,9 +95,17 @@ def _first_outputs(model: Model) -> tuple[Any, Any, str]:
     return None, None, reason
 
 
-def _call(model: Layer, inputs: Any) -> list[Array]:
-    """Returns the outputs of a model as arrays; no variable changes."""
-    with keras.StatelessScope(collect_losses=True):
+def _call(
+    model: Layer, inputs: Any, values: Sequence[tuple[Variable, Tensor]] = ()
+) -> list[Array]:
+    """Returns the outputs of a model as arrays; no variable changes.
+
+    Args:
+        model: The model.
+        inputs: What it is called on.
+        values: Of variables, for this call.
+    """
+    with keras.StatelessScope(values, collect_losses=True):
         outputs = model(inputs, training=False)
     return [_array(x) for x in keras.tree.flatten(outputs) if x is not None]
 
@@ -105,11 +116,41 @@ def _array(value: Any) -> Array:
     return array.astype("float32") if "float" in str(array.dtype) else array
 
 
+def _may_hold_functions(model: Model) -> bool:
+    """Whether a layer may have a function, and this the variables of other layers."""
+    return any(
+        isinstance(layer, keras.layers.Lambda)
+        or type(layer).__module__.split(".")[0] not in ("keras", "keras_sq")
+        for layer in internals.flatten_layers(model, include_self=True)
+    )
+
+
+def _require_independent(
+    original: Model, copy: Model, inputs: Any, outputs: list[Array]
+) -> None:
+    """Raises if a copy computes with the original's variables: where they are NaN."""
+    spoilt = [
+        (variable, keras.ops.full_like(internals.read(variable), np.nan))
+        for variable in original.variables
+        if "float" in keras.backend.standardize_dtype(variable.dtype)
+    ]
+    found = _call(copy, inputs, spoilt)
+    for one, other in zip(outputs, found, strict=True):
+        if one.dtype.kind in "fc" and np.any(np.isnan(other) & ~np.isnan(one)):
+            raise ValueError(
+                f"The copy of model '{original.name}' would compute with weights of "
+                "the original: a function in it (a Lambda layer, or an argument of a "
+                "layer of your own) refers to them. Make it a layer that holds the "
+                "other layer, and returns it from `get_config`."
+            )
+
+
 def _difference(expected: list[Array], found: list[Array], model: Layer) -> str:
     """Returns how outputs differ, or an empty string."""
     if [x.shape for x in expected] != [x.shape for x in found]:
         return "its outputs have other shapes"
-    tolerance = TOLERANCE.get(model.compute_dtype, FLOAT32_TOLERANCE)
+    dtypes = {x.compute_dtype for x in internals.flatten_layers(model, True)}
+    tolerance = max(TOLERANCE.get(dtype, FLOAT32_TOLERANCE) for dtype in dtypes)
     for one, other in zip(expected, found, strict=True):
         if one.dtype.kind not in "fc":
             if not np.array_equal(one, other):

@@ -3,11 +3,13 @@
 The text alone, from numbers; when it is said is decided in `callbacks.py`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
+from keras_sq import _checks
 from keras_sq.ratio_schedules import RatioSchedule
 
 MOST_SAMPLES = 1000
@@ -95,6 +97,20 @@ def _reason(ending: Ending) -> tuple[str, str]:
         f"the run ended at step {step}, and the schedule quantizes everything at step "
         f"{end}.",
         "Train longer, or shorten the schedule (its lengths, or `ramp`).",
+    )
+
+
+def of_frozen_layers(paths: Sequence[str]) -> str:
+    """Returns the warning of quantized layers whose kernels do not learn.
+
+    Args:
+        paths: Of the layers.
+    """
+    return (
+        f"Layers {_checks.listed(paths)} are quantized and frozen (`trainable=False`): "
+        "their kernels get few bits without being trained for it, which costs "
+        "accuracy. Set `trainable=True` and compile again, or leave them float: "
+        "`keras_sq.quantize_model(model, skip=[...])`."
     )
 
 

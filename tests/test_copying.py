@@ -326,6 +326,23 @@ def test_flags_of_layers_inside_others_come_along():
     assert len(stripped.trainable_weights) == 4
 
 
+@pytest.mark.parametrize("cls", [L.LSTM, L.GRU, L.SimpleRNN])
+def test_states_between_calls_come_along(cls):
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(4, 5, 8)), cls(6, stateful=True), L.Dense(2)]
+    )
+    x = RNG.normal(size=(4, 5, 8)).astype("float32")
+    model(x)
+    expected = [as_arrays(v) for v in keras.tree.flatten(model.layers[0].states)]
+    sq_model = quantized(model)
+    assert sq_model.quantization_report.check == same_outputs.CHECKED
+    for copied in (sq_model, keras_sq.strip_quantization(sq_model)):
+        for one, other in zip(
+            expected, keras.tree.flatten(copied.layers[0].states), strict=True
+        ):
+            np.testing.assert_array_equal(as_arrays(other), one)
+
+
 # The check.
 
 
@@ -466,6 +483,12 @@ def test_models_of_low_precision_are_checked(policy):
     assert quantized(model).quantization_report.check == same_outputs.CHECKED
 
 
+def test_a_layer_of_low_precision_inside_another_is_no_difference():
+    inner = L.Dense(3, dtype="mixed_float16")
+    model = keras.Sequential([keras.Input((5, 8)), L.TimeDistributed(inner)])
+    assert quantized(model).quantization_report.check == same_outputs.CHECKED
+
+
 # Ties.
 
 
@@ -590,6 +613,36 @@ def test_a_weight_of_the_original_in_a_copy_is_an_error():
     model = keras.Sequential([keras.Input((4,)), Borrows(lambda: weight), L.Dense(2)])
     with pytest.raises(ValueError, match="of the original itself"):
         quantized(model)
+
+
+@pytest.mark.parametrize("kind", ["lambda", "function"])
+def test_functions_that_use_weights_of_the_original_are_an_error(kind):
+    dense = L.Dense(4, name="dense")
+
+    def by_kernel(x):
+        return keras.ops.matmul(x, dense.kernel)
+
+    class Calls(L.Layer):
+        def __init__(self, function, **kwargs):
+            super().__init__(**kwargs)
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+        def get_config(self):
+            return {**super().get_config(), "function": self.function}
+
+    x = keras.Input((4,))
+    layer = L.Lambda(by_kernel) if kind == "lambda" else Calls(by_kernel)
+    with pytest.raises(ValueError, match="compute with weights of the original"):
+        quantized(keras.Model(x, layer(dense(x))))
+
+
+def test_functions_that_use_no_weights_are_none():
+    x = keras.Input((4,))
+    model = keras.Model(x, L.Dense(3)(L.Lambda(lambda x: x * 2)(x)))
+    assert quantized(model).quantization_report.check == same_outputs.CHECKED
 
 
 # Functional style.

@@ -345,6 +345,21 @@ def test_float_operators_of_an_int8_file_have_packed_kernels(method, tmp_path):
         add_up(report)
 
 
+@pytest.mark.parametrize("live", [2, 3, 8])
+def test_pruned_filters_tell_nothing_of_the_rows(live, tmp_path):
+    """Of 64 filters few have a factor that is not 0: rows of theirs may be all 0."""
+    model = keras.Sequential(
+        [keras.Input((32,)), kl.Dense(64), kl.BatchNormalization(), kl.Dense(16)]
+    )
+    gamma = np.zeros(64)
+    gamma[:: 64 // live] = 1.0
+    model.layers[1].gamma.assign(gamma)
+    model = keras_sq.quantize_model(model, "ternary", skip=(), overrides={})
+    report = export(model, tmp_path / "m.tflite", "small")
+    assert not [k for k in report.kernels if k.stored_as == "float32"]
+    add_up(report)
+
+
 # What cannot be packed.
 
 

@@ -410,6 +410,31 @@ def test_lists_that_may_be_inputs_or_examples_are_an_error():
     np.testing.assert_array_equal(found[1], [rows[1]] * 3)
 
 
+def test_lists_that_may_be_targets_or_examples_are_an_error():
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(1)])
+    with pytest.raises(ValueError, match="may be x and y, or so many examples"):
+        read(model, [[X[0], X[1]], [X[2], X[3]]])
+    # A tuple is (x, y), as in `fit`.
+    np.testing.assert_array_equal(read(model, [(X[0], X[1])])[0], X[:1])
+
+
+@pytest.mark.parametrize("names", [("a-b", "a_b"), ("1", "input_1"), ("a b", "a-b")])
+def test_a_name_that_is_another_input_s_in_the_file_stays_its_own(names):
+    first, second = (keras.Input((3,), name=name) for name in names)
+    model = keras.Model([first, second], kl.Dense(1)(first) + kl.Dense(1)(second))
+    for data in (
+        dict(zip(names, (X, 10 * X), strict=True)),
+        dict(zip(names[::-1], (10 * X, X), strict=True)),
+    ):
+        one, other = read(model, data)
+        np.testing.assert_array_equal(one, X)
+        np.testing.assert_array_equal(other, 10 * X)
+    files = [entry.name for entry in inputs.input_signature(model).inputs]
+    one, other = read(model, dict(zip(files, (X, 10 * X), strict=True)))
+    np.testing.assert_array_equal(one, X)
+    np.testing.assert_array_equal(other, 10 * X)
+
+
 def test_different_numbers_of_examples_name_the_element():
     data = [[X[:2], A[:2]], [X[:2], A[:3]], [X, A]]
     with pytest.raises(ValueError, match=r"for every input in element 1. .*\[2, 3\]"):

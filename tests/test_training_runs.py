@@ -569,3 +569,19 @@ def test_export_takes_a_model_trained_in_a_loop_of_one_s_own(tmp_path):
     keras_sq.set_ratio(model, 1.0)
     step_by_tape(model, {})
     keras_sq.export(model, tmp_path / "m.tflite", target="float")
+
+
+def test_frozen_layers_that_are_quantized_are_named_once():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, name="base"), layers.Dense(2, name="head")]
+    )
+    model.layers[0].trainable = False
+    sq_model = keras_sq.quantize_model(model, "binary", overrides={})
+    sq_model.compile("sgd", "mse")
+    callback = keras_sq.callbacks.StochasticQuantization()
+    x, y = np.ones((32, 4)), np.ones((32, 2))
+    with pytest.warns(UserWarning, match="Layers 'base' are quantized and frozen"):
+        sq_model.fit(x, y, batch_size=1, verbose=0, callbacks=[callback])
+    left = keras_sq.quantize_model(model, "binary", skip="base", overrides={})
+    left.compile("sgd", "mse")
+    left.fit(x, y, batch_size=1, verbose=0, callbacks=[callback])

@@ -47,7 +47,7 @@ class RowScales:
     @property
     def filters_only(self) -> bool:
         """Whether all rows have the same factor."""
-        used = self.rows[self.kernel.any(axis=0)]
+        used = self.rows[self.kernel[self.filters != 0].any(axis=0)]
         return bool(np.ptp(used) <= TOLERANCE * np.abs(used).max())
 
 
@@ -89,7 +89,8 @@ def _factors(constant: Array, kernel: Array) -> RowScales | None:
         return None
     if np.any(kernel[filters_zero]):
         filters = np.where(filters_zero & kernel.any(1), 0.0, filters)
-    rows = np.where(rows_zero & kernel.any(0), 0.0, rows)
+    # A row that only filters of zeros have tells nothing of its factor.
+    rows = np.where(rows_zero & kernel[~filters_zero].any(0), 0.0, rows)
     return RowScales(filters, rows, kernel)
 
 
