@@ -530,7 +530,8 @@ def trained_by_a_teacher(model):
     taught = keras_sq.distill(model, network("ternary"))
     taught.compile("sgd", "mse", jit_compile=JIT_COMPILE)
     sq = StochasticQuantization("constant")
-    taught.fit(X, Y, verbose=0, callbacks=[sq])
+    with pytest.warns(UserWarning, match="quantized and frozen"):  # The teacher's.
+        taught.fit(X, Y, verbose=0, callbacks=[sq])
 
 
 WAYS = {
