@@ -47,6 +47,7 @@ TENSORFLOW_FILES = (
 collect_ignore_glob = [] if BACKEND == "tensorflow" else list(TENSORFLOW_FILES)
 # Commands: two of them cannot be imported into one process, because of their flags.
 collect_ignore_glob.append("benchmarks/*")
+collect_ignore_glob.append("keras_hub_coverage.py")  # Imports keras-hub.
 
 
 class SharedFixtures:

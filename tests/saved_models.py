@@ -182,9 +182,34 @@ def in_training():
     return model
 
 
+def video():
+    """Convolutional recurrent layers of one, two and three dimensions."""
+    x = inputs = keras.Input((2, 4, 4, 2))
+    x = sq.SQConvLSTM2D(
+        2, 2, return_sequences=True, kernel_quantizer="binary", mask_seed=1, **HYBRID
+    )(x)
+    x = kl.Reshape((2, 9, 2))(x)
+    x = sq.SQConvLSTM1D(2, 2, return_sequences=True, mask_seed=2, **HYBRID)(x)
+    x = kl.Reshape((2, 2, 2, 2, 2))(x)
+    x = sq.SQConvLSTM3D(2, (1, 2, 2), mask_seed=3, **HYBRID)(x)
+    return keras.Model(inputs, x, name="video")
+
+
+def tokens():
+    """Embeddings that give logits too: tied, and with a projection of their own."""
+    inputs = keras.Input((5,), dtype="int32")
+    tied = sq.SQReversibleEmbedding(7, 4, mask_seed=1, **HYBRID)
+    untied = sq.SQReversibleEmbedding(
+        7, 4, tie_weights=False, kernel_quantizer="uniform-3", mask_seed=2, **HYBRID
+    )
+    x = tied(tied(inputs), reverse=True)
+    y = untied(untied(inputs), reverse=True)
+    return keras.Model(inputs, kl.Concatenate()([x, y]), name="tokens")
+
+
 MODELS = (
     *(dense, convolutions, other_ranks, recurrent, attention, wrapped, half),
-    in_training,
+    *(in_training, video, tokens),
 )
 
 
