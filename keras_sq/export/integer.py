@@ -10,12 +10,13 @@ are stored as multiples of the kernel's scale times the input's: with a scale 12
 times as large they would be rounded 127 times as coarsely.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_sq.export import activation_ranges, convert
+from keras_sq.export import activation_ranges, convert, shared_scales
 from keras_sq.export.errors import ExportError, layer_of
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.inputs import Array, InputSignature
@@ -62,7 +63,7 @@ def int8_file(
         return _one_by_one(signature, examples, MAX_CALIBRATION_EXAMPLES)
 
     if float_file is not None:
-        content = _calibrated(float_file, representative_dataset)
+        content = shared_scales.joined(_calibrated(float_file, representative_dataset))
         if with_ranges is not None:
             content = with_ranges(content)
         return convert.Converted(_with_wide_ranges(content), signature)
@@ -80,11 +81,13 @@ def int8_file(
 
     made = convert.file(model, signature, integers, integers=True)
     if with_ranges is None:
-        if not activation_ranges.too_fine(made.content):
-            return made
+        fine = activation_ranges.too_fine(made.content)
+        if not fine and not shared_scales.clipped(made.content):
+            content = shared_scales.with_one_hot_codes(made.content)
+            return dataclasses.replace(made, content=content)
         # Once more, with measured ranges that can be changed.
         return int8_file(model, signature, examples, lambda content: content)
-    content = _with_wide_ranges(with_ranges(made.content))
+    content = _with_wide_ranges(with_ranges(shared_scales.joined(made.content)))
     return convert.Converted(content, made.signature, made.notes)
 
 
@@ -101,7 +104,7 @@ def _with_wide_ranges(calibrated: bytes) -> bytes:
             break
         for name, factor in more.items():
             factors[name] = factors.get(name, 1.0) * factor
-    return content
+    return shared_scales.with_one_hot_codes(content)
 
 
 def _calibrated(
