@@ -283,6 +283,26 @@ def test_masks_leave_int8_its_steps(kind, length, tmp_path):
         assert getattr(layer, "dropout", 0.0) == rate
 
 
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("axis", [None, 1, -1])
+def test_index_of_the_largest_is_exported(axis, keepdims, tmp_path):
+    x = keras.Input((6, 5))
+    made = {
+        "most": ops.argmax(x, axis, keepdims),
+        "least": ops.argmin(x, axis, keepdims),
+    }
+    path = tmp_path / "x.tflite"
+    keras_sq.export(keras.Model(x, made), path)
+    data = np.random.default_rng(0).normal(size=(3, 6, 5)).astype("float32")
+    run = runtime.Runner(path.read_bytes())
+    (name,) = run.inputs
+    found = run({name: data})
+    for key, function in (("most", np.argmax), ("least", np.argmin)):
+        expected = function(data, axis, keepdims=keepdims)
+        assert found[key].dtype == np.int32
+        np.testing.assert_array_equal(found[key], expected)
+
+
 def leaky(x):
     return ops.where(x > 0, x, x * 0.1)
 
