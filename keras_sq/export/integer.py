@@ -71,27 +71,34 @@ def int8_file(
             content = with_ranges(content)
         return convert.Converted(_with_wide_ranges(content), signature)
 
-    def integers(converter: Any) -> None:
-        import tensorflow as tf
+    def converted(only_ranges: bool) -> convert.Converted:
+        def integers(converter: Any) -> None:
+            import tensorflow as tf
 
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = representative_dataset
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.int8
-        converter.inference_output_type = tf.int8
-        # Private, but what TensorFlow's own quantization debugger goes by.
-        converter._experimental_calibrate_only = with_ranges is not None
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = representative_dataset
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = tf.int8
+            converter.inference_output_type = tf.int8
+            # Private, but what TensorFlow's own quantization debugger goes by.
+            converter._experimental_calibrate_only = only_ranges
 
-    made = convert.file(model, signature, integers, integers=True)
-    if with_ranges is None:
-        fine = activation_ranges.too_fine(made.content)
-        if not fine and not shared_scales.clipped(made.content):
-            content = shared_scales.with_one_hot_codes(made.content)
-            return dataclasses.replace(made, content=content)
+        return convert.file(model, signature, integers, integers=True)
+
+    if with_ranges is not None:
+        made = converted(only_ranges=True)
+        content = with_ranges(shared_scales.joined(made.content))
+        return dataclasses.replace(made, content=_with_wide_ranges(content))
+    made = converted(only_ranges=False)
+    is_fine = not activation_ranges.too_fine(made.content)
+    if not is_fine or shared_scales.clipped(made.content):
         # Once more, with measured ranges that can be changed.
-        return int8_file(model, signature, examples, lambda content: content)
-    content = _with_wide_ranges(with_ranges(shared_scales.joined(made.content)))
-    return convert.Converted(content, made.signature, made.notes)
+        measured = converted(only_ranges=True)
+        content = shared_scales.joined(measured.content)
+        if not is_fine or content is not measured.content:
+            return dataclasses.replace(measured, content=_with_wide_ranges(content))
+    content = shared_scales.with_one_hot_codes(made.content)
+    return dataclasses.replace(made, content=content)
 
 
 def _with_wide_ranges(calibrated: bytes) -> bytes:

@@ -48,28 +48,33 @@ def joined(content: bytes) -> bytes:
     Operands that others read, and the results, get the range that holds both.
 
     Args:
-        content: A float file with the measured ranges of its tensors.
+        content: A float file with the measured ranges of its tensors. It is returned
+            itself if no operand reaches beyond its result.
     """
     file = TFLiteFile(content)
-    found = False
+    wider = False
     for subgraph in file.subgraphs:
         groups = _groups(file, subgraph)
-        found = found or bool(groups)
-        changed = bool(groups)
+        changed = True
         while changed:
             changed = False
             for group in groups:
-                tensors = [subgraph.tensors[index] for index in group]
-                ranges = [limits for x in tensors if (limits := _range(x)) is not None]
-                if not ranges:
+                limits = {
+                    index: found
+                    for index in group
+                    if (found := _range(subgraph.tensors[index])) is not None
+                }
+                if not limits:
                     continue
-                low = min(limits[0] for limits in ranges)
-                high = max(limits[1] for limits in ranges)
-                for tensor in tensors:
-                    if _range(tensor) != (low, high):
-                        set_range(tensor, low, high)
+                low = min(limit[0] for limit in limits.values())
+                high = max(limit[1] for limit in limits.values())
+                for index in group:
+                    if limits.get(index) != (low, high):
+                        set_range(subgraph.tensors[index], low, high)
                         changed = True
-    return file.pack() if found else content
+                # The last one is that whose range TensorFlow would take.
+                wider = wider or limits.get(group[-1]) != (low, high)
+    return file.pack() if wider else content
 
 
 def with_one_hot_codes(content: bytes) -> bytes:
@@ -118,7 +123,7 @@ def _groups(file: TFLiteFile, subgraph: Any) -> list[list[int]]:
         producers.update((index, operator) for index in indices(operator.outputs))
         name = file.operator_name(operator)
         if name == "REVERSE_V2" and _differ(subgraph, operator):
-            group = [indices(operator.inputs)[0], *indices(operator.outputs)]
+            group = [*indices(operator.outputs), indices(operator.inputs)[0]]
             groups.append(group)
             joint.update(group)
         if name not in CHOOSING:
