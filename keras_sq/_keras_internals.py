@@ -34,6 +34,8 @@ from keras.src.models.functional import Functional as Functional
 from keras.src.models.functional import functional_like_constructor
 
 # Functions in a graph for which an exported file has another form.
+from keras.src.ops.numpy import Argmax as Argmax
+from keras.src.ops.numpy import Argmin as Argmin
 from keras.src.ops.numpy import Repeat as Repeat
 from keras.src.ops.numpy import Roll as Roll
 

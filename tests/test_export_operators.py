@@ -283,6 +283,67 @@ def test_masks_leave_int8_its_steps(kind, length, tmp_path):
         assert getattr(layer, "dropout", 0.0) == rate
 
 
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("axis", [None, 1, -1])
+def test_index_of_the_largest_is_exported(axis, keepdims, tmp_path):
+    x = keras.Input((6, 5))
+    made = {
+        "most": ops.argmax(x, axis, keepdims),
+        "least": ops.argmin(x, axis, keepdims),
+    }
+    path = tmp_path / "x.tflite"
+    keras_sq.export(keras.Model(x, made), path)
+    data = np.random.default_rng(0).normal(size=(3, 6, 5)).astype("float32")
+    run = runtime.Runner(path.read_bytes())
+    (name,) = run.inputs
+    found = run({name: data})
+    for key, function in (("most", np.argmax), ("least", np.argmin)):
+        expected = function(data, axis, keepdims=keepdims)
+        assert found[key].dtype == np.int32
+        np.testing.assert_array_equal(found[key], expected)
+
+
+def leaky(x):
+    return ops.where(x > 0, x, x * 0.1)
+
+
+CHOICES = {
+    "where": leaky,
+    "maximum": lambda x: ops.maximum(x, 0.1 * x),
+    "elu": lambda x: ops.where(x > 0, x, ops.exp(x) - 1),
+    "twice": lambda x: ops.maximum(leaky(x), ops.tanh(x) - 0.5),
+    "moved": lambda x: ops.maximum(x[:, :8], ops.tanh(x[:, 8:])) * ops.tanh(x[:, :8]),
+    "constant": lambda x: ops.minimum(x, 0.1) + ops.tanh(x),
+    "zero": lambda x: ops.where(x > 0, x, 0.0) + ops.tanh(x),
+    "flipped": lambda x: ops.minimum(x + ops.flip(x, -1), 0) + ops.tanh(x),
+    "one-hot": lambda x: ops.one_hot(ops.cast(x[:, 0] * 2 + 1, "int32"), 4),
+    "one-hots": lambda x: ops.concatenate(
+        [
+            x,
+            ops.one_hot(ops.cast(x[:, 0] > 0, "int32"), 2),
+            3 * ops.one_hot(ops.cast(x[:, 1:4] > 0, "int32"), 2)[:, 1],
+        ],
+        -1,
+    ),
+    "clip": lambda x: ops.maximum(ops.minimum(x, 0.5), -0.5),  # Right as they are.
+    "relu": lambda x: ops.where(x > 0, x, 0.0),
+    "maxout": lambda x: ops.maximum(kl.Dense(16)(x), kl.Dense(16)(x)),
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_int8_is_right_where_tensors_share_a_scale(kind, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8,))
+    model = keras.Model(x, CHOICES[kind](kl.Dense(16)(x)))
+    data = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    path = tmp_path / "x.tflite"
+    keras_sq.export(model, path, target="int8", representative_data=data)
+    expected = np.asarray(model(data))
+    error = np.concatenate([outputs(path, x[None]) for x in data]) - expected
+    assert np.abs(error).max() < 0.03 * np.ptp(expected)
+
+
 def test_what_no_operator_does_is_told_with_its_layer(tmp_path):
     model = keras.Sequential(
         [

@@ -321,3 +321,20 @@ def test_refusal_names_where_the_difference_begins(tmp_path):
     with pytest.raises(ExportError, match=match):
         export(model, tmp_path, "int8", data(16))
     assert os.listdir(tmp_path) == []
+
+
+def test_indices_of_int8_values_are_counted(tmp_path):
+    x = keras.Input((8,))
+    y = kl.Dense(99)(x)
+    model = keras.Model(x, {"best": keras.ops.top_k(y, 3)[1], "scores": y})
+    examples = data(8)
+    report = export(model, tmp_path, "int8", examples)
+    run = runtime.Runner((tmp_path / "m.tflite").read_bytes())
+    (name,) = run.inputs
+    found = [run({name: run.quantized(name, row[None])})["best"] for row in examples]
+    expected = np.argsort(-np.asarray(model(examples)["scores"]), -1)[:, :3]
+    fraction = np.mean(np.concatenate(found) == expected)
+    assert 0.8 < fraction < 1
+    start = f"{fraction:.1%} of the integers of best are those of Keras"
+    assert any(note.startswith(start) for note in report.notes)
+    assert report.mean_error < 0.1

@@ -450,6 +450,31 @@ def test_integer_inputs_stay_integers(tmp_path):
     assert (report.inputs[0].dtype, report.inputs[0].scale) == ("int32", None)
 
 
+@pytest.mark.parametrize("part", ["all", "some", "mask"])
+def test_row_numbers_as_floats_are_an_error_for_integers(part, tmp_path):
+    tokens = keras.Input((10,), name="tokens")
+    x = tokens[:, :6] if part == "some" else tokens
+    x = kl.Embedding(50, 8, mask_zero=part == "mask", name="words")(x)
+    model = keras.Model(tokens, kl.Dense(3)(kl.GlobalAveragePooling1D()(x)))
+    examples = np.random.default_rng(0).integers(0, 50, (30, 10)).astype("float32")
+    path = tmp_path / "m.tflite"
+    with pytest.raises(ExportError, match=r"'tokens' .* row numbers of layer 'words'"):
+        keras_sq.export(model, path, target="int8", representative_data=examples)
+    assert not path.exists()
+    keras_sq.export(model, path, representative_data=examples)
+
+
+def test_few_row_numbers_may_be_floats(tmp_path):
+    flags = keras.Input((4,))
+    x = kl.Flatten()(kl.Embedding(2, 8)(flags))
+    model = keras.Model(flags, kl.Dense(3)(x))
+    examples = np.random.default_rng(0).integers(0, 2, (30, 4)).astype("float32")
+    report = keras_sq.export(
+        model, tmp_path / "m.tflite", target="int8", representative_data=examples
+    )
+    assert report.mean_error < 0.05
+
+
 def test_operators_that_stay_float_are_named(tmp_path):
     x = keras.Input((6, 8, 8, 2))
     model = keras.Model(x, kl.Conv3D(4, 3)(x))

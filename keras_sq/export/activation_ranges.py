@@ -79,9 +79,9 @@ def with_ranges(content: bytes, quantizers: Sequence[ActivationLevels]) -> bytes
                 [x.quantizers[0].thresholds for x in others],
                 tensors[place.input].quantization,
             )
-        _set_range(tensors[place.output], *output)
+        set_range(tensors[place.output], *output)
         for index in chain:
-            _set_range(tensors[index], *limits)
+            set_range(tensors[index], *limits)
     return file.pack()
 
 
@@ -108,7 +108,7 @@ def widened(content: bytes, factors: Mapping[bytes, float]) -> bytes:
             if factor is None or quantization is None or quantization.min is None:
                 continue
             low, high = float(quantization.min[0]), float(quantization.max[0])
-            _set_range(tensor, factor * low, factor * high)
+            set_range(tensor, factor * low, factor * high)
     return file.pack()
 
 
@@ -157,7 +157,7 @@ def _give_nothing_a_range(file: TFLiteFile, limit: float) -> None:
     for subgraph in file.subgraphs:
         for tensor in subgraph.tensors:
             if _is_nothing(tensor.quantization, limit):
-                _set_range(tensor, 0.0, 1.0)
+                set_range(tensor, 0.0, 1.0)
 
 
 def level_range(quantizer: ActivationLevels) -> tuple[float, float]:
@@ -221,7 +221,8 @@ def _is_nothing(quantization: Any, limit: float) -> bool:
     return bool(limits) and float(np.max(np.abs(limits))) < limit
 
 
-def _set_range(tensor: Any, low: float, high: float) -> None:
+def set_range(tensor: Any, low: float, high: float) -> None:
+    """Gives a tensor of a calibrated float file a range."""
     quantization = tensor.quantization or schema.QuantizationParametersT()
     quantization.min = np.array([low], np.float32)
     quantization.max = np.array([high], np.float32)

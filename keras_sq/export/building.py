@@ -273,6 +273,7 @@ def _integer_file(
     integer.check_ranges(
         plain.content, request.model, plain.signature, request.examples
     )
+    integer.check_rows(plain.content, request.model, plain.signature, request.examples)
     quantizers = request.quantizers
     unfolded = folding.without_row_scales(plain.content, request.codes)
     converted = integer.int8_file(

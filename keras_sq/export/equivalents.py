@@ -255,6 +255,34 @@ def _roll(operation: Any, x: Tensor) -> Tensor | None:
     return x
 
 
+def _argmax(operation: Any, x: Tensor) -> Tensor | None:
+    import tensorflow as tf
+
+    return _place(operation, x, tf.argmax)
+
+
+def _argmin(operation: Any, x: Tensor) -> Tensor | None:
+    import tensorflow as tf
+
+    return _place(operation, x, tf.argmin)
+
+
+def _place(operation: Any, x: Tensor, function: _Call) -> Tensor | None:
+    """Returns the index of a largest or smallest value; -0.0 counts as 0.0.
+
+    Keras looks at the bits of the sign, for which TensorFlow Lite has no operator.
+    """
+    import tensorflow as tf
+
+    if x.dtype != tf.float32 or not x.shape.rank:
+        return None
+    if operation.axis is None:
+        made = function(tf.reshape(x, [-1]), 0, tf.int32)
+        return tf.reshape(made, [1] * x.shape.rank) if operation.keepdims else made
+    made = function(x, operation.axis, tf.int32)
+    return tf.expand_dims(made, operation.axis) if operation.keepdims else made
+
+
 def _time_distributed(
     layer: Any, x: Tensor, training: Any = None, mask: Any = None
 ) -> Tensor | None:
@@ -330,6 +358,8 @@ _RULES: dict[Any, _Rule] = {
     keras.layers.UpSampling1D: _up_sampling_1d,
     keras.layers.UpSampling2D: _up_sampling_2d,
     keras.layers.UpSampling3D: _up_sampling_3d,
+    internals.Argmax: _argmax,
+    internals.Argmin: _argmin,
     internals.Repeat: _repeat,
     internals.Roll: _roll,
 }

@@ -93,7 +93,7 @@ def layer_of(node: str, model: Model) -> str | None:
     of a file is named like the node that it was, or like several.
     """
     names = {layer.name for layer in internals.flatten_layers(model)}
-    root, *parts = node.split(";")[-1].split("/")
+    root, *parts = node.rstrip(";").split(";")[-1].split("/")
     # TensorFlow makes scopes unique, by the same suffix all the way down.
     suffix = root.removeprefix(model.name)
     found = [part.removesuffix(suffix) for part in parts]

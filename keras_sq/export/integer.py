@@ -10,12 +10,13 @@ are stored as multiples of the kernel's scale times the input's: with a scale 12
 times as large they would be rounded 127 times as coarsely.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_sq.export import activation_ranges, convert
+from keras_sq.export import activation_ranges, convert, shared_scales
 from keras_sq.export.errors import ExportError, layer_of
 from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.inputs import Array, InputSignature
@@ -27,6 +28,9 @@ MAX_CALIBRATION_EXAMPLES = 512
 
 MAX_WIDENINGS = 4
 """How often ranges are made wider: those behind a wider one may be too narrow then."""
+
+ROWS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
+"""Operators that read rows of a table -> which input holds the numbers of the rows."""
 
 MAX_CHECKED_EXAMPLES = 32
 """Examples on which every tensor is looked at before."""
@@ -62,30 +66,39 @@ def int8_file(
         return _one_by_one(signature, examples, MAX_CALIBRATION_EXAMPLES)
 
     if float_file is not None:
-        content = _calibrated(float_file, representative_dataset)
+        content = shared_scales.joined(_calibrated(float_file, representative_dataset))
         if with_ranges is not None:
             content = with_ranges(content)
         return convert.Converted(_with_wide_ranges(content), signature)
 
-    def integers(converter: Any) -> None:
-        import tensorflow as tf
+    def converted(only_ranges: bool) -> convert.Converted:
+        def integers(converter: Any) -> None:
+            import tensorflow as tf
 
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = representative_dataset
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.int8
-        converter.inference_output_type = tf.int8
-        # Private, but what TensorFlow's own quantization debugger goes by.
-        converter._experimental_calibrate_only = with_ranges is not None
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = representative_dataset
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = tf.int8
+            converter.inference_output_type = tf.int8
+            # Private, but what TensorFlow's own quantization debugger goes by.
+            converter._experimental_calibrate_only = only_ranges
 
-    made = convert.file(model, signature, integers, integers=True)
-    if with_ranges is None:
-        if not activation_ranges.too_fine(made.content):
-            return made
+        return convert.file(model, signature, integers, integers=True)
+
+    if with_ranges is not None:
+        made = converted(only_ranges=True)
+        content = with_ranges(shared_scales.joined(made.content))
+        return dataclasses.replace(made, content=_with_wide_ranges(content))
+    made = converted(only_ranges=False)
+    is_fine = not activation_ranges.too_fine(made.content)
+    if not is_fine or shared_scales.clipped(made.content):
         # Once more, with measured ranges that can be changed.
-        return int8_file(model, signature, examples, lambda content: content)
-    content = _with_wide_ranges(with_ranges(made.content))
-    return convert.Converted(content, made.signature, made.notes)
+        measured = converted(only_ranges=True)
+        content = shared_scales.joined(measured.content)
+        if not is_fine or content is not measured.content:
+            return dataclasses.replace(measured, content=_with_wide_ranges(content))
+    content = shared_scales.with_one_hot_codes(made.content)
+    return dataclasses.replace(made, content=content)
 
 
 def _with_wide_ranges(calibrated: bytes) -> bytes:
@@ -101,7 +114,7 @@ def _with_wide_ranges(calibrated: bytes) -> bytes:
             break
         for name, factor in more.items():
             factors[name] = factors.get(name, 1.0) * factor
-    return content
+    return shared_scales.with_one_hot_codes(content)
 
 
 def _calibrated(
@@ -165,6 +178,96 @@ def check_ranges(
                 "values on `representative_data`, so its range cannot be measured. "
                 "Is the data prepared like the training data?"
             )
+
+
+def check_rows(
+    float_file: bytes,
+    model: Model,
+    signature: InputSignature,
+    examples: Sequence[Array],
+) -> None:
+    """Makes sure that row numbers of embeddings do not become int8 as float inputs.
+
+    The float input would get steps that are not 1, and other rows would be read.
+
+    Args:
+        float_file: The float file of the model.
+        model: What it is of, for the message.
+        signature: What it takes.
+        examples: Representative inputs, one array an input.
+
+    Raises:
+        ExportError: If rows that an input of floats names would not be read.
+    """
+    file = TFLiteFile(float_file)
+    graph = file.subgraphs[0]
+    entries = (file.model.signatureDefs or [None])[0]
+    names = {x.tensorIndex: x.name.decode() for x in entries.inputs} if entries else {}
+    values = {
+        entry.name: array
+        for entry, array in zip(signature.inputs, examples, strict=True)
+    }
+    producers = {
+        index: operator
+        for operator in graph.operators
+        for index in indices(operator.outputs)
+    }
+    for operator in graph.operators:
+        kind = file.operator_name(operator)
+        if kind not in ROWS:
+            continue
+        rows = indices(operator.inputs)[ROWS[kind]]
+        found = [
+            name
+            for index in _sources(file, graph, producers, rows)
+            if (name := names.get(index)) in values
+            and graph.tensors[index].type == TYPES["FLOAT32"]
+            and not _keeps_integers(values[name])
+        ]
+        if not found:
+            continue
+        output = graph.tensors[indices(operator.outputs)[0]].name.decode()
+        layer = layer_of(output, model)
+        of = f" of layer '{layer}'" if layer else ""
+        raise ExportError(
+            f"Input '{found[0]}' of model '{model.name}' holds row numbers{of}, but is "
+            "float32, so its int8 form would name other rows. Make it integers: "
+            "`keras.Input(..., dtype='int32')`."
+        )
+
+
+def _sources(
+    file: TFLiteFile, graph: Any, producers: dict[int, Any], index: int
+) -> Iterator[int]:
+    """Yields the tensors that integers are made of, if only parts are taken of them."""
+    integers = TYPES["INT32"], TYPES["INT64"]
+    waiting, seen = [index], {index}
+    while waiting:
+        index = waiting.pop()
+        operator = producers.get(index)
+        if operator is None:
+            yield index
+            continue
+        name = file.operator_name(operator)
+        places = indices(operator.inputs)
+        if name in ("CAST", *shared_scales.MOVING):
+            places = places[:1]
+        else:
+            places = [x for x in places if graph.tensors[x].type in integers]
+        waiting += [x for x in places if x not in seen]
+        seen.update(places)
+
+
+def _keeps_integers(values: Array) -> bool:
+    """Whether all whole numbers in the range of an input survive its int8 form."""
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    if not 0 < high - low < 256:
+        return high == low
+    step = np.float32((high - low) / 255)
+    whole = np.arange(np.ceil(low), high + 1, dtype="f4")
+    zero = np.round(-128 - low / step)
+    codes = np.clip(np.round(whole / step) + zero, -128, 127) - zero
+    return bool(np.all((codes.astype("f4") * step).astype("i4") == whole))
 
 
 def _one_by_one(

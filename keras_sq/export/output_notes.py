@@ -31,6 +31,12 @@ def notes(
             differ by much.
     """
     found = list(_coarse(comparison, explain))
+    found += [
+        f"{fraction:.1%} of the integers of {name} are those of Keras: int8 steps "
+        "decide between values that are close"
+        for name, fraction in comparison.equal_integers.items()
+        if fraction < 1
+    ]
     tensors = {output.name: output for output in comparison.outputs}
     for error in comparison.output_errors:
         found += [*_silent(error), *_nan(error)]

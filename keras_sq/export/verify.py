@@ -1,7 +1,7 @@
 """The check that every exported file passes: it is run, and compared."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -60,6 +60,8 @@ class Comparison:
         inputs: What the file takes.
         outputs: What it gives.
         output_errors: The errors of each output of floats, entry by entry.
+        equal_integers: Name of an output of integers or bools -> the fraction of them
+            that are Keras's; of a file of int8 activations.
     """
 
     largest_error: float
@@ -72,6 +74,7 @@ class Comparison:
     inputs: tuple[TensorReport, ...]
     outputs: tuple[TensorReport, ...]
     output_errors: tuple[OutputError, ...]
+    equal_integers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def compare(
@@ -120,6 +123,7 @@ def compare(
     rounded: dict[str, Errors] = {}
     entries: dict[str, dict[str, EntryErrors]] = {}
     numbers: dict[str, bool] = {}
+    equal: dict[str, list[Array]] = {}
     counts = {"random": 0, "representative": 0}
     agree: list[bool] = []
     for kind, batch in batches(converted.signature, examples, seed):
@@ -143,6 +147,10 @@ def compare(
                         "Is the data prepared like the training data?"
                     )
                 found = runner.dequantized(name, actual[name])
+                if tolerance is None and value.dtype.kind != "f":
+                    # Which is the largest of values may hang on a step.
+                    equal.setdefault(name, []).append(_equal(name, found, value))
+                    continue
                 difference = relative_error(found, value)
                 if tolerance is not None and not jumps and not difference <= tolerance:
                     raise refusal(
@@ -209,7 +217,21 @@ def compare(
             entry.result(name, errors[name].mean, runner.step(name) or None)
             for name, entry in sorted(shown.items())
         ),
+        equal_integers={
+            name: float(np.mean(np.concatenate(parts)))
+            for name, parts in equal.items()
+            if any(part.size for part in parts)
+        },
     )
+
+
+def _equal(name: str, found: Array, expected: Array) -> Array:
+    """Returns which integers of an output are Keras's."""
+    if found.shape != expected.shape:
+        raise refusal(
+            f"output '{name}' has shape {found.shape}, that of Keras {expected.shape}"
+        )
+    return np.ravel(found == expected)
 
 
 def _tensor(
