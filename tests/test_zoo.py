@@ -15,8 +15,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`build\\(\\)` was called on layer 'positions"),
 ]
 
-OFTEN = ("small", "int8")
-"""Targets that every run of the suite makes; the others are slow."""
+OFTEN = ("small",)
+"""Targets that every run of the suite makes; the others are slow, all together."""
 
 
 @pytest.fixture(scope="module", params=zoo.NETWORKS)
