@@ -29,8 +29,6 @@ from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.saving import deployed_store, loads_in_its_own_way
 from keras_sq.types import Config, Layer, Model
 
-Array = Any
-
 
 def copy_model(
     model: Model,
@@ -269,7 +267,7 @@ def copy_saved_state(old: Layer, new: Layer) -> None:
         ) from error
 
 
-def _array(value: Any) -> Array:
+def _array(value: Any) -> Any:
     if isinstance(value, keras.Variable) or keras.ops.is_tensor(value):
         return keras.ops.convert_to_numpy(value)
     return value

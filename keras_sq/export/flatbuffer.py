@@ -353,6 +353,16 @@ def _quantization_key(quantization: Any) -> Any:
     )
 
 
+def float_outputs(subgraph: Any) -> list[int]:
+    """Returns the float32 tensors that operators compute, in the order of these."""
+    return [
+        index
+        for operator in subgraph.operators
+        for index in indices(operator.outputs)
+        if subgraph.tensors[index].type == TYPES["FLOAT32"]
+    ]
+
+
 def indices(values: Any) -> list[int]:
     """Returns an operator's inputs or outputs, or a graph's, as a list."""
     return [] if values is None else [int(value) for value in values]

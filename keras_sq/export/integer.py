@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_sq.export import activation_ranges, convert, shared_scales
 from keras_sq.export.errors import ExportError, layer_of
-from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
+from keras_sq.export.flatbuffer import TYPES, TFLiteFile, float_outputs, indices
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.runtime import AllTensors, quiet
 from keras_sq.types import Model
@@ -161,12 +161,7 @@ def check_ranges(
     tensors = AllTensors(float_file)
     file = TFLiteFile(float_file)
     graph = file.subgraphs[0]
-    order = [
-        index
-        for operator in graph.operators
-        for index in indices(operator.outputs)
-        if graph.tensors[index].type == TYPES["FLOAT32"]
-    ]
+    order = float_outputs(graph)
     for inputs in _one_by_one(signature, examples, MAX_CHECKED_EXAMPLES):
         found = tensors.not_finite(inputs, order)
         if found is not None:

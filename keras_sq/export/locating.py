@@ -8,7 +8,7 @@ import numpy as np
 from keras_sq.export import convert, verify
 from keras_sq.export.differences import Errors
 from keras_sq.export.errors import layer_of
-from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
+from keras_sq.export.flatbuffer import TFLiteFile, float_outputs, indices
 from keras_sq.export.inputs import Array, InputSignature
 from keras_sq.export.runtime import AllTensors, Runner, real_values
 from keras_sq.export.targets import Made
@@ -48,12 +48,7 @@ def first_nan(
     """
     file = TFLiteFile(content)
     graph = file.subgraphs[0]
-    order = [
-        index
-        for operator in graph.operators
-        for index in indices(operator.outputs)
-        if graph.tensors[index].type == TYPES["FLOAT32"]
-    ]
+    order = float_outputs(graph)
     inputs = {x.name: y for x, y in zip(signature.inputs, batch, strict=True)}
     try:
         values = AllTensors(content).values(inputs, order)
