@@ -16,10 +16,10 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from keras_sq import _checks
+from keras_sq.core import checks
+from keras_sq.core.types import Tensor
 from keras_sq.datasets.images import PAD, mirror_and_shift, standardize
 from keras_sq.datasets.reading import Array
-from keras_sq.types import Tensor
 
 
 class Source(Protocol):
@@ -116,8 +116,8 @@ class Dataset:
             )
             ```
         """
-        _checks.integer("initial_epoch", initial_epoch, minimum=0)
-        _checks.integer("epochs", epochs, minimum=initial_epoch)
+        checks.integer("initial_epoch", initial_epoch, minimum=0)
+        checks.integer("epochs", epochs, minimum=initial_epoch)
         steps = (epochs - initial_epoch) * self.steps_per_epoch
         return (
             self._source.train(self._seed, self.batch_size, initial_epoch, epochs)

@@ -17,7 +17,7 @@ DIGITS = "digits"
 
 SPLITS = ("train", "validation", "test")
 
-_FILE = pathlib.Path(__file__).parents[1] / "data" / "digits.npz"
+_FILE = pathlib.Path(__file__).parent / "data" / "digits.npz"
 
 
 class KerasSqDigits(tfds.core.GeneratorBasedBuilder):

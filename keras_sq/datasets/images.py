@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_sq.types import Tensor
+from keras_sq.core.types import Tensor
 
 PAD = 4
 """Zeros around an image before the random crop (pixels)."""

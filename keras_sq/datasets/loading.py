@@ -7,7 +7,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from keras_sq import _checks
+from keras_sq.core import checks
 from keras_sq.datasets import images, reading, streaming
 from keras_sq.datasets.batches import Dataset, Memory, Source, in_order
 from keras_sq.datasets.digits import DIGITS
@@ -82,22 +82,22 @@ def load(
         ValueError: If an argument is out of its range, or the data set is
             not one of images or sounds with labels, or has no test split.
     """
-    _checks.integer("batch_size", batch_size, minimum=1)
-    _checks.integer("seed", seed, minimum=0, maximum=2**31 - 1)
+    checks.integer("batch_size", batch_size, minimum=1)
+    checks.integer("seed", seed, minimum=0, maximum=2**31 - 1)
     settings = settings_of(name) if isinstance(name, str) else Settings()
     if validation_fraction is None:
         validation_fraction = settings.validation_fraction
-    fraction = _checks.fraction("validation_fraction", validation_fraction)
+    fraction = checks.fraction("validation_fraction", validation_fraction)
     if fraction in (0.0, 1.0):
         raise ValueError(
             "Argument `validation_fraction` must be above 0 and below 1. "
             f"Received: validation_fraction={validation_fraction}"
         )
     if limit is not None:
-        _checks.integer("limit", limit, minimum=1)
+        checks.integer("limit", limit, minimum=1)
     if image_size is not None:
-        _checks.integer("image_size", image_size, minimum=1)
-    _checks.one_of("crop", crop, images.CROPS)
+        checks.integer("image_size", image_size, minimum=1)
+    checks.one_of("crop", crop, images.CROPS)
     source = reading.prepared(name, data_dir, download)
     augmented = settings.augmented if augment is None else bool(augment)
     if source.is_sound and (augmented or image_size is not None):
@@ -230,7 +230,7 @@ class _Parts:
     def _check_size(self, available: int) -> None:
         """Raises if there are fewer training examples than asked for."""
         if self.limit is not None:
-            _checks.integer("limit", self.limit, maximum=available)
+            checks.integer("limit", self.limit, maximum=available)
         examples = available if self.limit is None else self.limit
         if self.batch_size > examples:
             raise ValueError(

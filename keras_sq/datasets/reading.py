@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_sq import _checks
+from keras_sq.core import checks
 from keras_sq.datasets import sound
 from keras_sq.datasets.digits import DIGITS, KerasSqDigits, prepare_digits
 from keras_sq.datasets.settings import MADE_BY, base_name, settings_of
@@ -295,4 +295,4 @@ def _unknown_name(name: str) -> str:
     known = [DIGITS, *tfds.list_builders(with_community_datasets=False)]
     if base_name(name) in known:
         return ""
-    return f" TFDS knows no such name.{_checks.did_you_mean(base_name(name), known)}"
+    return f" TFDS knows no such name.{checks.did_you_mean(base_name(name), known)}"

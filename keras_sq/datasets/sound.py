@@ -11,7 +11,7 @@ References:
 
 import tensorflow as tf
 
-from keras_sq.types import Tensor
+from keras_sq.core.types import Tensor
 
 SAMPLE_RATE = 16_000
 """Hertz; also the length of a clip in samples."""

@@ -4,20 +4,15 @@
 Keras; only a file that agrees is written. What lives here:
 
 - the targets (`targets.py`) and how their files are made (`building.py`);
-- the conversion (`convert.py`, `integer.py`, `precision.py`, `errors.py`) of what a
-  model takes (`inputs.py`);
-- small kernels: which constants are kernels (`weights.py`, `matching.py`,
-  `row_scales.py`), multiplications taken out of them (`folding.py`), what values they
-  hold (`levels.py`), which forms these allow (`plans.py`) and which they get
-  (`choice.py`), its arithmetic (`packing.py`) and its operators (`forms.py`), in a
-  file that can be edited (`flatbuffer.py`); kernels that stay float
-  (`missing_kernels.py`), and what runtimes read (`runtimes.py`);
-- quantized activations: how a model computes them for the converter
-  (`activations.py`), how a file holds them (`activation_forms.py`,
-  `activation_ranges.py`), their check (`activation_checks.py`);
-- the check (`runtime.py`, `verify.py`), writing (`files.py`), the report (`report.py`);
-- microcontrollers (`micro/`); Larq Compute Engine (`lce/`); what is in a file
-  (`contents/`); the command line (`__main__.py`, `command_line.py`).
+- `conversion/`: what a model takes, and its float and integer files;
+- `tflite/`: which constants of a file are kernels, what values they hold, which forms
+  these allow and which they get, in a file that can be edited;
+- `activations/`: which activations are quantized, and how a file holds them;
+- `verification/`: whether the file computes what the model does, and where not;
+- kernels that stay float (`missing_kernels.py`), what runtimes read (`runtimes.py`),
+  the report (`report.py`) and errors (`errors.py`);
+- `micro/` for microcontrollers; `lce/` for Larq Compute Engine; `inspection/` for what
+  is in a file; the command (`__main__.py`).
 
 Design note: **one name, two things.** `keras_sq.export(model, path)` is a call,
 and this package has to be `keras_sq.export` too, for `python -m

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from keras_sq import file_checks
-from keras_sq.export import command_line, files, targets
+from keras_sq.core import command_line
+from keras_sq.export import targets
 from keras_sq.export.errors import ExportError, require_tensorflow
 from keras_sq.export.exporter import export
-from keras_sq.loading import load_model
+from keras_sq.files import atomic_files, file_checks
+from keras_sq.files.loading import load_model
 
 PROGRAM = "keras_sq.export"
 
@@ -103,7 +104,7 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     try:
         # What is quick to find wrong comes first.
         require_tensorflow()
-        files.destination(destination)
+        atomic_files.destination(destination)
         if values.representative is not None:
             options["representative_data"] = load_examples(values.representative)
         for name in values.get_flag_value("import", None) or []:

@@ -3,32 +3,26 @@
 import dataclasses
 from collections.abc import Sequence
 
-from keras_sq import _keras_internals as internals
-from keras_sq.export import (
-    activation_forms,
-    activation_ranges,
-    choice,
-    convert,
-    errors,
-    folding,
-    integer,
-    plans,
-    runtimes,
-)
-from keras_sq.export.activations import Held
-from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Model
+from keras_sq.export import errors, runtimes
+from keras_sq.export.activations import forms as activation_forms
+from keras_sq.export.activations import ranges as activation_ranges
+from keras_sq.export.activations.levels import Held
+from keras_sq.export.conversion import convert, integer
 from keras_sq.export.micro import compression, runtime, signature
 from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
 from keras_sq.export.runtimes import EVERY_RUNTIME
 from keras_sq.export.targets import Made, Request
-from keras_sq.export.weights import (
+from keras_sq.export.tflite import choice, folding, plans
+from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices
+from keras_sq.export.tflite.weights import (
     WeightTensor,
     has_few_levels,
     weight_tensors,
     with_kernels,
 )
-from keras_sq.types import Model
 
 BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operators whose third input is a bias."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_sq import _keras_internals as internals
-from keras_sq.types import Model
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Model
 
 _REASON = re.compile(r"error: .*'tf\.(\w+)' op (.*)")
 

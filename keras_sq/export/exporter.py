@@ -9,23 +9,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _checks, conversion, layers, masks, memory_bounds, training_signs
-from keras_sq import _keras_internals as internals
-from keras_sq.export import (
-    activations,
-    differences,
-    errors,
-    files,
-    inputs,
-    output_notes,
-    precision,
-    targets,
-    verify,
-)
+from keras_sq import layers
+from keras_sq.analysis.kernel_codes import get_codes
+from keras_sq.conversion import quantize as conversion
+from keras_sq.conversion import training_signs
+from keras_sq.core import checks, memory_bounds
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Model
+from keras_sq.export import errors, targets
+from keras_sq.export.activations import levels as activations
+from keras_sq.export.conversion import inputs, precision
 from keras_sq.export.report import METADATA_NAME, ExportReport
-from keras_sq.export.runtime import Runner
-from keras_sq.kernel_codes import get_codes
-from keras_sq.types import Model
+from keras_sq.export.tflite.runtime import Runner
+from keras_sq.export.verification import differences, output_notes, verify
+from keras_sq.files import atomic_files
+from keras_sq.layers import masks
 
 
 def export(
@@ -136,7 +134,7 @@ def export(
         (16, True)
     """
     chosen = targets.get(target)
-    destination = files.destination(path)
+    destination = atomic_files.destination(path)
     _check_model(model)
     _check_options(chosen, target, representative_data, max_decode_bytes)
     types = targets.types(target, oldest_runtime)
@@ -148,12 +146,14 @@ def export(
         signature, fixed = _fixed(signature, examples, chosen.single)
         notes += fixed
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(files.replacing(destination))
+        write = stack.enter_context(atomic_files.replacing(destination))
         sources = {}
         if chosen.micro:
             for suffix in (".cc", ".h"):
                 path_of_source = destination.with_suffix(suffix)
-                sources[suffix] = stack.enter_context(files.replacing(path_of_source))
+                sources[suffix] = stack.enter_context(
+                    atomic_files.replacing(path_of_source)
+                )
         rounding = conversion.quantized_activation(model) is not None
         stripped = conversion.plain_copy(model) if quantized or rounding else model
         plain = precision.in_float32(stripped)
@@ -183,13 +183,15 @@ def export(
         tolerance = None if integer else differences.FLOAT_TOLERANCE
         load = made.load or Runner
         if quantizers:
-            from keras_sq.export import activation_checks
+            from keras_sq.export.verification import activations as activation_checks
 
             witness = model if reference is model else None
             activation_checks.check(made, witness, plain, quantizers, examples, integer)
         explain = None
         if integer and examples is not None and not quantizers:
-            from keras_sq.export import locating  # Of what needs TensorFlow.
+            from keras_sq.export.verification import (
+                locating,  # Of what needs TensorFlow.
+            )
 
             explain = locating.explanation(made, plain, examples)
         comparison = verify.compare(
@@ -264,7 +266,7 @@ def _fixed(
 
 
 def _with_metadata(content: bytes, report: ExportReport) -> bytes:
-    from keras_sq.export.flatbuffer import TFLiteFile
+    from keras_sq.export.tflite.flatbuffer import TFLiteFile
 
     file = TFLiteFile(content)
     file.set_metadata(METADATA_NAME, report.to_metadata(targets.TARGETS))
@@ -323,7 +325,7 @@ def _check_options(
                 "Argument `max_decode_bytes` is for target 'mcu' only. "
                 f"Received: max_decode_bytes={max_decode_bytes} (target '{name}')"
             )
-        _checks.integer("max_decode_bytes", max_decode_bytes, minimum=1)
+        checks.integer("max_decode_bytes", max_decode_bytes, minimum=1)
 
 
 def _check_training(model: Model, allow_partial: bool, allow_untrained: bool) -> None:

@@ -9,13 +9,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from keras_sq.analysis.kernel_codes import KernelCodes
 from keras_sq.export.errors import ExportError
-from keras_sq.export.matching import filter_axes
-from keras_sq.export.plans import ROWS_SCALED, TOO_SMALL
 from keras_sq.export.report import KernelReport
 from keras_sq.export.targets import Request
-from keras_sq.export.weights import WORTHWHILE
-from keras_sq.kernel_codes import KernelCodes
+from keras_sq.export.tflite.matching import filter_axes
+from keras_sq.export.tflite.plans import ROWS_SCALED, TOO_SMALL
+from keras_sq.export.tflite.weights import WORTHWHILE
 
 NOT_THERE = "not there"
 """How reports call it where no constant of a file can be the kernel."""

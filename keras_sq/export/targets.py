@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_sq import _checks
+from keras_sq.analysis.kernel_codes import KernelCodes
+from keras_sq.core import checks
+from keras_sq.core.types import Model
 from keras_sq.export import runtimes
-from keras_sq.export.activations import ActivationLevels, Held
-from keras_sq.export.convert import Converted
-from keras_sq.export.inputs import Array, InputSignature
+from keras_sq.export.activations.levels import ActivationLevels, Held
+from keras_sq.export.conversion.convert import Converted
+from keras_sq.export.conversion.inputs import Array, InputSignature
 from keras_sq.export.report import KernelReport
-from keras_sq.export.runtime import FileRunner
-from keras_sq.kernel_codes import KernelCodes
-from keras_sq.types import Model
+from keras_sq.export.tflite.runtime import FileRunner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Made:
         equals: A file that it must agree with bit for bit, or `None`.
         load: Makes the interpreter that runs it; `None`: LiteRT's.
         check: Checks its quantized activations, from the file, the copy that was
-            converted, its quantizers and the examples; `None`: `activation_checks.py`
-            does.
+            converted, its quantizers and the examples; `None`:
+            `verification/activations.py` does.
         arena_bytes: For microcontrollers: memory that the file needs.
         int8_arena_bytes: For microcontrollers: memory that `equals` needs.
     """
@@ -225,4 +225,4 @@ def get(name: Any) -> Target:
     Raises:
         ValueError: If there is none; the message lists the known ones.
     """
-    return TARGETS[_checks.one_of("target", name, TARGETS)]
+    return TARGETS[checks.one_of("target", name, TARGETS)]

@@ -6,7 +6,8 @@ layers of a float model. The layers that quantize activations, and nothing else,
 names of their own.
 """
 
-from keras_sq import _keras_internals as _internals
+from keras_sq.core import keras_internals as _internals
+from keras_sq.core.types import Layer as _Layer
 from keras_sq.layers.activations import BinaryActivation as BinaryActivation
 from keras_sq.layers.activations import (
     LearnedActivationQuantizer as LearnedActivationQuantizer,
@@ -27,10 +28,10 @@ from keras_sq.layers.convolutional import SQDepthwiseConv1D as SQDepthwiseConv1D
 from keras_sq.layers.convolutional import SQDepthwiseConv2D as SQDepthwiseConv2D
 from keras_sq.layers.convolutional import SQSeparableConv1D as SQSeparableConv1D
 from keras_sq.layers.convolutional import SQSeparableConv2D as SQSeparableConv2D
-from keras_sq.layers.core import SQDense as SQDense
-from keras_sq.layers.core import SQEinsumDense as SQEinsumDense
-from keras_sq.layers.core import SQEmbedding as SQEmbedding
-from keras_sq.layers.core import SQReversibleEmbedding as SQReversibleEmbedding
+from keras_sq.layers.dense import SQDense as SQDense
+from keras_sq.layers.dense import SQEinsumDense as SQEinsumDense
+from keras_sq.layers.dense import SQEmbedding as SQEmbedding
+from keras_sq.layers.dense import SQReversibleEmbedding as SQReversibleEmbedding
 from keras_sq.layers.quantized import (
     StochasticallyQuantized as StochasticallyQuantized,
 )
@@ -46,7 +47,6 @@ from keras_sq.layers.recurrent import SQSimpleRNN as SQSimpleRNN
 from keras_sq.layers.recurrent import SQSimpleRNNCell as SQSimpleRNNCell
 from keras_sq.layers.registry import register as register
 from keras_sq.layers.settings import Settings as Settings
-from keras_sq.types import Layer as _Layer
 
 
 def layer_paths(model: _Layer) -> list[tuple[str, _Layer]]:

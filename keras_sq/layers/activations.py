@@ -8,14 +8,14 @@ from typing import Any
 
 import keras
 
-from keras_sq.activation_rules import (
+from keras_sq.core.types import Config, Tensor, Variable
+from keras_sq.layers.inputs import add_rule_state, follow_rule
+from keras_sq.quantizers.activations import (
     ActivationRule,
     BinaryRule,
     LearnedRule,
     UniformRule,
 )
-from keras_sq.layers.inputs import add_rule_state, follow_rule
-from keras_sq.types import Config, Tensor, Variable
 
 
 class QuantizedActivation(keras.layers.Layer):

@@ -12,10 +12,10 @@ from typing import Any
 
 from keras import ops
 
-from keras_sq import _keras_internals as internals
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Tensor, Variable
 from keras_sq.layers.kernel_functions import filters_last, update_function
 from keras_sq.layers.settings import Settings
-from keras_sq.types import Tensor, Variable
 
 _held = threading.local()
 

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_sq import _keras_internals as internals
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Config, Layer
 from keras_sq.layers import registry
 from keras_sq.layers import settings as settings_module
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings, constructor_signature
-from keras_sq.types import Config, Layer
 
 LIBRARIES = ("keras_hub", "keras_cv", "keras_nlp")
 """Packages whose modules may be imported because a file names them, as in Keras."""

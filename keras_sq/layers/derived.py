@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_sq.core.types import Config, Layer
 from keras_sq.layers import registry
 from keras_sq.layers import settings as settings_module
 from keras_sq.layers.container import class_reference, find_class
 from keras_sq.layers.quantized import StochasticallyQuantized
-from keras_sq.types import Config, Layer
 
 FLOAT_LAYER = "float_layer"
 """The key of a configuration under which the float layer is described."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_sq import _keras_internals as internals
+from keras_sq.core import keras_internals as internals
 from keras_sq.layers.inputs import inputs_quantized
 
 _held = threading.local()

@@ -35,12 +35,12 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 from keras import ops
 
-from keras_sq import _backend
-from keras_sq import _keras_internals as internals
-from keras_sq.activation_rules import ActivationRule
+from keras_sq.core import backend
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Layer, Tensor, Variable
 from keras_sq.layers.settings import Settings
-from keras_sq.split_update import CLIP, full_precision_part, with_gradient
-from keras_sq.types import Layer, Tensor, Variable
+from keras_sq.layers.split_update import CLIP, full_precision_part, with_gradient
+from keras_sq.quantizers.activations import ActivationRule
 
 INPUT = "input"
 """The name that a layer's input goes by where kernels have theirs."""
@@ -85,8 +85,8 @@ class MaskedPart(NamedTuple):
 
     Attributes:
         mask: Bool tensor that broadcasts to the activations: True = quantized.
-        full_precision: One of `keras_sq.split_update.FULL_PRECISION`.
-        quantized_gradient: One of `keras_sq.split_update.QUANTIZED_GRADIENTS`.
+        full_precision: One of `keras_sq.layers.split_update.FULL_PRECISION`.
+        quantized_gradient: One of `keras_sq.layers.split_update.QUANTIZED_GRADIENTS`.
     """
 
     mask: Tensor
@@ -150,7 +150,7 @@ def _forward_function(rule: ActivationRule, training: bool) -> Callable[..., Ten
     def forward(x: Tensor, *state: Tensor) -> Tensor:
         return ops.cast(rule.forward(ops.cast(x, "float32"), *state), x.dtype)
 
-    return _backend.fused(forward) if training else forward
+    return backend.fused(forward) if training else forward
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,7 +171,7 @@ def _hybrid_forward_function(
         quantized = ops.cast(rule.forward(ops.cast(x, "float32"), *state), x.dtype)
         return ops.where(mask, quantized, full_precision_part(x, full_precision))
 
-    return _backend.fused(forward) if training else forward
+    return backend.fused(forward) if training else forward
 
 
 @functools.lru_cache(maxsize=256)

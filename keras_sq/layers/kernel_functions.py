@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from keras import ops
 
-from keras_sq import _backend
+from keras_sq.core import backend
+from keras_sq.core.types import Tensor
+from keras_sq.layers.split_update import full_precision_part
 from keras_sq.quantizers import Quantizer
-from keras_sq.split_update import full_precision_part
-from keras_sq.types import Tensor
 
 
 def filters_last(
@@ -61,7 +61,7 @@ def forward_function(
         axes: The kernel's filter axes.
         dtype: Of the result.
         full_precision: What the rest becomes, one of
-            `keras_sq.split_update.FULL_PRECISION`; `None`: there is no rest.
+            `keras_sq.layers.split_update.FULL_PRECISION`; `None`: there is no rest.
         compile: Whether to fuse the operations of a large kernel.
     """
 
@@ -73,7 +73,7 @@ def forward_function(
             kernel = ops.where(mask, kernel, rest)
         return ops.cast(kernel, dtype)
 
-    return _backend.fused(forward) if compile else forward
+    return backend.fused(forward) if compile else forward
 
 
 @functools.lru_cache(maxsize=1024)
@@ -88,7 +88,7 @@ def error_function(
             return restore(quantizer.element_errors(columns, *state))
         return quantizer.filter_errors(columns, *state)
 
-    return _backend.fused(errors)
+    return backend.fused(errors)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -101,4 +101,4 @@ def update_function(
         columns, _ = filters_last(latent, axes)
         return quantizer.update(columns, state, updates)
 
-    return _backend.fused(update)
+    return backend.fused(update)

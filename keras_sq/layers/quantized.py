@@ -36,7 +36,8 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_sq import _keras_internals as internals
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Config, Tensor, Variable
 from keras_sq.layers import settings as settings_module
 from keras_sq.layers.codebooks import LearnedCodebooks
 from keras_sq.layers.hybrid_kernel import HybridKernel, held_kernel
@@ -47,11 +48,10 @@ from keras_sq.layers.kernel_functions import (
     forward_function,
 )
 from keras_sq.layers.saving import saving_methods
+from keras_sq.layers.selection import Selection
 from keras_sq.layers.settings import Settings, constructor_signature
+from keras_sq.layers.split_update import split_update
 from keras_sq.layers.weight_names import weights_present
-from keras_sq.selection import Selection
-from keras_sq.split_update import split_update
-from keras_sq.types import Config, Tensor, Variable
 
 _warned = threading.local()
 

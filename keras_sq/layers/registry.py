@@ -12,10 +12,10 @@ from typing import Any
 
 import keras
 
+from keras_sq.core.types import Config, Layer
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings
 from keras_sq.layers.weight_names import weights_present
-from keras_sq.types import Config, Layer
 
 PACKAGE = "keras_sq"
 

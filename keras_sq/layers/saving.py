@@ -14,8 +14,8 @@ from typing import Any
 
 import keras
 
+from keras_sq.core.types import Layer
 from keras_sq.layers.hybrid_kernel import latents_held
-from keras_sq.types import Layer
 
 STATE = "keras_sq_state_"
 """Begins the keys of what quantization adds to a class that saves by itself."""

@@ -4,10 +4,12 @@ import dataclasses
 import inspect
 from typing import Any
 
-from keras_sq import _checks, activation_rules, quantizers
-from keras_sq.selection import Selection, SoftRefresh, get_way, serialize_way
-from keras_sq.split_update import FULL_PRECISION, QUANTIZED_GRADIENTS
-from keras_sq.types import Config
+from keras_sq import quantizers
+from keras_sq.core import checks
+from keras_sq.core.types import Config
+from keras_sq.layers.selection import Selection, SoftRefresh, get_way, serialize_way
+from keras_sq.layers.split_update import FULL_PRECISION, QUANTIZED_GRADIENTS
+from keras_sq.quantizers import activations as activation_rules
 
 INFERENCE = ("quantized", "hybrid")
 INPUT_GRANULARITIES = ("all", "element")
@@ -22,16 +24,16 @@ class Settings:
             `keras_sq.quantizers.Quantizer`, or a name for `quantizers.get`.
         granularity: `"filter"`, or `"element"` for single weights.
         probability: `"constant"`, `"linear"`, `"softmax"` or `"sigmoid"`, see
-            `keras_sq.selection`.
+            `keras_sq.layers.selection`.
         selection: `"roulette"`, `"deterministic"`, `"fixed"`, `"soft_refresh"` or
             a `keras_sq.SoftRefresh`.
         draw: `"paper"` or `"released"`.
         quantized_gradient: `"straight_through"`,
             `"clipped_straight_through"` or `"blocked"`, see
-            `keras_sq.split_update`.
+            `keras_sq.layers.split_update`.
         full_precision: What the part computes with that is not quantized:
             `"identity"`, the weight itself, or `"clip"`, the weight limited to
-            [-1, 1]; see `keras_sq.split_update`.
+            [-1, 1]; see `keras_sq.layers.split_update`.
         inference: `"quantized"`: outside of training the layer computes with
             the fully quantized kernel, the one that will be deployed, so that
             validation and checkpoints judge what can be shipped. `"hybrid"`:
@@ -75,17 +77,17 @@ class Settings:
         object.__setattr__(self, "kernel_quantizer", quantizer)
         object.__setattr__(self, "selection", get_way(self.selection))
         _ = self.mask_selection
-        _checks.one_of(
+        checks.one_of(
             "quantized_gradient", self.quantized_gradient, QUANTIZED_GRADIENTS
         )
-        _checks.one_of("full_precision", self.full_precision, FULL_PRECISION)
-        _checks.one_of("inference", self.inference, INFERENCE)
+        checks.one_of("full_precision", self.full_precision, FULL_PRECISION)
+        checks.one_of("inference", self.inference, INFERENCE)
         if self.mask_seed is not None:
-            _checks.integer("mask_seed", self.mask_seed, 0)
+            checks.integer("mask_seed", self.mask_seed, 0)
         if self.input_quantizer is not None:
             rule = activation_rules.get(self.input_quantizer)
             object.__setattr__(self, "input_quantizer", rule)
-        _checks.one_of("input_granularity", self.input_granularity, INPUT_GRANULARITIES)
+        checks.one_of("input_granularity", self.input_granularity, INPUT_GRANULARITIES)
         if self.masks_input and self.selection == "deterministic":
             raise ValueError(
                 'Argument `input_granularity="element"` needs a way of selecting that '
@@ -119,7 +121,7 @@ class Settings:
             raise ValueError(
                 f"Unknown quantization setting {unknown[0]!r}. Known: "
                 f"{', '.join(map(repr, names()))}."
-                f"{_checks.did_you_mean(unknown[0], names())}"
+                f"{checks.did_you_mean(unknown[0], names())}"
             )
         return dataclasses.replace(self, **changes)
 

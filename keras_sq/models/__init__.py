@@ -14,7 +14,8 @@ One family of networks a file; `describing.py` has what a network says of itself
 import os
 from functools import partial
 
-from keras_sq import _checks
+from keras_sq.core import checks
+from keras_sq.core.types import Model
 from keras_sq.models.alexnet import alexnet_bn as alexnet_bn
 from keras_sq.models.describing import Network as Network
 from keras_sq.models.digits_cnn import digits_cnn as digits_cnn
@@ -28,7 +29,6 @@ from keras_sq.models.resnet_imagenet import resnet_imagenet as resnet_imagenet
 from keras_sq.models.saved import load_source, take_over
 from keras_sq.models.vgg import vgg9 as vgg9
 from keras_sq.models.vgg import vgg_small as vgg_small
-from keras_sq.types import Model
 
 NETWORKS: dict[str, Network] = {
     "digits_cnn": Network(digits_cnn),
@@ -108,12 +108,12 @@ def get(
         >>> keras_sq.models.get("autoencoder", (640,)).output_shape
         (None, 640)
     """
-    network = NETWORKS[_checks.one_of("name", name, NETWORKS)]
+    network = NETWORKS[checks.one_of("name", name, NETWORKS)]
     network.check_input(name, input_shape)
     if weight_decay != 0:
-        _checks.positive("weight_decay", weight_decay)
+        checks.positive("weight_decay", weight_decay)
     if network.classifies:
-        _checks.integer("num_classes", num_classes, minimum=2)
+        checks.integer("num_classes", num_classes, minimum=2)
         return network.build(input_shape, num_classes, weight_decay=weight_decay)
     if num_classes is not None:
         raise ValueError(
@@ -156,7 +156,7 @@ def from_saved(
         >>> bool(np.allclose(model(x), trained(x)))
         True
     """
-    network = NETWORKS[_checks.one_of("name", name, NETWORKS)]
+    network = NETWORKS[checks.one_of("name", name, NETWORKS)]
     source, input_shape = load_source(name, network, path)
     classes = source.output_shape[-1] if network.classifies else None
     model = get(name, input_shape, classes, weight_decay)

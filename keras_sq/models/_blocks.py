@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_sq.types import Tensor
+from keras_sq.core.types import Tensor
 
 BATCH_NORM_MOMENTUM = 0.9
 """That of the papers' code. Keras's own averages over hundreds of steps, so

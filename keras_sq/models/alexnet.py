@@ -7,8 +7,8 @@ References:
 
 import keras
 
+from keras_sq.core.types import Model
 from keras_sq.models import _blocks
-from keras_sq.types import Model
 
 
 def alexnet_bn(

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-from keras_sq import _checks
-from keras_sq.types import Model
+from keras_sq.core import checks
+from keras_sq.core.types import Model
 
 LOGITS = "logits"
 
@@ -49,7 +49,7 @@ class Network:
                 f"the model {name!r}. Received: input_shape={input_shape}"
             )
         for side in input_shape:
-            _checks.integer("input_shape", side, minimum=1)
+            checks.integer("input_shape", side, minimum=1)
         if "height" in self.axes and min(input_shape[:2]) < self.min_size:
             raise ValueError(
                 f"Argument `input_shape` must be at least {self.min_size} x "

@@ -2,8 +2,8 @@
 
 import keras
 
+from keras_sq.core.types import Model
 from keras_sq.models import _blocks
-from keras_sq.types import Model
 
 
 def digits_cnn(

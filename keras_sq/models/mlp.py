@@ -2,9 +2,9 @@
 
 import keras
 
-from keras_sq import _checks
+from keras_sq.core import checks
+from keras_sq.core.types import Model
 from keras_sq.models import _blocks
-from keras_sq.types import Model
 
 
 def mlp(
@@ -26,7 +26,7 @@ def mlp(
         A `keras.Model`; kernels in dense1, dense2, … and logits.
     """
     for size in units:
-        _checks.integer("units", size, minimum=1)
+        checks.integer("units", size, minimum=1)
     inputs = keras.Input(input_shape, name="image")
     x = keras.layers.Flatten(name="flatten")(inputs)
     for number, size in enumerate(units, start=1):

@@ -11,9 +11,9 @@ References:
 
 import keras
 
-from keras_sq import _checks
+from keras_sq.core import checks
+from keras_sq.core.types import Model, Tensor
 from keras_sq.models import _blocks
-from keras_sq.types import Model, Tensor
 
 
 def resnet8(
@@ -145,7 +145,7 @@ def mobilenet_v1(
     References:
         - [Howard et al., 2017](https://arxiv.org/abs/1704.04861)
     """
-    if int(32 * _checks.positive("width", width)) < 1:
+    if int(32 * checks.positive("width", width)) < 1:
         raise ValueError(
             f"Argument `width` must be at least 1/32. Received: width={width}"
         )
@@ -201,8 +201,8 @@ def autoencoder(
     References:
         - [Koizumi et al., 2020](https://arxiv.org/abs/2006.05822)
     """
-    _checks.integer("units", units, minimum=1)
-    _checks.integer("latent_units", latent_units, minimum=1)
+    checks.integer("units", units, minimum=1)
+    checks.integer("latent_units", latent_units, minimum=1)
     inputs = keras.Input(input_shape, name="features")
     x = inputs
     sizes = {f"encoder{number}": units for number in range(1, 5)}

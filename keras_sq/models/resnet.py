@@ -9,9 +9,9 @@ References:
 import keras
 from keras import ops
 
-from keras_sq import _checks
+from keras_sq.core import checks
+from keras_sq.core.types import Model, Tensor
 from keras_sq.models import _blocks
-from keras_sq.types import Model, Tensor
 
 SHORTCUTS = ("identity", "convolution")
 
@@ -49,14 +49,14 @@ def resnet(
         ValueError: If `depth` is not `6 n + 2`, or `shortcut` or `activation` not
             known.
     """
-    _checks.integer("depth", depth, minimum=8)
+    checks.integer("depth", depth, minimum=8)
     if depth % 6 != 2:
         raise ValueError(
             "Argument `depth` must be 6 n + 2, such as 20, 32, 44 or 56. "
             f"Received: depth={depth}"
         )
-    _checks.one_of("shortcut", shortcut, SHORTCUTS)
-    _checks.one_of("activation", activation, _blocks.ACTIVATIONS)
+    checks.one_of("shortcut", shortcut, SHORTCUTS)
+    checks.one_of("activation", activation, _blocks.ACTIVATIONS)
     inputs = keras.Input(input_shape, name="image")
     x = _blocks.conv_bn(inputs, 16, "conv1", weight_decay, activation=activation)
     for stage, filters in enumerate((16, 32, 64), start=1):

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
-from keras_sq import _checks
+from keras_sq.core import checks
+from keras_sq.core.types import Model, Tensor
 from keras_sq.models import _blocks
-from keras_sq.types import Model, Tensor
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Depth -> number of blocks a stage. From 50 on, a block has three convolutions."""
@@ -65,13 +65,13 @@ def resnet_imagenet(
     Raises:
         ValueError: If `depth`, `stem` or `activation` is not one of these.
     """
-    _checks.integer("depth", depth)
+    checks.integer("depth", depth)
     if depth not in BLOCKS:
         raise ValueError(
             f"Argument `depth` must be 18, 34 or 50. Received: depth={depth}"
         )
-    _checks.one_of("stem", stem, STEMS)
-    _checks.one_of("activation", activation, _blocks.ACTIVATIONS)
+    checks.one_of("stem", stem, STEMS)
+    checks.one_of("activation", activation, _blocks.ACTIVATIONS)
     block_settings: dict[str, Any] = {
         "weight_decay": weight_decay,
         "activation": activation,

@@ -12,11 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sq import _keras_internals as internals
-from keras_sq import memory_bounds
-from keras_sq.loading import load_model
+from keras_sq.core import keras_internals as internals
+from keras_sq.core import memory_bounds
+from keras_sq.core.types import Layer, Model, Tensor
+from keras_sq.files.loading import load_model
 from keras_sq.models.describing import Network
-from keras_sq.types import Layer, Model, Tensor
 
 EXAMPLES = 8
 """Random inputs on which the two models are compared."""

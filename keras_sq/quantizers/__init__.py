@@ -17,15 +17,15 @@ from typing import Any
 
 import keras
 
-from keras_sq import _checks
+from keras_sq.core import checks
+from keras_sq.core.types import Config
+from keras_sq.quantizers.base import Quantizer as Quantizer
+from keras_sq.quantizers.base import register as register
 from keras_sq.quantizers.binary import BinaryQuantizer as BinaryQuantizer
 from keras_sq.quantizers.learned import LearnedQuantizer as LearnedQuantizer
-from keras_sq.quantizers.quantizer import Quantizer as Quantizer
-from keras_sq.quantizers.quantizer import register as register
 from keras_sq.quantizers.sign import SignQuantizer as SignQuantizer
 from keras_sq.quantizers.ternary import TernaryQuantizer as TernaryQuantizer
 from keras_sq.quantizers.uniform import UniformQuantizer as UniformQuantizer
-from keras_sq.types import Config
 
 _PLAIN: dict[str, type[Quantizer]] = {
     "binary": BinaryQuantizer,
@@ -65,7 +65,7 @@ def get(identifier: Any) -> Quantizer:
     if isinstance(identifier, dict):
         return deserialize(identifier)
     if isinstance(identifier, str):
-        _checks.one_of("quantizer", identifier, names())
+        checks.one_of("quantizer", identifier, names())
         if identifier.startswith("uniform-"):
             return UniformQuantizer(int(identifier.removeprefix("uniform-")))
         if identifier.startswith("lq-"):
@@ -105,4 +105,4 @@ def deserialize(config: Config) -> Quantizer:
         LearnedQuantizer(num_bits=2)
     """
     # Any quantizer: to mypy, an abstract class is no `type`.
-    return _checks.deserialized(config, Quantizer, "a quantizer")  # type: ignore[type-abstract]
+    return checks.deserialized(config, Quantizer, "a quantizer")  # type: ignore[type-abstract]

@@ -2,9 +2,9 @@
 
 from keras import ops
 
-from keras_sq import functional
-from keras_sq.quantizers.quantizer import Quantizer, register
-from keras_sq.types import Tensor
+from keras_sq.core.types import Tensor
+from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers.base import Quantizer, register
 
 
 @register

@@ -5,7 +5,7 @@ are the sums of the basis with the signs of a code (or, for codes {0, 1}, the su
 of a part of it); a weight takes the nearest level, which is the number of
 **thresholds**, the midpoints between neighbours, that it exceeds.
 
-Everything takes the numbers as `(..., filters)`, like `functional.py`; a basis is
+Everything takes the numbers as `(..., filters)`, like `filters.py`; a basis is
 `(num_bits, filters)`, float32. Nothing here has state.
 
 Design note: **no codes in memory.** The least squares problem needs the codes of
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_sq import _backend, functional
-from keras_sq.types import Tensor
+from keras_sq.core import backend
+from keras_sq.core.types import Tensor
+from keras_sq.quantizers import filters as functional
 
 RIDGE = 1e-4
 """Pulls the least squares solution to the basis before, where codes leave it open."""
@@ -177,7 +178,7 @@ def least_squares(
         sums: Float32 `(levels, filters)`: their sums.
     """
     num_bits = int(basis.shape[0])
-    with _backend.float64():
+    with backend.float64():
         codes, numbers, sums, before = (
             ops.cast(x, "float64") for x in (codes, numbers, sums, basis)
         )

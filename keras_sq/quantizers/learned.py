@@ -5,10 +5,11 @@ import math
 
 from keras import ops
 
-from keras_sq import _checks, functional
+from keras_sq.core import checks
+from keras_sq.core.types import Config, Tensor
 from keras_sq.quantizers import codebook
-from keras_sq.quantizers.quantizer import Quantizer, register
-from keras_sq.types import Config, Tensor
+from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers.base import Quantizer, register
 
 FIT_STEPS = 20
 """Alternations of a fit without state; they hardly change anything after ten."""
@@ -54,7 +55,7 @@ class LearnedQuantizer(Quantizer):
     """
 
     def __init__(self, num_bits: int) -> None:
-        self.num_bits = _checks.integer("num_bits", num_bits, 1, 8)
+        self.num_bits = checks.integer("num_bits", num_bits, 1, 8)
 
     @property
     def max_code(self) -> int:

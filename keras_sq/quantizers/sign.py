@@ -2,10 +2,10 @@
 
 from keras import ops
 
-from keras_sq import functional
+from keras_sq.core.types import Tensor
+from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers.base import register
 from keras_sq.quantizers.binary import BinaryQuantizer
-from keras_sq.quantizers.quantizer import register
-from keras_sq.types import Tensor
 
 
 @register

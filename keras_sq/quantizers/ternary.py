@@ -2,9 +2,10 @@
 
 from keras import ops
 
-from keras_sq import _checks, functional
-from keras_sq.quantizers.quantizer import Quantizer, register
-from keras_sq.types import Config, Tensor
+from keras_sq.core import checks
+from keras_sq.core.types import Config, Tensor
+from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers.base import Quantizer, register
 
 THRESHOLDS = ("layer", "released", "filter")
 
@@ -43,8 +44,8 @@ class TernaryQuantizer(Quantizer):
     """  # noqa: E501 (a table row cannot be broken)
 
     def __init__(self, threshold: str = "layer", threshold_factor: float = 0.7) -> None:
-        self.threshold = _checks.one_of("threshold", threshold, THRESHOLDS)
-        self.threshold_factor = _checks.positive("threshold_factor", threshold_factor)
+        self.threshold = checks.one_of("threshold", threshold, THRESHOLDS)
+        self.threshold_factor = checks.positive("threshold_factor", threshold_factor)
 
     @property
     def max_code(self) -> int:

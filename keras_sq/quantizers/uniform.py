@@ -5,9 +5,10 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_sq import _checks, functional
-from keras_sq.quantizers.quantizer import Quantizer, register
-from keras_sq.types import Config, Tensor
+from keras_sq.core import checks
+from keras_sq.core.types import Config, Tensor
+from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers.base import Quantizer, register
 
 SCALES = ("output_error", "max", "least_squares")
 
@@ -126,15 +127,15 @@ class UniformQuantizer(Quantizer):
         scale: str | None = None,
         num_levels: int | None = None,
     ) -> None:
-        self.num_bits = _checks.integer("num_bits", num_bits, 2, 8)
+        self.num_bits = checks.integer("num_bits", num_bits, 2, 8)
         if scale is None:
             scale = "output_error" if num_bits <= OUTPUT_ERROR_BITS else "max"
-        self.scale = _checks.one_of("scale", scale, SCALES)
+        self.scale = checks.one_of("scale", scale, SCALES)
         most = int(2**self.num_bits - 1)
         if num_levels is None:
             num_levels = most
         least = (most + 1) // 2 + 1
-        self._num_levels = _checks.integer("num_levels", num_levels, least, most)
+        self._num_levels = checks.integer("num_levels", num_levels, least, most)
         if self._num_levels % 2 == 0:
             raise ValueError(
                 "Argument `num_levels` must be odd: 0, and as many levels above as "

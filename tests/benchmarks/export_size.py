@@ -28,7 +28,8 @@ from absl import app, flags
 
 import keras_sq
 from keras_sq import models
-from keras_sq.export import inputs, runtime
+from keras_sq.export.conversion import inputs
+from keras_sq.export.tflite import runtime
 
 MODELS = flags.DEFINE_list(
     "models", ["resnet8", "ds_cnn", "cnn_half_million", "mobilenet_v2", "resnet18"], ""

@@ -38,7 +38,7 @@ LEVELS = {3: (7,), 4: (13, 15), 5: (31,), 6: (63,), 8: (255,)}
 
 SCALES = ("output_error", "max", "least_squares")
 
-DIGITS = pathlib.Path(keras_sq.__file__).parent / "data" / "digits.npz"
+DIGITS = pathlib.Path(keras_sq.__file__).parent / "datasets/data/digits.npz"
 
 Network = tuple[keras.Model, Any, Any, Any]
 """A float model, images to measure it on, their classes, and training images."""

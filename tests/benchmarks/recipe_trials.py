@@ -27,9 +27,10 @@ from absl import app, flags
 from keras import ops
 
 import keras_sq
-from keras_sq import datasets, functional, models, schedules
+from keras_sq import datasets, models, schedules
+from keras_sq.core.types import Tensor
 from keras_sq.datasets import loading
-from keras_sq.types import Tensor
+from keras_sq.quantizers import filters as functional
 
 _DATASET = flags.DEFINE_string("dataset", "cifar10", "TFDS name, of images.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder.", required=True)

@@ -1,10 +1,11 @@
 """The check of files for Larq Compute Engine, part by part.
 
 No bound holds for the whole of a network with binary activations (see
-`activation_checks.py`, whose check of the copy in Keras comes before this one). And
-its interpreter shows no tensors but the outputs. So the signs, and what other levels
-there are, are made outputs of a second file, and the copy in Keras is given them in
-place of its own. Then it computes each part of the network from the same numbers, and
+`verification/activations.py`, whose check of the copy in Keras comes before this
+one). And its interpreter shows no tensors but the outputs. So the signs, and what
+other levels there are, are made outputs of a second file, and the copy in Keras is
+given them in place of its own. Then it computes each part of the network from the
+same numbers, and
 
 1. every level of the file must be the one that the rule has for what Keras computed
    there; where that is closer to a threshold than the tolerance, that beside it may be;
@@ -22,16 +23,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_sq.export import verify
-from keras_sq.export.activations import NODE_NAME, ActivationLevels
-from keras_sq.export.differences import FLOAT_TOLERANCE, relative_error
-from keras_sq.export.flatbuffer import TFLiteFile, indices
-from keras_sq.export.inputs import Array, InputSignature
+from keras_sq.core.types import Model
+from keras_sq.export.activations.levels import NODE_NAME, ActivationLevels
+from keras_sq.export.conversion.inputs import Array, InputSignature
 from keras_sq.export.lce import signs
 from keras_sq.export.lce.runtime import LarqRunner
 from keras_sq.export.micro.signature import signature_names
 from keras_sq.export.targets import Made
-from keras_sq.types import Model
+from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
+from keras_sq.export.verification import verify
+from keras_sq.export.verification.differences import FLOAT_TOLERANCE, relative_error
 
 MAX_BATCHES = 32
 """Batches of one example that are compared."""

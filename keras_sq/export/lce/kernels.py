@@ -9,15 +9,15 @@ import keras
 import numpy as np
 from flatbuffers import flexbuffers
 
-from keras_sq.export.flatbuffer import TFLiteFile, indices, shape_of
+from keras_sq.analysis.kernel_codes import KernelCodes
+from keras_sq.core.types import Model
 from keras_sq.export.lce import signs
-from keras_sq.export.levels import filter_levels, filters_first
-from keras_sq.export.matching import kernel_paths
 from keras_sq.export.report import KernelReport
-from keras_sq.export.weights import WeightTensor
-from keras_sq.kernel_codes import KernelCodes
+from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices, shape_of
+from keras_sq.export.tflite.levels import filter_levels, filters_first
+from keras_sq.export.tflite.matching import kernel_paths
+from keras_sq.export.tflite.weights import WeightTensor
 from keras_sq.layers import layer_paths
-from keras_sq.types import Model
 
 CONVOLUTION = "LceBconv2d"
 """The operator; its inputs: signs, weights, and by filter factors, biases, thresholds.

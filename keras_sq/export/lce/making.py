@@ -23,24 +23,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keras_sq import _checks
-from keras_sq import _keras_internals as internals
-from keras_sq.export import (
-    activation_forms,
-    building,
-    choice,
-    convert,
-    folding,
-    missing_kernels,
-    plans,
-)
-from keras_sq.export.activations import ActivationLevels
+from keras_sq.core import checks as _checks
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Model
+from keras_sq.export import building, missing_kernels
+from keras_sq.export.activations import forms as activation_forms
+from keras_sq.export.activations.levels import ActivationLevels
+from keras_sq.export.conversion import convert
+from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.errors import ExportError
-from keras_sq.export.flatbuffer import TFLiteFile
-from keras_sq.export.inputs import InputSignature
 from keras_sq.export.lce import checks, kernels, runtime, signs
 from keras_sq.export.targets import Made, Request
-from keras_sq.types import Model
+from keras_sq.export.tflite import choice, folding, plans
+from keras_sq.export.tflite.flatbuffer import TFLiteFile
 
 FORMS = (*plans.PACKED_FORMS, "INT8")
 """Forms of the weights that are not computed on bits."""

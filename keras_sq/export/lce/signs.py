@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_sq.export.activations import BITS, NODE_NAME, ActivationLevels, Held
-from keras_sq.export.flatbuffer import TYPES, TFLiteFile, indices
-from keras_sq.export.runtime import Array
+from keras_sq.export.activations.levels import BITS, NODE_NAME, ActivationLevels, Held
+from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices
+from keras_sq.export.tflite.runtime import Array
 
 WORD = 32
 """Channels that share an int32 number, the first in the lowest bit."""

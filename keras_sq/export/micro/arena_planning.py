@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.flatbuffer import (
+from keras_sq.export.micro import splitting
+from keras_sq.export.micro.lookup_tables import FILE_BYTES_PER_KERNEL, Kernel
+from keras_sq.export.tflite.flatbuffer import (
     NUMPY_TYPES,
     TYPE_NAMES,
     TFLiteFile,
     indices,
     shape_of,
 )
-from keras_sq.export.micro import splitting
-from keras_sq.export.micro.lookup_tables import FILE_BYTES_PER_KERNEL, Kernel
 
 FILE_BYTES_PER_PART = 400
 """What each part of a split layer takes in the file besides its indices."""

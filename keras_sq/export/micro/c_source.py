@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from keras_sq.export.errors import ExportError
-from keras_sq.export.flatbuffer import (
+from keras_sq.export.micro import compression, lookup_tables
+from keras_sq.export.micro import runtime as micro_runtime
+from keras_sq.export.micro.operators import add_methods
+from keras_sq.export.micro.signature import signature_names
+from keras_sq.export.tflite.flatbuffer import (
     ALIGNMENT,
     TYPE_NAMES,
     TFLiteFile,
     indices,
     shape_of,
 )
-from keras_sq.export.micro import compression, lookup_tables
-from keras_sq.export.micro import runtime as micro_runtime
-from keras_sq.export.micro.operators import add_methods
-from keras_sq.export.micro.signature import signature_names
 
 USAGE_BEGIN = "// Usage:"
 USAGE_END = "// End of usage."

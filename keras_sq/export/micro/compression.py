@@ -4,8 +4,8 @@
 weight, within a bound on memory. The parts: `lookup_tables.py` (what can be
 compressed, and how), `splitting.py`, `arena_planning.py` (which kernels, whole or in
 parts) and `runtime.py` (running with TensorFlow Lite Micro). What makes the int8 file,
-what checks that the result computes the same to the bit (`verify.py`), and the C
-sources of the result (`c_source.py`) are not here.
+what checks that the result computes the same to the bit (`verification/verify.py`),
+and the C sources of the result (`c_source.py`) are not here.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.flatbuffer import TFLiteFile
 from keras_sq.export.micro import lookup_tables, splitting
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.arena_planning import Choice, Plan, Planner
 from keras_sq.export.micro.lookup_tables import Kernel
+from keras_sq.export.tflite.flatbuffer import TFLiteFile
 
 Array = np.ndarray[Any, Any]
 

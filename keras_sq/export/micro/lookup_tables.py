@@ -20,10 +20,16 @@ from typing import Any
 import numpy as np
 
 from keras_sq.export.errors import ExportError
-from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, Use, indices, shape_of
-from keras_sq.export.levels import filters_first
 from keras_sq.export.micro import runtime as micro_runtime
-from keras_sq.export.runtime import quiet
+from keras_sq.export.tflite.flatbuffer import (
+    TYPE_NAMES,
+    TFLiteFile,
+    Use,
+    indices,
+    shape_of,
+)
+from keras_sq.export.tflite.levels import filters_first
+from keras_sq.export.tflite.runtime import quiet
 
 Array = np.ndarray[Any, Any]
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from keras_sq.export.errors import ExportError, UnsupportedOperatorError
-from keras_sq.export.flatbuffer import TFLiteFile, indices, shape_of
-from keras_sq.export.runtime import quiet
+from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices, shape_of
+from keras_sq.export.tflite.runtime import quiet
 
 Array = np.ndarray[Any, Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.export.flatbuffer import TFLiteFile, indices
 from keras_sq.export.micro.runtime import MicroRunner
-from keras_sq.export.runtime import Array, FileRunner
+from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
+from keras_sq.export.tflite.runtime import Array, FileRunner
 
 
 class NamedMicroRunner(FileRunner):

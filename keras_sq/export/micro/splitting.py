@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from keras_sq.export.flatbuffer import TYPE_NAMES, TFLiteFile, Use, indices, shape_of
 from keras_sq.export.micro.lookup_tables import Kernel
+from keras_sq.export.tflite.flatbuffer import (
+    TYPE_NAMES,
+    TFLiteFile,
+    Use,
+    indices,
+    shape_of,
+)
 
 MAX_CONCATENATED = 10
 """Most inputs of a concatenation in TensorFlow Lite Micro."""

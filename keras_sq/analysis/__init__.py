@@ -1,0 +1,1 @@
+"""What can be said of a model: sizes, operations, codes, sensitivity, bits, plots."""

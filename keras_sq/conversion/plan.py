@@ -1,0 +1,233 @@
+"""Which layers of a model are quantized, how, and why others are not.
+
+The first half of `quantize_model`: nothing is changed here.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_sq import layers as sq_layers
+from keras_sq import quantizers
+from keras_sq.core import checks
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Layer, LayerKeys, Model, Overrides
+from keras_sq.layers import registry
+from keras_sq.layers.derived import covered_base, redefined
+from keras_sq.layers.layer_keys import (
+    ABSENT,
+    FIRST,
+    LAST,
+    SMALL,
+    as_keys,
+    large_matrices,
+    matching_paths,
+    meant,
+    name_of,
+    override_settings,
+)
+from keras_sq.layers.settings import Settings
+
+SMALL_QUANTIZER = quantizers.UniformQuantizer(4, num_levels=13)
+"""Of the small layers, where nothing else is said about them.
+
+13 levels, not 15: packed files hold them in four bits (`export/tflite/packing.py`).
+"""
+
+STAYS_FLOAT: dict[type, str] = {
+    keras.layers.PReLU: "a few numbers a channel",
+    keras.layers.STFTSpectrogram: "its kernels are those of a Fourier transform",
+}
+"""Layers of Keras with a matrix that is left alone -> why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerOutcome:
+    """What `quantize_model` did with a layer that has weights of its own.
+
+    Attributes:
+        path: Names of the layers that hold it and its own, by slashes.
+        layer_type: Class name in the float model.
+        quantizer: The quantizer as text, or `None` if the layer stays float.
+        reason: Why it stays float, or an empty string.
+        input_quantizer: The short name of what its input is quantized by
+            (`"lq-2"`), or `None`.
+    """
+
+    path: str
+    layer_type: str
+    quantizer: str | None
+    reason: str = ""
+    input_quantizer: str | None = None
+
+
+class QuantizationReport(list[LayerOutcome]):
+    """What `quantize_model` did with each layer that has weights of its own.
+
+    Attributes:
+        check: `"computes what the original computes"` if the copy, with its layers
+            unquantized, gave the original's outputs on random inputs; `"not checked:
+            "` and the reason where that could not be tried.
+    """
+
+    check: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanEntry:
+    """What happens to a layer.
+
+    Attributes:
+        settings: How it is quantized, or `None`.
+        outcome: What the report says; `None` for a layer without a kernel.
+    """
+
+    settings: Settings | None
+    outcome: LayerOutcome | None
+
+
+def plan_quantization(
+    model: Model,
+    settings: Settings,
+    skip: LayerKeys | None,
+    overrides: Overrides | None,
+) -> list[PlanEntry]:
+    """Returns what happens to every layer, in the order of `layer_paths`.
+
+    Raises:
+        ValueError: If a key matches nothing or nothing is left to quantize.
+    """
+    paths = sq_layers.layer_paths(model)
+    default = (FIRST, LAST) if settings.input_quantizer is not None else ()
+    skipped = as_keys(default if skip is None else skip)
+    if overrides is None:
+        overrides = default_overrides(settings)
+    replaced = override_settings(overrides, settings)
+    skip_hits = {id(key): matching_paths(key, paths, model) for key in skipped}
+    override_hits = {id(key): matching_paths(key, paths, model) for key, _ in replaced}
+    for argument, keys, hits in (
+        ("skip", skipped, skip_hits),
+        ("overrides", [key for key, _ in replaced], override_hits),
+    ):
+        for key in keys:
+            if not hits[id(key)] and key not in ABSENT:
+                known = [path for path, _ in paths]
+                raise ValueError(
+                    f"Argument `{argument}` names {key!r}, which matches no layer of "
+                    f"model '{model.name}'. Its layers: "
+                    f"{checks.listed(known)}.{meant(key, known)}"
+                )
+    plan: list[PlanEntry] = []
+    for path, layer in paths:
+        choice: Settings | None = settings
+        reason = ""
+        overridden = False
+        for key, replacement in replaced:
+            if path in override_hits[id(key)]:
+                choice, overridden = replacement, True
+                reason = "" if replacement else f"overrides[{key!r}] is None"
+        for key in skipped:
+            if path not in skip_hits[id(key)] or (skip is None and overridden):
+                continue
+            choice, reason = None, f"named by skip={name_of(key)}"
+            if skip is None:
+                reason = f"{name_of(key)}, by default where inputs are quantized"
+        if choice is not None and choice.input_quantizer == settings.input_quantizer:
+            choice = _without_input(layer, choice)
+        plan.append(_entry(path, layer, choice, reason))
+    if not any(entry.settings for entry in plan):
+        reasons = "; ".join(
+            f"'{e.outcome.path}': {e.outcome.reason}"
+            for e in plan
+            if e.outcome is not None
+        )
+        raise ValueError(
+            f"Model '{model.name}' has nothing to quantize. Layers with weights: "
+            f"{reasons or 'none'}. Covered are: "
+            f"{', '.join(sorted(base.__name__ for base in registry.covered()))}; "
+            "others by `keras_sq.register(MyLayer, ('kernel',))`."
+        )
+    return plan
+
+
+def default_overrides(settings: Settings) -> Overrides:
+    """Returns the overrides where the caller has none.
+
+    Few bits cost most where a layer is small: the first convolution, depthwise ones,
+    shortcuts, the head. There more bits cost little. Networks whose inputs are
+    quantized, too, are left alone: their arithmetic is of one kind throughout.
+
+    Args:
+        settings: What holds where nothing is overridden.
+    """
+    finer = SMALL_QUANTIZER
+    if settings.input_quantizer is not None:
+        return {}
+    if settings.kernel_quantizer.num_levels >= finer.num_levels:
+        return {}
+    return {SMALL: finer}
+
+
+def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> PlanEntry:
+    layer_type = type(layer).__name__
+    if registry.quantized_class_of(layer) is None:
+        if not large_matrices(layer):
+            return PlanEntry(None, None)
+        return PlanEntry(None, LayerOutcome(path, layer_type, None, _why_not(layer)))
+    if choice is not None and not layer.built:
+        choice, reason = None, "was never built: the model does not call it"
+    if choice is None:
+        return PlanEntry(None, LayerOutcome(path, layer_type, None, reason))
+    registry.assert_supported(layer)
+    quantizer, inputs = repr(choice.kernel_quantizer), choice.input_quantizer
+    if inputs is not None:
+        registry.quantized_class(type(layer)).check_input_quantizer()  # type: ignore[union-attr]
+    name = None if inputs is None else inputs.name
+    return PlanEntry(choice, LayerOutcome(path, layer_type, quantizer, "", name))
+
+
+def _why_not(layer: Layer) -> str:
+    """Returns why a layer with matrices stays float though nobody asked for it."""
+    layer_type = type(layer).__name__
+    if type(layer) in STAYS_FLOAT:
+        return STAYS_FLOAT[type(layer)]
+    base = covered_base(type(layer))
+    if base is not None:
+        anew = ", ".join(f"`{name}`" for name in redefined(type(layer), base))
+        return (
+            f"{layer_type} is a subclass of {base.__name__} with {anew} of its own; "
+            "see `keras_sq.register`"
+        )
+    own = large_matrices(layer)
+    names = ", ".join(f"{v.name} {' x '.join(map(str, v.shape))}" for v in own)
+    if not any(variable.trainable for variable in own):
+        return f"what {layer_type} has itself is not trained ({names})"
+    return f"no quantized class for {layer_type} ({names}); see `keras_sq.register`"
+
+
+def _without_input(layer: Layer, choice: Settings) -> Settings:
+    """Returns what was chosen for all layers without what this one cannot do."""
+    cls = registry.quantized_class(type(layer))
+    if cls is None or cls.takes_floats:  # type: ignore[attr-defined]
+        return choice
+    return choice.replace(input_quantizer=None)
+
+
+def check_kernels(model: Model, plan: list[PlanEntry]) -> None:
+    """Raises if a kernel that shall be quantized is not finite.
+
+    Raises:
+        ValueError: Naming the layer.
+    """
+    for (path, layer), entry in zip(sq_layers.layer_paths(model), plan, strict=True):
+        if entry.settings is None:
+            continue
+        for variable in internals.own_variables(layer):
+            value = keras.ops.convert_to_numpy(internals.read(variable))
+            if not np.all(np.isfinite(value.astype("float32"))):
+                raise ValueError(
+                    f"Weight '{variable.name}' of layer '{path}' holds NaN or "
+                    "infinite values. Train or load the float model anew: such a "
+                    "kernel has no quantization error to select by."
+                )

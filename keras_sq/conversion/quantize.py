@@ -1,0 +1,378 @@
+"""From a float model to a quantized one, and back.
+
+`quantize_model` copies the model (by its configuration, then its state) and
+turns the kernels' layers of the copy into quantized ones where they stand;
+`strip_quantization` builds the plain model again, with the quantized kernels
+as its weights. What happened to every layer, and why, is on the model:
+`model.quantization_report`.
+
+Design note: **copy, then change in place**, rather than rebuilding the graph
+with new layers. Rebuilding reaches the layers of graph models only; layers
+inside attention, recurrent or custom layers and subclassed models would need
+a second way, and shared layers a third.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_sq import layers as sq_layers
+from keras_sq.conversion import training_signs
+from keras_sq.conversion.copying import (
+    Copier,
+    copy_model,
+    copy_own_state,
+    copy_saved_state,
+    require_built,
+    same_copy,
+    stateful_layers,
+)
+from keras_sq.conversion.plan import (
+    QuantizationReport,
+    check_kernels,
+    plan_quantization,
+)
+from keras_sq.conversion.same_outputs import check_same
+from keras_sq.core import backend, checks
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Layer, LayerKeys, Model, Overrides
+from keras_sq.layers import container, derived, registry
+from keras_sq.layers.hybrid_kernel import computing_float
+from keras_sq.layers.quantized import StochasticallyQuantized
+from keras_sq.layers.selection import SoftRefresh
+from keras_sq.layers.settings import Settings
+
+
+def quantize_model(
+    model: Model,
+    kernel_quantizer: Any = "ternary",
+    *,
+    input_quantizer: Any = None,
+    input_granularity: str = "all",
+    granularity: str = "filter",
+    probability: str = "linear",
+    selection: str | SoftRefresh = "roulette",
+    draw: str = "paper",
+    quantized_gradient: str = "straight_through",
+    full_precision: str = "identity",
+    inference: str = "quantized",
+    skip: LayerKeys | None = None,
+    overrides: Overrides | None = None,
+    seed: int | None = None,
+) -> Model:
+    """Returns a copy of a model whose kernels are stochastically quantized.
+
+    The copy has the weights, names and layer sharing of the original, which
+    is left alone. It is not compiled. Train it with
+    `keras_sq.callbacks.StochasticQuantization`; without this callback
+    everything is quantized from the first step on.
+
+    Works on Sequential, functional, nested and subclassed models, with
+    layers shared or inside custom layers; these must have a `get_config`
+    from which Keras can make them again, as for saving.
+
+    Args:
+        model: A built `keras.Model`.
+        kernel_quantizer: A quantizer or its name, see `keras_sq.quantizers`.
+        input_quantizer: What the inputs of the quantized layers become, a name
+            such as `"lq-2"` or a layer as a pattern, see
+            `keras_sq.activation_rules.get`; `None` leaves them alone. Embeddings
+            have none.
+        input_granularity: `"all"`, or `"element"` for inputs that are quantized
+            entry by entry, by a mask; see `keras_sq.layers.Settings` for this and
+            the next seven.
+        granularity: `"filter"` or `"element"`.
+        probability: `"constant"`, `"linear"`, `"softmax"` or `"sigmoid"`.
+        selection: `"roulette"`, `"deterministic"`, `"fixed"`, `"soft_refresh"` or
+            a `keras_sq.SoftRefresh`.
+        draw: `"paper"` or `"released"`.
+        quantized_gradient: `"straight_through"`,
+            `"clipped_straight_through"` or `"blocked"`.
+        full_precision: `"identity"` or `"clip"`.
+        inference: `"quantized"` or `"hybrid"`.
+        skip: Layers that stay float: a name, a path, an `fnmatch` pattern of
+            either, a layer class, a predicate `layer -> bool`, a place
+            (`"@first"`: layers with a kernel that see the model's inputs;
+            `"@last"`: those whose result no other one sees; `"@downsampling"`:
+            convolutions no larger than their stride; `"@small"`: the smallest,
+            with three tenths of the weights together at most), or a list of these. A
+            layer that holds others (attention, a nested model) stands for all
+            of them. `None` means nothing or, where inputs are quantized, the
+            first and the last unless overridden, as in the papers; `()` always
+            means nothing.
+        overrides: Layer key (as in `skip`) -> a quantizer or its name, a
+            dict of settings, or `None` to skip; the last match wins. `None`
+            means `{"@small": UniformQuantizer(4, num_levels=13)}`, four bits
+            where fewer cost most and save little, unless `kernel_quantizer` has
+            as many or inputs are quantized; `{}` always means nothing.
+        seed: Int seed of all random draws, or `None`.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        TypeError: If `model` or an argument has the wrong type.
+        ValueError: If the model is not built, is quantized already, holds a
+            kernel that is not finite, has nothing to quantize, cannot be
+            copied, or has state that a copy loses, so that it computes something
+            else; under a `tf.distribute.MultiWorkerMirroredStrategy` of several
+            workers, which Keras 3 cannot train with; or if a key of `skip` or
+            `overrides` matches no layer.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(4, name="hidden"),
+        ...      keras.layers.Dense(2, name="logits")])
+        >>> sq_model = keras_sq.quantize_model(model, "binary", skip="logits")
+        >>> [outcome.quantizer for outcome in sq_model.quantization_report]
+        ['BinaryQuantizer()', None]
+    """
+    settings = Settings(
+        kernel_quantizer=kernel_quantizer,
+        input_quantizer=input_quantizer,
+        input_granularity=input_granularity,
+        granularity=granularity,
+        probability=probability,
+        selection=selection,
+        draw=draw,
+        quantized_gradient=quantized_gradient,
+        full_precision=full_precision,
+        inference=inference,
+    )
+    if seed is not None:
+        checks.integer("seed", seed, 0)
+    _require_a_strategy_that_trains()
+    require_built(model)
+    if sq_layers.quantized_layers(model):
+        raise ValueError(
+            f"Model '{model.name}' is quantized already (layer "
+            f"'{sq_layers.quantized_layers(model)[0][0]}'). Start from the float "
+            "model, or from `keras_sq.strip_quantization(model)`."
+        )
+    plan = plan_quantization(model, settings, skip, overrides)
+    check_kernels(model, plan)
+    copy = copy_model(model)
+    seeds = np.random.SeedSequence(seed).generate_state(len(plan))
+    copies = dict(
+        zip(map(id, stateful_layers(model)), stateful_layers(copy), strict=True)
+    )
+    chosen: dict[int, Settings] = {}
+    for (_, layer), entry, new_seed in zip(
+        sq_layers.layer_paths(model), plan, seeds, strict=True
+    ):
+        if entry.settings is not None:
+            mask_seed = None if seed is None else int(new_seed >> 1)
+            settings = entry.settings.replace(mask_seed=mask_seed)
+            chosen[id(copies[id(layer)])] = settings
+    _promote(copy, chosen)
+    report = QuantizationReport(
+        entry.outcome for entry in plan if entry.outcome is not None
+    )
+    report.check = check_same(
+        model, copy, "quantize_model", lambda: _computing_float(copy)
+    )
+    _set_report(copy, report)
+    training_signs.note_start(copy)
+    return copy
+
+
+def _computing_float(model: Model) -> contextlib.AbstractContextManager[None]:
+    return computing_float(layer for _, layer in sq_layers.quantized_layers(model))
+
+
+def _set_report(model: Model, report: QuantizationReport) -> None:
+    """Gives a model its report, which pickling and `copy.deepcopy` keep."""
+    # Past Keras's attribute tracking, which would turn the list into its own.
+    model.__dict__["quantization_report"] = report
+    # Keras pickles a model as the file that `save` writes.
+    model.__dict__["__reduce_ex__"] = lambda protocol: (
+        _with_report,
+        (*model.__reduce__(), report),
+    )
+
+
+def _with_report(
+    restore: Callable[..., Model], arguments: Any, report: QuantizationReport
+) -> Model:
+    model = restore(*arguments)
+    _set_report(model, report)
+    return model
+
+
+def _require_a_strategy_that_trains() -> None:
+    workers = backend.workers_of_strategy()
+    if workers > 1:
+        raise ValueError(
+            "Keras 3 cannot `fit` a model under a `tf.distribute."
+            "MultiWorkerMirroredStrategy`: it fails with `Attempt to convert a value "
+            "(PerReplica...)`. In one machine use a `tf.distribute.MirroredStrategy`; "
+            "across machines Keras's JAX backend (KERAS_BACKEND=jax) with `keras."
+            "distribution.DataParallel`. Received: a strategy of "
+            f"{workers} workers in scope."
+        )
+
+
+def strip_quantization(model: Model) -> Model:
+    """Returns a plain Keras model with the quantized kernels as weights.
+
+    It computes what the quantized model computes at inference, and loads
+    without this package. Layers that were not quantized keep their weights.
+
+    Models with quantized activations are refused: no plain Keras layer rounds its
+    input to levels, so the plain model would compute something else.
+
+    Args:
+        model: A built model from `quantize_model`, or with layers of
+            `keras_sq.layers`. It is left alone.
+
+    Returns:
+        The plain model, not compiled.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If it is not built, has no quantized layer, has quantized
+            activations, cannot be copied, or the plain model computes something
+            else.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> sq_model = keras_sq.quantize_model(model, "binary")
+        >>> plain = keras_sq.strip_quantization(sq_model)
+        >>> type(plain.layers[0]).__name__
+        'Dense'
+        >>> x = np.ones((2, 8), "float32")
+        >>> bool(np.allclose(plain(x), sq_model(x), atol=1e-6))
+        True
+    """
+    require_built(model)
+    path = quantized_activation(model)
+    if path is not None:
+        raise ValueError(
+            f"Model '{model.name}' has quantized activations (layer '{path}'), which "
+            "plain Keras layers cannot express: a stripped model would compute "
+            "something else. Save the quantized model as it is, "
+            "`model.save('model.keras')`; loading it needs this package."
+        )
+    if not sq_layers.quantized_layers(model):
+        raise ValueError(
+            f"Model '{model.name}' has no quantized layer: nothing to strip."
+        )
+    plain = plain_copy(model)
+    if not computes_hybrid(model):
+        check_same(model, plain, "strip_quantization")
+    return plain
+
+
+def computes_hybrid(model: Model) -> bool:
+    """Whether a layer computes with its hybrid kernel at inference, too."""
+    return any(
+        layer.quantization_settings.inference == "hybrid"
+        for _, layer in sq_layers.quantized_layers(model)
+    )
+
+
+def plain_copy(model: Model) -> Model:
+    """Returns a copy with plain layers that hold the quantized kernels.
+
+    Without the input quantizers of its layers: `strip_quantization` refuses models
+    that have any.
+
+    Args:
+        model: A built model.
+
+    Raises:
+        ValueError: If the model cannot be copied.
+    """
+    return copy_model(model, _float_copy, _copy_quantized_kernels)
+
+
+# Promotion.
+
+
+def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
+    """Turns the chosen layers below `layer` into quantized ones."""
+    if not internals.describes_layers(layer):
+        children = {
+            key: chosen[id(child)]
+            for key, child in container.child_keys(layer)
+            if id(child) in chosen
+        }
+        if children:
+            layer.__class__ = registry.container_class(type(layer))
+            layer.set_quantized_children(children)
+        return
+    for child in internals.sublayers(layer):
+        settings = chosen.get(id(child))
+        if settings is None:
+            _promote(child, chosen)
+        elif not isinstance(child, StochasticallyQuantized):
+            registry.promote(child, settings)
+
+
+# Stripping.
+
+
+def quantized_activation(model: Model) -> str | None:
+    """Returns the path of the first layer that quantizes activations, if any."""
+    for path, layer in sq_layers.layer_paths(model):
+        stands_alone = isinstance(layer, sq_layers.QuantizedActivation)
+        if stands_alone or getattr(layer, "input_rule", None) is not None:
+            return path
+    return None
+
+
+def _float_copy(layer: Layer, copier: Copier) -> Layer:
+    if isinstance(layer, StochasticallyQuantized | container.QuantizedContainer):
+        config = _float_config(copier.config(layer, layer.float_config))
+        return copier.from_config(layer, type(layer).float_class, config)  # type: ignore[arg-type]
+    return same_copy(layer, copier)
+
+
+def _float_config(config: Any) -> Any:
+    """Returns a configuration with the quantized layers inside made plain.
+
+    Wrappers such as TimeDistributed describe the layer they wrap.
+    """
+    if isinstance(config, list | tuple):
+        return type(config)(_float_config(entry) for entry in config)
+    if not isinstance(config, dict):
+        return config
+    new = {key: _float_config(value) for key, value in config.items()}
+    quantized = None
+    if isinstance(new.get("registered_name"), str):
+        quantized = keras.saving.get_registered_object(new["registered_name"])
+    if quantized is derived.QuantizedSubclass:
+        return new | new["config"][derived.FLOAT_LAYER]
+    if isinstance(quantized, type) and issubclass(quantized, StochasticallyQuantized):
+        ours = set(Settings().get_config())
+        inner = {k: v for k, v in new["config"].items() if k not in ours}
+        return (
+            new | container.class_reference(quantized.float_class) | {"config": inner}
+        )
+    if isinstance(quantized, type) and registry.is_static_container(quantized):
+        inner = dict(new["config"])
+        inner.pop("quantized_children", None)
+        base = quantized.float_class  # type: ignore[attr-defined]
+        return new | container.class_reference(base) | {"config": inner}
+    return new
+
+
+def _copy_quantized_kernels(old: Layer, new: Layer) -> None:
+    if not isinstance(old, StochasticallyQuantized):
+        copy_own_state(old, new)
+        return
+    copy_saved_state(old, new)
+    # These have no counterpart; the others are in the same order.
+    quantized = {id(old.latent(name)): name for name in old.quantized_weights}
+    extra = {id(v) for v in old.quantization_state()}
+    sources = [v for v in internals.own_variables(old) if id(v) not in extra]
+    for source, target in zip(sources, internals.own_variables(new), strict=True):
+        name = quantized.get(id(source))
+        value = source if name is None else old.quantized_kernel(name)
+        target.assign(backend.unshared(value))
+    seeds = zip(internals.seed_states(old), internals.seed_states(new), strict=True)
+    for source, target in seeds:
+        target.assign(backend.unshared(source))

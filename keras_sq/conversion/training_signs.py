@@ -1,0 +1,67 @@
+"""Whether a quantized model was trained since it was made.
+
+However it was trained: by `fit`, batch by batch, in a loop of one's own, on JAX's
+stateless functions, or elsewhere and loaded. So what counts are the kernels: they have
+other values than when `quantize_model` copied them.
+
+A model that was loaded as a whole has no such note; nothing is said of it.
+"""
+
+import zlib
+
+import numpy as np
+from keras import ops
+
+from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Model, Variable
+from keras_sq.layers import quantized_layers
+
+_START = "kernels_at_start"
+
+
+def note_start(model: Model) -> None:
+    """Notes the kernels that a quantized model was made with.
+
+    Args:
+        model: A built model with quantized layers.
+    """
+    # Past Keras's tracking of attributes.
+    model.__dict__[_START] = _check_sums(model)
+
+
+def is_untrained(model: Model) -> bool:
+    """Returns whether a quantized model surely was never trained.
+
+    Drawn masks and steps of the optimizer are signs of training too: with a learning
+    rate of 0, or if only other layers learn.
+
+    Args:
+        model: A built model with quantized layers.
+    """
+    start = model.__dict__.get(_START)
+    if start is None:
+        return False
+    optimizer = getattr(model, "optimizer", None)  # Until compiled, none.
+    if optimizer is not None and int(optimizer.iterations) > 0:
+        return False
+    states = [
+        ops.convert_to_numpy(internals.read(layer.mask_seed_generator.state))
+        for _, layer in quantized_layers(model)
+    ]
+    # A seed and a counter of draws.
+    if any(np.any(state[1:]) for state in states):
+        return False
+    return bool(start == _check_sums(model))
+
+
+def _check_sums(model: Model) -> list[int]:
+    return [
+        zlib.crc32(_bytes(layer.latent(name)))
+        for _, layer in quantized_layers(model)
+        for name in layer.quantized_weights
+    ]
+
+
+def _bytes(latent: Variable) -> memoryview:
+    value = np.ascontiguousarray(ops.convert_to_numpy(internals.read(latent)))
+    return value.reshape(-1).view("uint8").data

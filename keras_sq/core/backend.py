@@ -1,0 +1,276 @@
+"""How a function of tensors is compiled on the backend that runs.
+
+This and `layers/split_update.py` are the only files of the training path that name
+a backend.
+
+Design note: **why parts of a step are compiled on their own.** Quantizing a
+kernel is a handful of element-wise operations around a sum. Run one by one,
+each of them allocates and writes a tensor of the kernel's size, and on a CPU
+this traffic, not the arithmetic, is the cost: for a 2048 x 2048 kernel on one
+core, 21 ms (binary) and 37 ms (ternary) a step. Fused by XLA, with the sums
+taken block by block (`functional.filter_sums`), it is 5 ms and 8 ms, and no
+copy of the kernel is made but the result. So `fused` compiles just these few
+operations, inside whatever the surrounding step is compiled with. Small
+kernels (`FUSED_MIN_SIZE`) stay with plain operations: entering a compiled
+function costs more than it saves.
+"""
+
+import contextlib
+import functools
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import keras
+
+from keras_sq.core.types import Tensor, Variable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FUSED_MIN_SIZE = 2**16
+"""Kernels with fewer weights are quantized by plain operations."""
+
+UNKNOWN_SIZE = 32
+"""What an unknown dimension, the batch, counts for."""
+
+_state = threading.local()
+
+
+def inside_fused() -> bool:
+    """Whether the code is being traced into a fused CPU function."""
+    return bool(getattr(_state, "depth", 0))
+
+
+def as_tensor(value: Any) -> Any:
+    """Returns a plain tensor: on TensorFlow, Keras hands out `tf.Variable`s."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(value)
+    return value
+
+
+def strings(values: Any) -> Any:
+    """Returns strings as a tensor, which only TensorFlow has.
+
+    Raises:
+        ImportError: If TensorFlow is not installed.
+    """
+    import tensorflow as tf
+
+    return tf.constant(values, "string")
+
+
+def unshared(value: Any) -> Any:
+    """Returns a value that two variables may be given.
+
+    On JAX a variable takes an array as it is, and a training step overwrites the
+    arrays of its model's variables: another variable would lose its value.
+    """
+    if keras.backend.backend() != "jax":
+        return value
+    return keras.ops.copy(keras.ops.convert_to_tensor(value))
+
+
+@contextlib.contextmanager
+def variables_watched(
+    watch: Callable[[str, Sequence[int], str], None],
+) -> Iterator[None]:
+    """Within, a function sees the variables that this thread makes, one by one.
+
+    Args:
+        watch: Called with the name or path, the shape and the dtype, before the
+            variable has a value; may raise.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Asked for its value symbolically here, an initializer takes no memory.
+        drafts = tf.Graph()
+
+        def create(next_creator: Any, **kwargs: Any) -> Any:
+            value, variable = kwargs["initial_value"], None
+            if callable(value):
+                try:
+                    with drafts.as_default():
+                        value = tf.convert_to_tensor(value())
+                except Exception:  # One of a user's own, that needs real numbers.
+                    value = variable = next_creator(**kwargs)
+            watch(kwargs["name"], tuple(value.shape), value.dtype.name)
+            return next_creator(**kwargs) if variable is None else variable
+
+        with tf.variable_creator_scope(create):
+            yield
+        return
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(_WatchingDistribution(before, watch))
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+class _WatchingDistribution:
+    """Stands for a `keras.distribution.Distribution`, which is told of variables.
+
+    Args:
+        distribution: The one to be asked, or `None`.
+        watch: As of `variables_watched`.
+    """
+
+    def __init__(
+        self, distribution: Any, watch: Callable[[str, Sequence[int], str], None]
+    ) -> None:
+        self._distribution = distribution
+        self._watch = watch
+        self._asked_for: Variable = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._distribution, name)
+
+    def get_variable_layout(self, variable: Variable) -> Any:
+        # Keras asks again for one and the same when it has its first value.
+        if variable is not self._asked_for:
+            self._asked_for = variable
+            self._watch(variable.path, variable.shape, str(variable.dtype))
+        if self._distribution is None:
+            return None
+        return self._distribution.get_variable_layout(variable)
+
+    def get_tensor_layout(self, path: str) -> Any:
+        if self._distribution is None:
+            return None
+        return self._distribution.get_tensor_layout(path)
+
+
+def compiled(function: F, variables: Sequence[Variable]) -> F:
+    """Returns `function` as one compiled call (a graph on TensorFlow).
+
+    Args:
+        function: Takes tensors that do not change shape; reads and assigns
+            `variables` and no others.
+        variables: Those variables.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)  # type: ignore[no-any-return]
+    if backend != "jax":
+        return function
+    import jax
+
+    variables = list(variables)
+    assigned: list[int] = []
+
+    @jax.jit
+    def stateless(values: list[Tensor], *args: Tensor) -> tuple[Any, list[Tensor]]:
+        pairs = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=pairs) as scope:
+            before = [scope.get_current_value(variable) for variable in variables]
+            result = function(*args)
+            after = [scope.get_current_value(variable) for variable in variables]
+        # Known once traced, and the same each time.
+        assigned[:] = [i for i, x in enumerate(before) if after[i] is not x]
+        return result, [after[i] for i in assigned]
+
+    @functools.wraps(function)
+    def call(*args: Tensor) -> Any:
+        values = [variable.value for variable in variables]
+        result, after = stateless(values, *args)
+        for index, value in zip(assigned, after, strict=True):
+            variables[index].assign(value)
+        return result
+
+    return call  # type: ignore[return-value]
+
+
+def workers_of_strategy() -> int:
+    """Returns how many workers the strategy in scope trains with, or 0.
+
+    Only those of a `MultiWorkerMirroredStrategy` count.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 0
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
+
+
+def float64() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which tensors can be float64.
+
+    JAX turns them into float32 otherwise.
+    """
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.enable_x64(True)  # type: ignore[no-any-return]
+
+
+def fused(function: F) -> F:
+    """Returns `function` compiled on its own, into one kernel where it pays.
+
+    Args:
+        function: A pure function of tensors, the first of which decides by
+            its size. Gradients do not pass: call it from within a custom
+            gradient.
+    """
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax"):
+        return function
+
+    @functools.wraps(function)
+    def blockwise(*args: Any) -> Any:
+        # Read while tracing only: it picks the form of the sums.
+        _state.depth = getattr(_state, "depth", 0) + 1
+        try:
+            return function(*args)
+        finally:
+            _state.depth -= 1
+
+    # The sums by block are for CPUs; on a GPU, XLA fuses the plain ones.
+    if backend == "jax":
+        import jax
+
+        on_cpu = jax.default_backend() == "cpu"
+        return jax.jit(blockwise if on_cpu else function)  # type: ignore[return-value]
+    import tensorflow as tf
+
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    by_xla = tf.function(
+        function if on_gpu else blockwise, autograph=False, jit_compile=True
+    )
+    # Traced once per shape, however many layers have it.
+    by_parts = tf.function(function, autograph=False)
+
+    @functools.wraps(function)
+    def dispatch(*args: Any) -> Any:
+        size = math.prod(n or UNKNOWN_SIZE for n in args[0].shape)
+        if size >= FUSED_MIN_SIZE and _xla_works():
+            return by_xla(*args)
+        return by_parts(*args)
+
+    return dispatch  # type: ignore[return-value]
+
+
+@functools.cache
+def _xla_works() -> bool:
+    """Tries XLA once: some TensorFlow builds come without it."""
+    import tensorflow as tf
+
+    try:
+        with tf.init_scope():
+            double = tf.function(lambda x: x + x, autograph=False, jit_compile=True)
+            return bool(double(tf.constant(1.0)) == 2.0)
+    except (tf.errors.OpError, ValueError):
+        return False

@@ -1,0 +1,1 @@
+"""Quantized activations in a file: their levels, forms and ranges."""

@@ -1,0 +1,1 @@
+"""TFLite files: their kernels, the forms these are stored in, and the runtime."""

@@ -1,0 +1,264 @@
+"""Which form each weight tensor gets, and why.
+
+The smallest form of those that a target allows is taken (`plans.py` says which the
+values allow); where none is smaller, the constant stays.
+"""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_sq.export.report import KernelReport
+from keras_sq.export.tflite import forms, plans
+from keras_sq.export.tflite.flatbuffer import TFLiteFile
+from keras_sq.export.tflite.levels import FilterLevels, filters_first
+from keras_sq.export.tflite.plans import Plan, Table
+from keras_sq.export.tflite.weights import WeightTensor
+
+Array = np.ndarray[Any, Any]
+
+PACKED = "packed levels"
+"""What reports call the forms of packed indices."""
+
+UNSURE = 0.1
+UNSURE_BYTES = 4000
+"""How far estimates of a file's size may be off, at most."""
+
+PREFERENCE_BYTES = 64
+"""Bytes that the first of several sets of forms has to save."""
+
+
+def store_float_weights(
+    file: TFLiteFile, weights: Sequence[WeightTensor], forms: Sequence[str]
+) -> list[KernelReport]:
+    """Puts the weights of a float file into the tightest forms.
+
+    Args:
+        file: The file, changed in place.
+        weights: Its weight tensors.
+        forms: Types of codes, and `plans.PACKED_FORMS`.
+
+    Returns:
+        What became of each tensor.
+    """
+    found = [plans.allowed(plans.float_plan(file, weight), forms) for weight in weights]
+    return _store(file, _without_dear_tables(found))
+
+
+def store_smallest(
+    content: bytes, weights: Sequence[WeightTensor], choices: Sequence[Sequence[str]]
+) -> tuple[TFLiteFile, list[KernelReport]]:
+    """Puts the weights of a float file into those forms that make it smallest.
+
+    The size of a file is estimated well enough to choose forms tensor by tensor, but
+    only its bytes tell whether it is larger than another.
+
+    Args:
+        content: The bytes of the file.
+        weights: Its weight tensors.
+        choices: Sets of forms to try, see `store_float_weights`. In doubt, not the
+            first.
+
+    Returns:
+        The file, and what became of each tensor.
+    """
+    file = TFLiteFile(content)
+    found = [plans.float_plan(file, weight) for weight in weights]
+    trials = [
+        [plans.allowed(plan, forms) for plan in found]
+        for forms in dict.fromkeys(tuple(forms) for forms in choices)
+    ]
+    if len(trials) > 1:
+        trials.append(_unpacked(trials[0]))
+    return _smallest(content, trials)
+
+
+def _unpacked(found: Sequence[Plan]) -> list[Plan]:
+    return [
+        dataclasses.replace(plan, options=(), dear=bool(plan.options)) for plan in found
+    ]
+
+
+def _smallest(
+    content: bytes, choices: Sequence[Sequence[Plan]]
+) -> tuple[TFLiteFile, list[KernelReport]]:
+    """Returns the smallest file that one of several choices of forms makes."""
+    trials = [_without_dear_tables(found) for found in choices]
+    estimates = [_total_bytes(trial) for trial in trials]
+    limit = min(estimates) + UNSURE * min(estimates) + UNSURE_BYTES
+    best: tuple[int, TFLiteFile, list[KernelReport]] | None = None
+    for place, (trial, estimate) in enumerate(zip(trials, estimates, strict=True)):
+        if estimate > limit:
+            continue
+        made = TFLiteFile(content)
+        kernels = _store(made, [_moved(plan, made) for plan in trial])
+        size = len(made.pack()) + _text_bytes(kernels)
+        size += PREFERENCE_BYTES if place == 0 else 0
+        if best is None or size < best[0]:
+            best = size, made, kernels
+    assert best is not None  # The smallest estimate is within the limit.
+    return best[1:]
+
+
+def _moved(plan: Plan, file: TFLiteFile) -> Plan:
+    """Returns a plan for the same tensor of another copy of the file."""
+    subgraph = file.subgraphs[plan.weight.graph]
+    tensor = subgraph.tensors[plan.weight.index]
+    weight = dataclasses.replace(plan.weight, subgraph=subgraph, tensor=tensor)
+    return dataclasses.replace(plan, weight=weight)
+
+
+def _text_bytes(kernels: Sequence[KernelReport]) -> int:
+    """Returns about what the rows take in the file's metadata."""
+    text = json.dumps([dataclasses.asdict(kernel) for kernel in kernels])
+    return len(zlib.compress(text.encode()))
+
+
+def store_int8_weights(
+    content: bytes, weights: Sequence[WeightTensor]
+) -> tuple[TFLiteFile, list[KernelReport]]:
+    """Packs the weights of a full-integer file, if that makes it smaller.
+
+    Args:
+        content: The bytes of the file.
+        weights: Its weight tensors.
+
+    Returns:
+        The file, and what became of each tensor.
+    """
+    file = TFLiteFile(content)
+    found = [plans.int8_plan(file, weight) for weight in weights]
+    return _smallest(content, [found, _unpacked(found)])
+
+
+def _store(file: TFLiteFile, found: Sequence[Plan]) -> list[KernelReport]:
+    rewriter = forms.Rewriter(file)
+    return [_put(rewriter, plan) for plan in found]
+
+
+def _without_dear_tables(found: Sequence[Plan]) -> list[Plan]:
+    """Drops the forms whose table takes more than they gain, all together."""
+    tables = {x.table for plan in found for x in plan.options if x.table}
+    chosen: set[Table] = set()
+    best = _with_tables(found, chosen)
+    while True:
+        more = [
+            (_with_tables(found, {*chosen, table}), table)
+            for table in sorted(tables - chosen)
+        ]
+        if not more:
+            return best
+        trial, table = min(more, key=lambda entry: _total_bytes(entry[0]))
+        if _total_bytes(trial) >= _total_bytes(best):
+            return best
+        chosen.add(table)
+        best = trial
+
+
+def _with_tables(found: Sequence[Plan], tables: set[Table]) -> list[Plan]:
+    return [
+        dataclasses.replace(
+            plan,
+            options=tuple(
+                x for x in plan.options if x.table is None or x.table in tables
+            ),
+            dear=plan.dear
+            or any(x.table and x.table not in tables for x in plan.options),
+        )
+        for plan in found
+    ]
+
+
+def _total_bytes(found: Sequence[Plan]) -> int:
+    best = [plan.best() for plan in found]
+    tables = {option.table for option in best if option and option.table}
+    weights = sum(
+        option.total_bytes if option else plan.num_bytes
+        for plan, option in zip(found, best, strict=True)
+    )
+    return weights + forms.TABLE_BYTES * len(tables)
+
+
+def _put(rewriter: forms.Rewriter, plan: Plan) -> KernelReport:
+    """Stores a tensor in its best form."""
+    weight, best = plan.weight, plan.best()
+    reasons = [plan.reason] if plan.reason else []
+    if best is None or plan.levels is None:
+        if plan.options or plan.dear:
+            reasons.append(plans.TOO_SMALL)
+        return kept(weight, plan.levels, "; ".join(reasons))
+    array = rewriter.file.array(weight.tensor)
+    assert array is not None  # Or there would be no option.
+    matrix = filters_first(array, weight.axis)
+    if best.form == plans.SHARED:
+        values = np.unique(array)
+        digits = np.searchsorted(values, array).astype(np.uint8)
+        levels = [int(value) for value in values]
+        # One bit is the least.
+        levels = levels * 2 if len(levels) == 1 else levels
+        rewriter.looked_up(weight.subgraph, weight.index, digits, levels)
+        reasons.append("the same levels for all filters")
+    elif best.form in (plans.GATHERED, plans.TRANSPOSED):
+        rewriter.gathered(
+            weight.subgraph,
+            weight.index,
+            plan.levels.indices(matrix),
+            plan.levels.values,
+            weight.axis,
+        )
+        reasons.append("levels of each filter")
+    else:
+        codes = plan.codes
+        assert codes is not None  # Or it would be no option.
+        found = plan.levels.indices(matrix).astype(np.intp)
+        whole = _in_place(np.take_along_axis(codes.codes, found, axis=1), weight)
+        tensor = weight.subgraph, weight.index
+        if best.form == plans.SCALED:
+            assert best.table is not None  # As of all packed forms.
+            digits = np.searchsorted(best.table[1], whole).astype(np.uint8)
+            rewriter.scaled(*tensor, digits, best.table[1], codes.scale, weight.axis)
+        else:
+            rewriter.dequantized(*tensor, whole, codes.scale, weight.axis, best.form)
+        reasons.insert(0, f"codes {codes.smallest} to {codes.largest}")
+    stored = f"{best.form} codes" if best.form in plans.RANGES else PACKED
+    reason = "; ".join(reasons)
+    return reported(weight, plan.levels, stored, best.constant_bytes, reason)
+
+
+def _in_place(matrix: Array, weight: WeightTensor) -> Array:
+    """Returns a matrix `(filters, weights)` in the tensor's own layout."""
+    others = [size for axis, size in enumerate(weight.shape) if axis != weight.axis]
+    array = matrix.reshape(weight.shape[weight.axis], *others)
+    return np.ascontiguousarray(np.moveaxis(array, 0, weight.axis))
+
+
+def kept(
+    weight: WeightTensor, levels: FilterLevels | None, reason: str
+) -> KernelReport:
+    """Returns the report of a tensor that stays as the converter stored it."""
+    bits = {"FLOAT32": 32, "INT8": 8, "FLOAT16": 16}.get(weight.type_name, 32)
+    size = weight.size * bits // 8
+    return reported(weight, levels, weight.type_name.lower(), size, reason)
+
+
+def reported(
+    weight: WeightTensor,
+    levels: FilterLevels | None,
+    stored_as: str,
+    num_bytes: int,
+    reason: str,
+) -> KernelReport:
+    """Returns the report of a tensor."""
+    return KernelReport(
+        path=weight.kernel or weight.name,
+        weights=weight.size,
+        levels=None if levels is None else levels.num_levels,
+        stored_as=stored_as,
+        num_bytes=num_bytes,
+        quantized=weight.kernel is not None,
+        reason=reason,
+    )

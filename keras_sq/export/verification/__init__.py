@@ -1,0 +1,1 @@
+"""Whether a file computes what its Keras model does, and where not."""

@@ -1,0 +1,296 @@
+"""The check of files with quantized activations, part by part.
+
+Where activations are rounded to levels, no bound holds for the difference of a whole
+network from Keras: if a sum lies on a threshold, its last bit, which depends on the
+order of adding, decides on a level, and in binary networks one level on many more.
+So each part is checked by itself, and strictly:
+
+1. the copy that is converted against the model, in Keras, where sums are the same;
+2. everything but the quantizers: a float file and the copy, both with activations
+   passed as they are, must agree as files without quantized activations do; with an
+   int8 file, the copy is given the levels of the file at every quantizer, and what
+   lies between one and the next must agree in the mean;
+3. every quantizer, on the activations that the file itself gives it: its levels
+   must be those of the rule.
+
+How the file as a whole compares is measured by `verify.compare`, and reported. Files
+for Larq Compute Engine, which this interpreter cannot run: `lce/checks.py`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_sq.core.types import Model
+from keras_sq.export.activations import forms as activation_forms
+from keras_sq.export.activations.levels import (
+    FLOAT_LEVELS,
+    GRID,
+    ActivationLevels,
+    Held,
+    bypassed,
+)
+from keras_sq.export.conversion.convert import Converted
+from keras_sq.export.conversion.inputs import Array
+from keras_sq.export.errors import ExportError
+from keras_sq.export.targets import Made
+from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
+from keras_sq.export.tflite.runtime import AllTensors, Runner, real_values
+from keras_sq.export.verification import verify
+from keras_sq.export.verification.differences import SILENT_STEPS, Errors, agreeing
+
+CHECKED_BATCHES = 3
+"""Batches that the copy and the quantizers are run on."""
+
+MAX_INTEGER_BATCHES = 32
+"""Batches that int8 files are compared on from quantizer to quantizer."""
+
+MAX_LEVEL_ERROR = 0.7
+"""Root mean square of the difference of levels, over that of the levels.
+
+Levels that have nothing to do with each other differ by 1 and more.
+"""
+
+SPARSE_LEVELS = 0.1
+"""Least root mean square of levels to compare with, as a fraction of the largest.
+
+Where a layer is all but silent, each of the few that differ would weigh as much as a
+network.
+"""
+
+LEAST_AGREEING = 0.5
+"""Fraction of the examples on which the copy must agree with the model."""
+
+
+def check(
+    made: Made,
+    model: Model | None,
+    copy: Model,
+    quantizers: Sequence[ActivationLevels],
+    examples: Sequence[Array] | None,
+    integer: bool,
+) -> None:
+    """Checks all parts of a file.
+
+    Args:
+        made: The file.
+        model: The model; `None` if it computes in another precision than the file.
+        copy: The copy that `activations.deploy` changed.
+        quantizers: What quantizes its activations.
+        examples: Representative examples, one array an input.
+        integer: Whether it is a file of int8 activations.
+
+    Raises:
+        ExportError: If a part differs.
+    """
+    if model is not None:
+        check_copy(model, copy, made.converted, examples)
+    if made.check is not None:
+        made.check(made, copy, quantizers, examples)
+        return
+    check_levels(made, quantizers, examples)
+    if integer:
+        assert examples is not None  # They make a file one of integers.
+        check_integers(made, copy, quantizers, examples)
+    else:
+        check_parts(made.converted, copy, quantizers, examples)
+
+
+def check_copy(
+    model: Model,
+    copy: Model,
+    converted: Converted,
+    examples: Sequence[Array] | None,
+) -> None:
+    """Compares the copy that is converted with the model, in Keras.
+
+    Args:
+        model: The model.
+        copy: The copy that `activations.deploy` changed.
+        converted: The file, for what it takes.
+        examples: Representative examples, one array an input.
+
+    Raises:
+        ExportError: If they differ on more than single examples.
+    """
+    signature = converted.signature
+    agree: list[bool] = []
+    for _, batch in itertools.islice(
+        verify.batches(signature, examples, 0), CHECKED_BATCHES
+    ):
+        expected = verify.keras_outputs(model, signature, batch)
+        found = verify.keras_outputs(copy, signature, batch)
+        agree += agreeing(found, expected, len(batch[0]))
+    if np.mean(agree) < LEAST_AGREEING:
+        raise ExportError(
+            f"The quantized activations of model '{model.name}' could not be taken "
+            "over: on most inputs, the copy that is converted computes something "
+            "else. A layer that quantizes its input must call Keras's own `call`. "
+            "No file was written."
+        )
+
+
+def check_parts(
+    converted: Converted,
+    copy: Model,
+    quantizers: Sequence[ActivationLevels],
+    examples: Sequence[Array] | None,
+) -> None:
+    """Compares a float file with the copy, both without quantized activations.
+
+    Raises:
+        ExportError: If they differ.
+    """
+    content = activation_forms.without_quantizers(converted.content, quantizers)
+    with bypassed(quantizers):
+        verify.compare(dataclasses.replace(converted, content=content), copy, examples)
+
+
+def check_integers(
+    made: Made,
+    copy: Model,
+    quantizers: Sequence[ActivationLevels],
+    examples: Sequence[Array],
+) -> None:
+    """Compares an int8 file with the copy, from one quantizer to the next.
+
+    A layer that is called several times quantizes for itself in the copy, too: which
+    call is which in the file is not known.
+
+    Raises:
+        ExportError: If they differ in the mean.
+    """
+    content = made.equals or made.converted.content
+    file, signature = TFLiteFile(content), made.converted.signature
+    tensors, runner = AllTensors(content), verify.loaded(content, Runner, False)
+    batches = [
+        batch
+        for kind, batch in verify.batches(signature, examples, 0)
+        if kind == "representative"
+    ][:MAX_INTEGER_BATCHES]
+    for quantizer in quantizers:
+        quantizer.calls = 0
+    verify.keras_outputs(copy, signature, batches[0])
+    single = [
+        (entry, quantizer)
+        for entry in made.activations
+        for quantizer in entry.quantizers
+        if quantizer.calls == 1
+        and entry.subgraph == 0
+        and sum(quantizer in other.quantizers for other in made.activations) == 1
+    ]
+    parts: dict[str, Errors] = {}
+    outputs: dict[str, Errors] = {}
+    for batch in batches:
+        inputs = verify.file_inputs(runner, signature, batch)
+        arrays = tensors.values(inputs, [entry.output for entry, _ in single])
+        for (entry, quantizer), array in zip(single, arrays, strict=True):
+            tensor = file.subgraphs[0].tensors[entry.output]
+            quantizer.give({0: real_values(tensor, array)[0].astype(np.float32)})
+        try:
+            expected = verify.keras_outputs(copy, signature, batch)
+            for _, quantizer in single:
+                least = SPARSE_LEVELS * float(np.max(np.abs(quantizer.levels)))
+                part = parts.setdefault(quantizer.path, Errors(least))
+                assert quantizer.given is not None  # It was given above.
+                (seen,) = quantizer.seen  # It is called once.
+                part.add(0.0, quantizer.given[0], quantizer.expected(seen))
+        finally:
+            for _, quantizer in single:
+                quantizer.give(None)
+        found = runner(inputs)
+        for name, value in expected.items():
+            again = runner.dequantized(name, runner.quantized(name, value))
+            real = runner.dequantized(name, found[name])
+            step = SILENT_STEPS * runner.step(name)
+            outputs.setdefault(name, Errors(step)).add(0.0, real, again)
+    for what, errors, limit in (
+        ("the levels of", parts, MAX_LEVEL_ERROR),
+        ("output", outputs, verify.MAX_MEAN_ERROR),
+    ):
+        for name, error in errors.items():
+            if not error.mean <= limit:
+                raise verify.refusal(
+                    f"on representative inputs, {what} '{name}' differ by "
+                    f"{error.mean:.2g} of their size in the mean, from the same levels "
+                    "before. Is `representative_data` prepared like the training data?"
+                )
+
+
+def check_levels(
+    made: Made,
+    quantizers: Sequence[ActivationLevels],
+    examples: Sequence[Array] | None,
+) -> None:
+    """Compares every quantizer of a file with its rule.
+
+    Args:
+        made: The file; if it must agree with another one, that one is looked at.
+        quantizers: Of the model.
+        examples: Representative examples, one array an input.
+
+    Raises:
+        ExportError: If one is missing, or gives other levels.
+    """
+    content, held = made.equals or made.converted.content, made.activations
+    signature = made.converted.signature
+    file = TFLiteFile(content)
+    places = activation_forms.find(file, quantizers)
+    present = {id(x) for place in places for x in place.quantizers}
+    present |= {
+        id(x)
+        for entry in held
+        if entry.stored_as != FLOAT_LEVELS
+        for x in entry.quantizers
+    }
+    for quantizer in quantizers:
+        if quantizer.calls and id(quantizer) not in present:
+            raise verify.refusal(f"the thresholds of '{quantizer.path}' are not in it")
+    for place in places:
+        levels = file.array(place.subgraph.tensors[indices(place.gather.inputs)[0]])
+        if levels is not None and levels.dtype == np.int8:
+            continue  # Of an int8 file: not exact, and in no loop.
+        if levels is None or not np.array_equal(levels, place.quantizers[0].levels):
+            raise _wrong_levels(place.quantizers[0])
+    # A loop's tensors are those of its last step, and gone; see above for them.
+    outside = [entry for entry in held if entry.subgraph == 0]
+    if not outside:
+        return
+    tensors = AllTensors(content)
+    runner = verify.loaded(content, Runner, False)
+    wanted = [index for entry in outside for index in (entry.input, entry.output)]
+    for _, batch in itertools.islice(
+        verify.batches(signature, examples, 0), CHECKED_BATCHES
+    ):
+        arrays = tensors.values(verify.file_inputs(runner, signature, batch), wanted)
+        for entry, x, y in zip(outside, arrays[::2], arrays[1::2], strict=True):
+            _check_place(file, entry, x, y)
+
+
+def _check_place(file: TFLiteFile, entry: Held, x: Array, y: Array) -> None:
+    quantizer = entry.quantizers[0]
+    if entry.stored_as == FLOAT_LEVELS and x.dtype == y.dtype == np.float32:
+        known = ~np.isnan(x)
+        if not np.array_equal(y[known], quantizer.expected(x)[known]):
+            raise _wrong_levels(quantizer)
+        return
+    tensors = file.subgraphs[entry.subgraph].tensors
+    x, fine = real_values(tensors[entry.input], x)
+    y, step = real_values(tensors[entry.output], y)
+    # What is close to a half may be rounded to either side: products of int8 numbers
+    # are rounded twice, first to a part of a step.
+    blur = 1e-6 * np.abs(x) + (fine / 100 if entry.stored_as == GRID else 0.0)
+    lower = quantizer.expected((x - blur).astype(np.float32))
+    upper = quantizer.expected((x + blur).astype(np.float32))
+    bound = 0.51 * step + 1e-6 * float(np.max(np.abs(quantizer.levels)))
+    if not np.all((y >= lower - bound) & (y <= upper + bound)):
+        raise _wrong_levels(quantizer)
+
+
+def _wrong_levels(quantizer: ActivationLevels) -> ExportError:
+    return verify.refusal(
+        f"the quantized activations of '{quantizer.path}' are not on the levels of "
+        f"rule '{quantizer.rule.name}'"
+    )

@@ -1,0 +1,1 @@
+"""Reading and writing files safely: damaged files, old files, atomic writes."""

@@ -1,0 +1,202 @@
+"""Schedules in stages: stretches of training at one ratio."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+
+import keras
+from keras import ops
+
+from keras_sq.core import checks
+from keras_sq.core.types import Config, Tensor
+from keras_sq.schedules.base import (
+    MAX_STEPS,
+    UNITS,
+    RatioSchedule,
+    check_length,
+    nearest_step,
+    unit_scale,
+    warn_if_partial,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_sq")
+class Stages(RatioSchedule):
+    """One ratio per stage; the last stage lasts to the end of the run.
+
+    Lengths are added up first and the sums rounded (to the nearest step, halves
+    up), so the boundaries do not drift. Stages shorter than a step get one. If the
+    run has fewer steps than stages, or is shorter than the lengths say, stages are
+    skipped, with a warning; the last never is if the lengths are fractions.
+
+    Args:
+        ratios: The ratio of each stage, in [0, 1], not decreasing.
+        lengths: The length of each stage, above 0: ints for `"steps"`, ints or
+            floats for `"epochs"`, and floats of sum 1 or less for `"fraction"`.
+            The last may be None or left out; it has no effect. None: all stages
+            are equally long (`"fraction"` only).
+        unit: `"steps"`, `"epochs"` or `"fraction"` (of the run).
+        allow_partial: Whether a last ratio below 1 is meant, and not warned of.
+
+    Raises:
+        ValueError: If an argument is out of its range, ratios decrease, or the
+            numbers of ratios and lengths do not match.
+
+    Example:
+        >>> schedule = Stages([0.5, 1.0], [2, None], unit="epochs")
+        >>> schedule = schedule.bind(total_steps=50, steps_per_epoch=10)
+        >>> schedule.stage_starts
+        (0, 20)
+        >>> float(schedule(19)), float(schedule(20))
+        (0.5, 1.0)
+    """
+
+    def __init__(
+        self,
+        ratios: Sequence[float],
+        lengths: Sequence[float | None] | None = None,
+        unit: str = "fraction",
+        *,
+        allow_partial: bool = False,
+    ) -> None:
+        if isinstance(ratios, str) or not isinstance(ratios, Iterable):
+            raise TypeError(
+                "Argument `ratios` must be a list of numbers. "
+                f"Received: ratios={ratios!r}"
+            )
+        self.ratios = tuple(
+            checks.fraction(f"ratios[{i}]", ratio) for i, ratio in enumerate(ratios)
+        )
+        if not self.ratios:
+            raise ValueError(
+                "Argument `ratios` must have at least one stage. Received: ratios=[]"
+            )
+        if any(b < a for a, b in itertools.pairwise(self.ratios)):
+            raise ValueError(
+                "Argument `ratios` must not decrease: what is quantized stays so. "
+                f"Received: ratios={list(self.ratios)}"
+            )
+        self.unit = checks.one_of("unit", unit, UNITS)
+        self.lengths = _lengths_but_last(lengths, len(self.ratios), unit)
+        self.allow_partial = bool(allow_partial)
+        warn_if_partial(self.ratios[-1], self.allow_partial)
+
+    @property
+    def bound(self) -> bool:
+        """Whether the lengths are in steps, or there are none to know."""
+        return self.unit == "steps" or not self.lengths
+
+    @property
+    def stage_starts(self) -> tuple[int, ...]:
+        """The step at which each stage begins."""
+        self._require_bound()
+        return (0, *(int(step) for step in itertools.accumulate(self.lengths)))
+
+    @property
+    def end_step(self) -> int:
+        """The step at which the first stage of the final ratio begins."""
+        return self.stage_starts[self.ratios.index(self.ratios[-1])]
+
+    @property
+    def final_ratio(self) -> float:
+        """The ratio of the last stage."""
+        return self.ratios[-1]
+
+    def call(self, step: Tensor) -> Tensor:
+        """Returns the ratio of the stage that `step` lies in."""
+        later = ops.convert_to_tensor(self.stage_starts[1:], dtype="int32")
+        started = ops.expand_dims(step, -1) >= later
+        stage = ops.sum(ops.cast(started, "int32"), axis=-1)
+        return ops.take(ops.convert_to_tensor(self.ratios, dtype="float32"), stage)
+
+    def resolve(self, total_steps: int | None, steps_per_epoch: int | None) -> "Stages":
+        """Returns the stages in steps."""
+        scale, last = unit_scale(self, self.unit, total_steps, steps_per_epoch)
+        parts = (math.fsum(self.lengths[: i + 1]) for i in range(len(self.lengths)))
+        ends = [part * scale for part in parts]
+        starts = [0, *(min(nearest_step(end), last) for end in ends)]
+        if max(ends, default=0) < last + 1 and len(starts) <= last + 1:
+            starts = _a_step_each(starts, last)
+        kept = [i for i, (a, b) in enumerate(itertools.pairwise(starts)) if a < b]
+        kept.append(len(starts) - 1)
+        if len(kept) < len(starts):
+            skipped = sorted(set(range(len(starts))) - set(kept))
+            warnings.warn(
+                "The run is too short for all stages of the schedule: skipping "
+                f"ratio {', '.join(f'{self.ratios[i]:g}' for i in skipped)}, which "
+                "would get less than one step. Train longer, or use fewer or longer "
+                "stages. If `fit` is called again and again, give the callback the "
+                "steps of all calls: `StochasticQuantization(total_steps=...)`.",
+                stacklevel=3,
+            )
+        starts = [starts[i] for i in kept]
+        return Stages(
+            [self.ratios[i] for i in kept],
+            [b - a for a, b in itertools.pairwise(starts)],
+            unit="steps",
+            # What there is to warn of has been.
+            allow_partial=self.allow_partial or self.ratios[-1] < 1,
+        )
+
+    def get_config(self) -> Config:
+        """Returns the arguments, without the length of the last stage."""
+        return {
+            "ratios": list(self.ratios),
+            "lengths": list(self.lengths),
+            "unit": self.unit,
+            "allow_partial": self.allow_partial,
+        }
+
+
+def _a_step_each(starts: list[int], last: int) -> list[int]:
+    """Returns increasing starts, as close to the given ones as these allow.
+
+    Of a short run the stages of a ramp may be less than half a step. They come all the
+    same, one step each, as long as there are steps for all.
+
+    Args:
+        starts: Steps that do not decrease, `last + 1` of them at most.
+        last: The last step that a stage can begin at.
+    """
+    for i in range(1, len(starts)):
+        starts[i] = max(starts[i], starts[i - 1] + 1)
+    for i in range(len(starts)):
+        starts[i] = min(starts[i], last - (len(starts) - 1 - i))
+    return starts
+
+
+def _lengths_but_last(
+    lengths: Sequence[float | None] | None, count: int, unit: str
+) -> tuple[float, ...]:
+    if lengths is None:
+        if unit != "fraction" and count > 1:
+            raise ValueError(
+                f'Argument `lengths` is needed with `unit="{unit}"`; only fractions '
+                "of the run have a default (equally long stages). Received: "
+                "lengths=None"
+            )
+        return (1.0 / count,) * (count - 1)
+    given = list(lengths)
+    if len(given) not in (count, count - 1):
+        raise ValueError(
+            "Argument `lengths` must have one length per ratio (the last may be left "
+            f"out). Received: {len(given)} lengths for {count} ratios"
+        )
+    if len(given) == count and given[-1] is None:
+        given.pop()
+    checked = tuple(
+        check_length(f"lengths[{i}]", length, unit) for i, length in enumerate(given)
+    )
+    before = checked[: count - 1]
+    if unit == "fraction" and (
+        math.fsum(checked) > 1 + 1e-6 or math.fsum(before) > 1 - 1e-9
+    ):
+        raise ValueError(
+            "Argument `lengths` holds fractions of the run: their sum must be 1 or "
+            "less, and something must be left for the last stage. Received: "
+            f"lengths={lengths}"
+        )
+    if unit == "steps":
+        checks.integer("sum(lengths)", sum(before), maximum=MAX_STEPS)
+    return before
