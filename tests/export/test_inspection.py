@@ -1094,6 +1094,6 @@ def test_command_runs_as_a_process(float_file, tmp_path):
 
 
 def test_packed_bits_come_back():
-    # Of `flatbuffer.py`, which the tests above build on.
+    # Of `keras_sq/export/tflite/flatbuffer.py`, which the tests above build on.
     codes = np.random.default_rng(0).integers(-2, 2, 13).astype("i1")
     np.testing.assert_array_equal(unpack_bits(pack_bits(codes, 2), 2, 13), codes)

@@ -105,35 +105,46 @@ def test_imports_have_no_cycle():
 
 
 # Of another repository; what a command writes.
-NOT_OURS = {"get_dataset.py", "failed/"}
+NOT_OURS = {"get_dataset.py", "failed/", "larq.py", "cifar10-vgg-small.py"}
 FILE_OR_FOLDER = re.compile(r"[\w/-]*\w\.py\b|(?<=`)[\w/-]+/(?=`)")
+ROOT = PACKAGE.parent
+TEXTS = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", ".ci/run", "setup.cfg")
+]
+TEXTS += sorted((ROOT / "docs").rglob("*.md"))
 
 
 def named_files(path):
-    """Returns the files and folders that comments and docstrings name."""
-    found = set()
+    """Returns the files and folders that a text, or comments and docstrings, name."""
+    if path.suffix != ".py":
+        text = path.read_text("utf-8")
+        return set(re.findall(r"\b(?:tests|keras_sq|docs)/[\w/.-]*\w", text))
+    names = set()
     with open(path, encoding="utf-8") as file:
         for token in tokenize.generate_tokens(file.readline):
             text = token.type == tokenize.STRING and '"""' in token.string[:5]
             if text or token.type == tokenize.COMMENT:
-                found.update(FILE_OR_FOLDER.findall(token.string))
-    return found - NOT_OURS
+                names.update(FILE_OR_FOLDER.findall(token.string))
+    return names - NOT_OURS
 
 
-def test_files_named_in_comments_are_there():
-    named = {path: named_files(path) for path in sorted(PACKAGE.rglob("*.py"))}
-    assert sum(map(len, named.values())) > 100
-    root = PACKAGE.parent
+def test_files_named_in_texts_and_comments_exist():
+    paths = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+    named = {path: named_files(path) for path in paths + TEXTS}
+    assert sum(map(len, named.values())) > 200
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
     missing = [
-        f"{path.relative_to(root)}: {name}"
+        f"{path.relative_to(ROOT)}: {name}"
         for path, names in named.items()
         for name in sorted(names)
         # From the folder of the file, or one above it.
         if not any(
             (folder / name).exists()
             for folder in path.parents
-            if folder.is_relative_to(root)
+            if folder.is_relative_to(ROOT)
         )
+        # Names of test files are unique: their folder need not be named.
+        and not (name in tests and path.is_relative_to(ROOT / "tests"))
     ]
     assert missing == []
 
