@@ -13,7 +13,7 @@ from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
 from keras_sq.export.request import Candidate, Request
 from keras_sq.export.runtimes import EVERY_RUNTIME
-from keras_sq.export.tflite import choice, folding, plans
+from keras_sq.export.tflite import choice, folding, forms, plans
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.tflite.weights import (
     WeightTensor,
@@ -60,7 +60,7 @@ def smallest(request: Request) -> Candidate:
     """
     codes = request.types
     alone = [codes[place:] for place in range(len(codes))]
-    return float_weights(request, (*plans.PACKED_FORMS, *codes), *alone)
+    return float_weights(request, (*forms.PACKED_FORMS, *codes), *alone)
 
 
 def integers(request: Request) -> Candidate:
@@ -147,7 +147,7 @@ def _drop_bias_scales(
     for weight, kernel in zip(weights, kernels, strict=True):
         subgraph = file.subgraphs[weight.graph]
         quantization = weight.tensor.quantization
-        if kernel.stored_as != choice.PACKED or len(quantization.scale) < 2:
+        if kernel.stored_as != forms.PACKED or len(quantization.scale) < 2:
             continue
         tensors = subgraph.tensors
         uses = uses_of[id(subgraph)]

@@ -34,10 +34,10 @@ from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.errors import ExportError
 from keras_sq.export.lce import kernels, runtime, signs
 from keras_sq.export.request import Candidate, Request
-from keras_sq.export.tflite import choice, folding, plans
+from keras_sq.export.tflite import choice, folding, forms
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
 
-FORMS = (*plans.PACKED_FORMS, "INT8")
+FORMS = (*forms.PACKED_FORMS, "INT8")
 """Forms of the weights that are not computed on bits."""
 
 
