@@ -7,8 +7,13 @@ aliases are `Any` for a type checker; they are there for the reader.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
 Tensor: TypeAlias = Any
 """A tensor of the active Keras backend, or anything that converts to one."""
+
+Array: TypeAlias = np.ndarray[Any, Any]
+"""A NumPy array."""
 
 Variable: TypeAlias = Any
 """A `keras.Variable`."""

@@ -19,7 +19,7 @@ from keras_sq.export.conversion import inputs
 from keras_sq.export.tflite import flatbuffer, runtime
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TFLiteFile, indices
 from keras_sq.export.verification import activations as activation_checks
-from keras_sq.export.verification import verify
+from keras_sq.export.verification import differences
 from keras_sq.layers import (
     BinaryActivation,
     LearnedActivationQuantizer,
@@ -661,10 +661,10 @@ def test_wrong_integers_are_refused(rule, change, match, monkeypatch, tmp_path):
 def test_agreement_counts_examples():
     expected = {"a": np.array([[1.0, 2.0], [3.0, 4.0], [np.nan, 0.0]], "float32")}
     actual = {"a": expected["a"] + np.array([[0.0], [1e-3], [0.0]], "float32")}
-    assert verify.agreeing(actual, expected, 3) == [True, False, True]
-    assert verify.agreeing({}, expected, 3) == [False] * 3
+    assert differences.agreeing(actual, expected, 3) == [True, False, True]
+    assert differences.agreeing({}, expected, 3) == [False] * 3
     classes = {"c": np.array([1, 2, 3])}
-    assert verify.agreeing({"c": np.array([1, 5, 3])}, classes, 3) == [
+    assert differences.agreeing({"c": np.array([1, 5, 3])}, classes, 3) == [
         True,
         False,
         True,

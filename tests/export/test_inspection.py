@@ -21,7 +21,7 @@ from keras import layers as kl
 from tensorflow.lite.python import schema_py_generated as schema
 
 import keras_sq
-from keras_sq.export import report, targets
+from keras_sq.export import kinds, report
 from keras_sq.export.inspection import command as inspect
 from keras_sq.export.inspection import constant_values, file_structure, reader, table
 from keras_sq.export.inspection.reader import parse
@@ -252,9 +252,7 @@ def test_levels_are_counted_over_the_tensor_and_by_filter(
     assert weight.channel_levels == max(len(np.unique(row)) for row in rows) == 3
 
 
-@pytest.mark.parametrize(
-    "target", [x for x, y in targets.TARGETS.items() if not y.single]
-)
+@pytest.mark.parametrize("target", [x for x, y in kinds.KINDS.items() if not y.single])
 def test_every_target_is_understood(target, ternary, float_file, tmp_path):
     data = np.random.default_rng(0).normal(size=(20, 12, 12, 3)).astype("f4")
     path = tmp_path / "model.tflite"
@@ -263,7 +261,7 @@ def test_every_target_is_understood(target, ternary, float_file, tmp_path):
         path,
         target=target,
         allow_untrained=True,
-        representative_data=data if targets.TARGETS[target].needs_examples else None,
+        representative_data=data if kinds.KINDS[target].needs_examples else None,
     )
     contents = reader.read(path)
     assert contents.notes == ()

@@ -51,11 +51,11 @@ def modules():
 MODULES = modules()
 
 
-def imports(name, while_importing=False):
-    """Returns the modules that a module imports, inside functions too or not."""
+def imports(name):
+    """Returns the modules that a module imports, inside functions too."""
     tree = ast.parse(MODULES[name].read_text("utf-8"))
     found = set()
-    for node in tree.body if while_importing else ast.walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -67,9 +67,9 @@ def imports(name, while_importing=False):
     return found
 
 
-def own_imports(name, while_importing=False):
+def own_imports(name):
     prefix = "keras_sq."
-    found = imports(name, while_importing)
+    found = imports(name)
     return {x.removeprefix(prefix) for x in found if x.startswith(prefix)}
 
 
@@ -89,8 +89,18 @@ def test_imports_point_one_way(name):
         assert RANK[part(other)] <= RANK[part(name)], f"{name} imports {other}"
 
 
+# Imports inside functions that close a circle. None is to come.
+KNOWN_CIRCLES = {
+    ("layers.registry", "layers.container"),
+    ("layers.registry", "layers.derived"),
+    ("schedules.layerwise", "schedules"),
+}
+
+
 def test_imports_have_no_cycle():
-    graph = {name: own_imports(name, True) & set(MODULES) for name in MODULES}
+    graph = {name: own_imports(name) & set(MODULES) for name in MODULES}
+    for name, other in KNOWN_CIRCLES:
+        graph[name].remove(other)  # Fails if it is gone: then its row goes, too.
     done = set()
 
     def visit(name, path):
