@@ -13,7 +13,7 @@ from keras_sq import quantizers
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKeys, Model, Overrides
-from keras_sq.layers import registry
+from keras_sq.layers import promotion, registry
 from keras_sq.layers.derived import covered_base, redefined
 from keras_sq.layers.layer_keys import (
     ABSENT,
@@ -171,7 +171,7 @@ def default_overrides(settings: Settings) -> Overrides:
 
 def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> PlanEntry:
     layer_type = type(layer).__name__
-    if registry.quantized_class_of(layer) is None:
+    if promotion.quantized_class_of(layer) is None:
         if not large_matrices(layer):
             return PlanEntry(None, None)
         return PlanEntry(None, LayerOutcome(path, layer_type, None, _why_not(layer)))
@@ -182,7 +182,7 @@ def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> Pla
     registry.assert_supported(layer)
     quantizer, inputs = repr(choice.kernel_quantizer), choice.input_quantizer
     if inputs is not None:
-        registry.quantized_class(type(layer)).check_input_quantizer()  # type: ignore[union-attr]
+        promotion.quantized_class(type(layer)).check_input_quantizer()  # type: ignore[union-attr]
     name = None if inputs is None else inputs.name
     return PlanEntry(choice, LayerOutcome(path, layer_type, quantizer, "", name))
 
@@ -208,7 +208,7 @@ def _why_not(layer: Layer) -> str:
 
 def _without_input(layer: Layer, choice: Settings) -> Settings:
     """Returns what was chosen for all layers without what this one cannot do."""
-    cls = registry.quantized_class(type(layer))
+    cls = promotion.quantized_class(type(layer))
     if cls is None or cls.takes_floats:  # type: ignore[attr-defined]
         return choice
     return choice.replace(input_quantizer=None)

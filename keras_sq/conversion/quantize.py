@@ -39,7 +39,8 @@ from keras_sq.conversion.same_outputs import check_same
 from keras_sq.core import backend, checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKeys, Model, Overrides
-from keras_sq.layers import container, derived, registry
+from keras_sq.layers import container, derived, promotion
+from keras_sq.layers.class_references import class_reference
 from keras_sq.layers.hybrid_kernel import computing_float
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.selection import SoftRefresh
@@ -301,7 +302,7 @@ def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
             if id(child) in chosen
         }
         if children:
-            layer.__class__ = registry.container_class(type(layer))
+            layer.__class__ = container.container_class(type(layer))
             layer.set_quantized_children(children)
         return
     for child in internals.sublayers(layer):
@@ -309,7 +310,7 @@ def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
         if settings is None:
             _promote(child, chosen)
         elif not isinstance(child, StochasticallyQuantized):
-            registry.promote(child, settings)
+            promotion.promote(child, settings)
 
 
 # Stripping.
@@ -349,14 +350,12 @@ def _float_config(config: Any) -> Any:
     if isinstance(quantized, type) and issubclass(quantized, StochasticallyQuantized):
         ours = set(Settings().get_config())
         inner = {k: v for k, v in new["config"].items() if k not in ours}
-        return (
-            new | container.class_reference(quantized.float_class) | {"config": inner}
-        )
-    if isinstance(quantized, type) and registry.is_static_container(quantized):
+        return new | class_reference(quantized.float_class) | {"config": inner}
+    if isinstance(quantized, type) and issubclass(quantized, container.QuantizedLayer):
         inner = dict(new["config"])
         inner.pop("quantized_children", None)
-        base = quantized.float_class  # type: ignore[attr-defined]
-        return new | container.class_reference(base) | {"config": inner}
+        base = quantized.float_class
+        return new | class_reference(base) | {"config": inner}  # type: ignore[arg-type]
     return new
 
 

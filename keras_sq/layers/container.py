@@ -11,23 +11,23 @@ Sequential and functional models need none of this: their configuration
 describes every layer.
 """
 
-import importlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
 
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Config, Layer
-from keras_sq.layers import registry
+from keras_sq.layers import promotion, registry
 from keras_sq.layers import settings as settings_module
+from keras_sq.layers.class_references import class_reference, find_class
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings, constructor_signature
 
-LIBRARIES = ("keras_hub", "keras_cv", "keras_nlp")
-"""Packages whose modules may be imported because a file names them, as in Keras."""
-
 ALL = "*"
 """The key of `quantized_children` that stands for every layer inside."""
+
+_mixins: dict[type, type] = {}
 
 
 @keras.saving.register_keras_serializable(registry.PACKAGE)
@@ -73,10 +73,10 @@ class QuantizedContainer:
             found.add(key)
             if chosen is None or isinstance(layer, StochasticallyQuantized):
                 continue
-            if registry.quantized_class_of(layer) is None:
+            if promotion.quantized_class_of(layer) is None:
                 continue
             if layer.built:
-                registry.promote(layer, chosen)
+                promotion.promote(layer, chosen)
                 changed = True
             else:
                 waiting = True
@@ -94,7 +94,7 @@ class QuantizedContainer:
         Theirs is more than a configuration: see `QuantizedRecurrent`.
         """
         for layer in internals.flatten_layers(self):
-            cls = registry.static_container(type(layer))
+            cls = static_container(type(layer))
             if cls is None or not issubclass(cls, keras.layers.RNN):
                 continue
             children = {
@@ -148,7 +148,7 @@ class QuantizedContainer:
         children = {
             key: chosen.get_config() for key, chosen in self.quantized_children.items()
         }
-        if registry.is_static_container(type(self)):
+        if isinstance(self, QuantizedLayer):
             return {**self.float_config(), "quantized_children": children}
         return {
             "float_layer": class_reference(base) | {"config": self.float_config()},
@@ -179,7 +179,7 @@ class QuantizedContainer:
                     "The configuration of a quantized container must name a class of "
                     f"layers. Received: {base.__name__!r}"
                 )
-            container = registry.container_class(base)
+            container = container_class(base)
             layer = super(QuantizedContainer, container).from_config(  # type: ignore[misc]
                 reference["config"]
             )
@@ -205,7 +205,50 @@ class QuantizedLayer(QuantizedContainer):
         self.set_quantized_children({ALL: chosen})
 
 
-@registry.add_container_mixin(keras.layers.SpectralNormalization)
+def add_container(cls: type) -> type:
+    """Class decorator: makes a container with its own constructor known."""
+    registry.containers[cls.float_class] = cls  # type: ignore[attr-defined]
+    return keras.saving.register_keras_serializable(registry.PACKAGE)(cls)  # type: ignore[no-any-return]
+
+
+def add_container_mixin(layer_class: type) -> Callable[[type], type]:
+    """Class decorator: what the containers of a Keras class have besides."""
+
+    def add(cls: type) -> type:
+        _mixins[layer_class] = cls
+        return cls
+
+    return add
+
+
+def static_container(layer_class: type) -> type | None:
+    """Returns the container of exactly this class with its own constructor."""
+    cls = registry.containers.get(layer_class)
+    return cls if cls is not None and issubclass(cls, QuantizedLayer) else None
+
+
+def container_class(base: type) -> type:
+    """Returns the container class of a layer or model class.
+
+    All of them are saved under one registered name, so that a file can be
+    read where only the original class is known.
+    """
+    if base not in registry.containers:
+        mixin = _mixins.get(base)
+        bases = (QuantizedContainer, base) if mixin is None else (mixin, base)
+        cls = type(f"SQ{base.__name__}", bases, {})
+        cls.__module__ = QuantizedContainer.__module__
+        cls.__doc__ = f"`{base.__name__}` with quantized layers inside."
+        register_as = keras.saving.register_keras_serializable(
+            registry.PACKAGE, "QuantizedContainer"
+        )
+        register_as(cls)
+        register_as(QuantizedContainer)  # The one that answers to the name.
+        registry.containers[base] = cls
+    return registry.containers[base]
+
+
+@add_container_mixin(keras.layers.SpectralNormalization)
 class QuantizedSpectralNormalization(QuantizedContainer):
     """What makes `SpectralNormalization` normalize the latent kernel."""
 
@@ -229,56 +272,6 @@ def child_keys(container: Layer) -> list[tuple[str, Layer]]:
         base = getattr(type(child), "float_class", None) or type(child)
         pairs.append((f"{index}:{base.__name__}", child))
     return pairs
-
-
-def class_reference(base: type) -> Config:
-    """Returns how Keras would name a class in a configuration."""
-    if getattr(keras.layers, base.__name__, None) is base:
-        return {
-            "module": "keras.layers",
-            "class_name": base.__name__,
-            "registered_name": None,
-        }
-    return {
-        "module": base.__module__,
-        "class_name": base.__name__,
-        "registered_name": keras.saving.get_registered_name(base),
-    }
-
-
-def find_class(reference: Config) -> type:
-    """Returns the class that `class_reference` named.
-
-    Raises:
-        ValueError: If there is none; Keras's remedies apply to it as to any
-            custom layer.
-    """
-    name = reference["class_name"]
-    if reference["module"] == "keras.layers":
-        found = getattr(keras.layers, name, None)
-    else:
-        found = keras.saving.get_registered_object(reference["registered_name"])
-        found = found or keras.saving.get_registered_object(name)
-        found = found or registry.known_container_base(reference)
-        found = found or _class_of_library(reference["module"], name)
-    if not isinstance(found, type):
-        raise ValueError(
-            f"Could not locate the class {name!r} of a quantized layer. As "
-            "for any custom layer, decorate it with @keras.saving."
-            "register_keras_serializable() and import it before loading, or pass "
-            f"custom_objects={{{name!r}: {name}}}."
-        )
-    return found
-
-
-def _class_of_library(module: Any, name: str) -> Any:
-    """Returns a class of a library that Keras itself imports to read a file."""
-    if str(module).split(".")[0] not in LIBRARIES:
-        return None
-    try:
-        return vars(importlib.import_module(module)).get(name)
-    except ImportError:
-        return None
 
 
 def _any_symbolic(outputs: Any) -> bool:

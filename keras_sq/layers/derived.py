@@ -23,7 +23,7 @@ import keras
 from keras_sq.core.types import Config, Layer
 from keras_sq.layers import registry
 from keras_sq.layers import settings as settings_module
-from keras_sq.layers.container import class_reference, find_class
+from keras_sq.layers.class_references import class_reference, find_class
 from keras_sq.layers.quantized import StochasticallyQuantized
 
 FLOAT_LAYER = "float_layer"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKey, LayerKeys, Model, Overrides, Variable
-from keras_sq.layers import registry, topology
+from keras_sq.layers import promotion, topology
 from keras_sq.layers.settings import Settings
 
 FIRST, LAST, DOWNSAMPLING, SMALL = "@first", "@last", "@downsampling", "@small"
@@ -146,7 +146,7 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
     """
     by_size: defaultdict[int, set[str]] = defaultdict(set)
     for path, layer in paths:
-        if registry.quantized_class_of(layer) is not None:
+        if promotion.quantized_class_of(layer) is not None:
             by_size[sum(math.prod(v.shape) for v in _matrices(layer))].add(path)
     limit = SMALL_PART * sum(size * len(found) for size, found in by_size.items())
     small: set[str] = set()
@@ -161,7 +161,7 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
 
 def has_kernels(layer: Layer) -> bool:
     """Whether a layer itself has a weight that could be quantized."""
-    if registry.quantized_class_of(layer) is not None:
+    if promotion.quantized_class_of(layer) is not None:
         return True
     return not internals.sublayers(layer) and has_matrix(layer)
 

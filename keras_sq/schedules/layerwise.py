@@ -26,10 +26,12 @@ from keras import ops
 from keras_sq.core import checks
 from keras_sq.core.types import Config, Layer, Model, Tensor
 from keras_sq.schedules.base import (
+    BY_NAME,
     MAX_STEPS,
     UNITS,
     RatioSchedule,
     check_length,
+    get,
     length_unknown,
     nearest_step,
     unit_scale,
@@ -323,9 +325,6 @@ def _warn_if_short(steps: Sequence[float]) -> None:
 
 
 def _inner(identifier: Any) -> RatioSchedule:
-    # Which takes its classes from here.
-    from keras_sq.schedules import get
-
     inner = get(identifier)
     unit = getattr(inner, "unit", "fraction")
     if isinstance(inner, Layerwise) or unit != "fraction":
@@ -358,3 +357,6 @@ def _lengths(lengths: Any, unit: str) -> tuple[float, ...]:
     if unit == "steps":
         checks.integer("sum(lengths)", sum(checked), maximum=MAX_STEPS)
     return checked
+
+
+BY_NAME["layerwise"] = Layerwise
