@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_sq import layers as sq_layers
 from keras_sq.conversion import training_signs
@@ -36,7 +35,7 @@ from keras_sq.conversion.plan import (
     plan_quantization,
 )
 from keras_sq.conversion.same_outputs import check_same
-from keras_sq.core import backend, checks
+from keras_sq.core import backend, checks, keras_copying
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKeys, Model, Overrides
 from keras_sq.layers import container, derived, promotion
@@ -153,21 +152,16 @@ def quantize_model(
             f"'{sq_layers.quantized_layers(model)[0][0]}'). Start from the float "
             "model, or from `keras_sq.strip_quantization(model)`."
         )
-    plan = plan_quantization(model, settings, skip, overrides)
-    check_kernels(model, plan)
+    plan = plan_quantization(model, settings, skip, overrides, seed)
+    check_kernels(plan)
     copy = copy_model(model)
-    seeds = np.random.SeedSequence(seed).generate_state(len(plan))
-    copies = dict(
-        zip(map(id, stateful_layers(model)), stateful_layers(copy), strict=True)
-    )
-    chosen: dict[int, Settings] = {}
-    for (_, layer), entry, new_seed in zip(
-        sq_layers.layer_paths(model), plan, seeds, strict=True
-    ):
-        if entry.settings is not None:
-            mask_seed = None if seed is None else int(new_seed >> 1)
-            settings = entry.settings.replace(mask_seed=mask_seed)
-            chosen[id(copies[id(layer)])] = settings
+    pairs = zip(stateful_layers(model), stateful_layers(copy), strict=True)
+    copies = {id(old): new for old, new in pairs}
+    chosen = {
+        id(copies[id(entry.layer)]): entry.settings
+        for entry in plan
+        if entry.settings is not None
+    }
     _promote(copy, chosen)
     report = QuantizationReport(
         entry.outcome for entry in plan if entry.outcome is not None
@@ -175,8 +169,8 @@ def quantize_model(
     report.check = check_same(
         model, copy, "quantize_model", lambda: _computing_float(copy)
     )
+    report.kernel_sums = training_signs.kernel_sums(copy)
     _set_report(copy, report)
-    training_signs.note_start(copy)
     return copy
 
 
@@ -295,7 +289,7 @@ def plain_copy(model: Model) -> Model:
 
 def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
     """Turns the chosen layers below `layer` into quantized ones."""
-    if not internals.describes_layers(layer):
+    if not keras_copying.describes_layers(layer):
         children = {
             key: chosen[id(child)]
             for key, child in container.child_keys(layer)
