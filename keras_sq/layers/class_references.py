@@ -36,20 +36,20 @@ def find_class(reference: Config) -> type:
     """
     name = reference["class_name"]
     if reference["module"] == "keras.layers":
-        found = getattr(keras.layers, name, None)
+        cls = getattr(keras.layers, name, None)
     else:
-        found = keras.saving.get_registered_object(reference["registered_name"])
-        found = found or keras.saving.get_registered_object(name)
-        found = found or registry.known_container_base(reference)
-        found = found or _class_of_library(reference["module"], name)
-    if not isinstance(found, type):
+        cls = keras.saving.get_registered_object(reference["registered_name"])
+        cls = cls or keras.saving.get_registered_object(name)
+        cls = cls or registry.known_container_base(reference)
+        cls = cls or _class_of_library(reference["module"], name)
+    if not isinstance(cls, type):
         raise ValueError(
             f"Could not locate the class {name!r} of a quantized layer. As "
             "for any custom layer, decorate it with @keras.saving."
             "register_keras_serializable() and import it before loading, or pass "
             f"custom_objects={{{name!r}: {name}}}."
         )
-    return found
+    return cls
 
 
 def _class_of_library(module: Any, name: str) -> Any:

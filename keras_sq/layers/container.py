@@ -1,11 +1,10 @@
 """Layers that hold quantized layers: attention, recurrent layers, your own.
 
-Keras's configuration of such a layer says how to construct it, and its
-constructor makes plain Keras layers inside. A quantized container is the same
-layer, of the same class and attributes, with two additions: its configuration
-also lists which of the layers inside are quantized and how, and once these
-are built it turns them into quantized ones. So it can be saved, loaded and
-copied like the original.
+The constructor of such a layer creates plain Keras layers inside, and its
+configuration says no more than the constructor's arguments. A quantized container
+is the same layer with two additions: its configuration also lists which layers
+inside are quantized and how, and it quantizes these once they are built. So it is
+saved, loaded and copied like the original.
 
 Sequential and functional models need none of this: their configuration
 describes every layer.
@@ -51,26 +50,26 @@ class QuantizedContainer:
     _missing: list[str]
 
     def set_quantized_children(self, children: dict[str, Settings]) -> None:
-        """Says which layers inside are quantized, and quantizes those built."""
+        """Sets which layers inside are quantized, and quantizes the built ones."""
         # Not through `setattr`: Keras would wrap and track the dict.
         self.__dict__["quantized_children"] = children
         self.__dict__["_pending"] = True
         self.quantize_children()
 
     def quantize_children(self) -> bool:
-        """Quantizes the layers inside that are due and built.
+        """Quantizes the layers inside that are to be quantized and are built.
 
         Returns:
-            Whether any was.
+            Whether a layer was quantized.
         """
         if not self.__dict__.get("_pending"):
             return False
         children = self.quantized_children
         waiting = changed = False
-        found = set()
+        keys = set()
         for key, layer in child_keys(self):
             chosen = children.get(key, children.get(ALL))
-            found.add(key)
+            keys.add(key)
             if chosen is None or isinstance(layer, StochasticallyQuantized):
                 continue
             if promotion.quantized_class_of(layer) is None:
@@ -82,16 +81,16 @@ class QuantizedContainer:
                 waiting = True
         if changed:
             self._contain_recurrent()
-        self.__dict__["_missing"] = sorted(set(children) - found - {ALL})
+        self.__dict__["_missing"] = sorted(set(children) - keys - {ALL})
         self.__dict__["_pending"] = bool(
             waiting or self._missing or not self.built  # type: ignore[attr-defined]
         )
         return changed
 
     def _contain_recurrent(self) -> None:
-        """Makes recurrent layers inside containers of their cells.
+        """Turns recurrent layers inside into containers of their cells.
 
-        Theirs is more than a configuration: see `QuantizedRecurrent`.
+        These containers also quantize once a call: see `QuantizedRecurrent`.
         """
         for layer in internals.flatten_layers(self):
             cls = static_container(type(layer))
@@ -113,8 +112,8 @@ class QuantizedContainer:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer as Keras does, with the layers inside quantized."""
         outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        # Where Keras could not build the layers inside beforehand, this call
-        # did, with float kernels.
+        # If Keras could not build the layers inside beforehand, this call built
+        # them, with float kernels.
         if self.quantize_children() and not _any_symbolic(outputs):
             outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
         if self.__dict__.get("_missing"):
@@ -122,16 +121,16 @@ class QuantizedContainer:
         return outputs
 
     def stateless_call(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras's, and the layers inside know whether it is for training."""
+        """Calls Keras's method, and tells the layers inside whether it trains."""
         with internals.called(self, kwargs.get("training")):
             return super().stateless_call(*args, **kwargs)  # type: ignore[misc]
 
     def _raise_missing(self) -> None:
-        held = ", ".join(key for key, _ in child_keys(self))
+        keys = ", ".join(key for key, _ in child_keys(self))
         raise ValueError(
             f"Layer '{self.name}' holds no layer {self._missing[0]!r} (position "  # type: ignore[attr-defined]
             "and class), though its saved configuration quantizes one. It holds: "
-            f"{held}. Was the class {type(self).float_class.__name__} changed "  # type: ignore[union-attr]
+            f"{keys}. Was the class {type(self).float_class.__name__} changed "  # type: ignore[union-attr]
             "since?"
         )
 
@@ -206,13 +205,13 @@ class QuantizedLayer(QuantizedContainer):
 
 
 def add_container(cls: type) -> type:
-    """Class decorator: makes a container with its own constructor known."""
+    """Class decorator: registers a container that has its own constructor."""
     registry.containers[cls.float_class] = cls  # type: ignore[attr-defined]
     return keras.saving.register_keras_serializable(registry.PACKAGE)(cls)  # type: ignore[no-any-return]
 
 
 def add_container_mixin(layer_class: type) -> Callable[[type], type]:
-    """Class decorator: what the containers of a Keras class have besides."""
+    """Class decorator: sets the mixin of the containers of a Keras class."""
 
     def add(cls: type) -> type:
         _mixins[layer_class] = cls
@@ -230,8 +229,8 @@ def static_container(layer_class: type) -> type | None:
 def container_class(base: type) -> type:
     """Returns the container class of a layer or model class.
 
-    All of them are saved under one registered name, so that a file can be
-    read where only the original class is known.
+    All container classes are saved under one registered name. A process that knows
+    only the original class can read the file.
     """
     if base not in registry.containers:
         mixin = _mixins.get(base)
@@ -250,7 +249,7 @@ def container_class(base: type) -> type:
 
 @add_container_mixin(keras.layers.SpectralNormalization)
 class QuantizedSpectralNormalization(QuantizedContainer):
-    """What makes `SpectralNormalization` normalize the latent kernel."""
+    """Makes `SpectralNormalization` normalize the latent kernel."""
 
     def build(self, input_shape: Any) -> None:
         """Builds the layer; `kernel` is the variable that it is to write."""
@@ -261,10 +260,10 @@ class QuantizedSpectralNormalization(QuantizedContainer):
 
 
 def child_keys(container: Layer) -> list[tuple[str, Layer]]:
-    """Returns the layers inside with keys that outlive the process.
+    """Returns the layers inside with keys that are the same in every process.
 
-    Names of layers do not (`dense_7` is `dense` in the next process);
-    position and class do.
+    The keys consist of position and class; Keras counts names up in a process
+    (`dense_7` is `dense` in the next one).
     """
     children = internals.flatten_layers(container)
     pairs = []

@@ -125,11 +125,11 @@ def matching_paths(
 def _paths_at(place: str, model: Model) -> set[str]:
     checks.one_of("skip", place, PLACES)
     return {
-        found.path
-        for found in topology.places(model, has_kernels)
-        if (place == FIRST and found.first)
-        or (place == LAST and found.last)
-        or (place == DOWNSAMPLING and topology.resizes(found.layer))
+        at.path
+        for at in topology.places(model, has_kernels)
+        if (place == FIRST and at.first)
+        or (place == LAST and at.last)
+        or (place == DOWNSAMPLING and topology.resizes(at.layer))
     }
 
 
@@ -148,12 +148,12 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
     for path, layer in paths:
         if promotion.quantized_class_of(layer) is not None:
             by_size[sum(math.prod(v.shape) for v in _matrices(layer))].add(path)
-    limit = SMALL_PART * sum(size * len(found) for size, found in by_size.items())
+    limit = SMALL_PART * sum(size * len(alike) for size, alike in by_size.items())
     small: set[str] = set()
-    held = 0
+    weights = 0
     for size in sorted(by_size):
-        held += size * len(by_size[size])
-        if held > limit:
+        weights += size * len(by_size[size])
+        if weights > limit:
             break
         small |= by_size[size]
     return small

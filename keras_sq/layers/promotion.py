@@ -1,9 +1,8 @@
 """The step from a Keras layer to its quantized class.
 
-A built layer becomes a quantized one in place: it keeps its identity, its
-variables, its connections and whoever holds it, and only its class changes.
-That is what lets one mechanism serve graph models, subclassed models and
-layers inside custom layers alike.
+A built layer becomes a quantized one in place: only its class changes. It keeps its
+identity, its variables, its connections and its place in other layers. So one
+mechanism serves graph models, subclassed models and layers inside custom layers.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ from keras_sq.layers.weight_names import weights_present
 
 
 def quantized_class(layer_class: type) -> type | None:
-    """Returns the quantized class of a layer class, made on demand if need be."""
+    """Returns the quantized class of a layer class, derived if possible, or `None`."""
     known = registry.covered().get(layer_class)
     return derived_class(layer_class) if known is None else known
 
@@ -24,8 +23,8 @@ def quantized_class(layer_class: type) -> type | None:
 def quantized_class_of(layer: Layer) -> type | None:
     """Returns the quantized class of a layer that has something to quantize.
 
-    `None`, too, for a built layer without any of the weights: some classes have them
-    on a condition.
+    Some classes create their weights on a condition. For a built layer that has none
+    of them the result is `None`, too.
     """
     cls = quantized_class(type(layer))
     if cls is None or not layer.built or weights_present(cls, layer):

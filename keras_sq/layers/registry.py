@@ -21,18 +21,18 @@ containers: dict[type, type] = {}
 
 
 def add(cls: type) -> type:
-    """Class decorator: makes a quantized class known, to Keras as well."""
+    """Class decorator: registers a quantized class, with Keras as well."""
     _quantized[cls.float_class] = cls  # type: ignore[attr-defined]
     return keras.saving.register_keras_serializable(PACKAGE)(cls)  # type: ignore[no-any-return]
 
 
 def covered() -> dict[type, type]:
-    """Returns the classes with a quantized class of their own, not made on demand."""
+    """Returns the quantized classes by their float classes, without derived ones."""
     return dict(_quantized)
 
 
 def known_container_base(reference: Config) -> type | None:
-    """Returns a class of this process that a reference may mean."""
+    """Returns a class of this process with the module and name of a reference."""
     for base in containers:
         same_module = base.__module__ == reference["module"]
         if same_module and base.__name__ == reference["class_name"]:

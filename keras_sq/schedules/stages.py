@@ -184,16 +184,16 @@ def _lengths_but_last(
                 "lengths=None"
             )
         return (1.0 / count,) * (count - 1)
-    given = list(lengths)
-    if len(given) not in (count, count - 1):
+    listed = list(lengths)
+    if len(listed) not in (count, count - 1):
         raise ValueError(
             "Argument `lengths` must have one length per ratio (the last may be left "
-            f"out). Received: {len(given)} lengths for {count} ratios"
+            f"out). Received: {len(listed)} lengths for {count} ratios"
         )
-    if len(given) == count and given[-1] is None:
-        given.pop()
+    if len(listed) == count and listed[-1] is None:
+        listed.pop()
     checked = tuple(
-        check_length(f"lengths[{i}]", length, unit) for i, length in enumerate(given)
+        check_length(f"lengths[{i}]", length, unit) for i, length in enumerate(listed)
     )
     before = checked[: count - 1]
     if unit == "fraction" and (
