@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_sq import layers as sq_layers
 from keras_sq.conversion import training_signs
@@ -36,10 +35,11 @@ from keras_sq.conversion.plan import (
     plan_quantization,
 )
 from keras_sq.conversion.same_outputs import check_same
-from keras_sq.core import backend, checks
+from keras_sq.core import backend, checks, keras_copying
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKeys, Model, Overrides
-from keras_sq.layers import container, derived, registry
+from keras_sq.layers import container, derived, promotion
+from keras_sq.layers.class_references import class_reference
 from keras_sq.layers.hybrid_kernel import computing_float
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.selection import SoftRefresh
@@ -152,21 +152,16 @@ def quantize_model(
             f"'{sq_layers.quantized_layers(model)[0][0]}'). Start from the float "
             "model, or from `keras_sq.strip_quantization(model)`."
         )
-    plan = plan_quantization(model, settings, skip, overrides)
-    check_kernels(model, plan)
+    plan = plan_quantization(model, settings, skip, overrides, seed)
+    check_kernels(plan)
     copy = copy_model(model)
-    seeds = np.random.SeedSequence(seed).generate_state(len(plan))
-    copies = dict(
-        zip(map(id, stateful_layers(model)), stateful_layers(copy), strict=True)
-    )
-    chosen: dict[int, Settings] = {}
-    for (_, layer), entry, new_seed in zip(
-        sq_layers.layer_paths(model), plan, seeds, strict=True
-    ):
-        if entry.settings is not None:
-            mask_seed = None if seed is None else int(new_seed >> 1)
-            settings = entry.settings.replace(mask_seed=mask_seed)
-            chosen[id(copies[id(layer)])] = settings
+    pairs = zip(stateful_layers(model), stateful_layers(copy), strict=True)
+    copies = {id(old): new for old, new in pairs}
+    chosen = {
+        id(copies[id(entry.layer)]): entry.settings
+        for entry in plan
+        if entry.settings is not None
+    }
     _promote(copy, chosen)
     report = QuantizationReport(
         entry.outcome for entry in plan if entry.outcome is not None
@@ -174,8 +169,8 @@ def quantize_model(
     report.check = check_same(
         model, copy, "quantize_model", lambda: _computing_float(copy)
     )
+    report.kernel_sums = training_signs.kernel_sums(copy)
     _set_report(copy, report)
-    training_signs.note_start(copy)
     return copy
 
 
@@ -294,14 +289,14 @@ def plain_copy(model: Model) -> Model:
 
 def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
     """Turns the chosen layers below `layer` into quantized ones."""
-    if not internals.describes_layers(layer):
+    if not keras_copying.describes_layers(layer):
         children = {
             key: chosen[id(child)]
             for key, child in container.child_keys(layer)
             if id(child) in chosen
         }
         if children:
-            layer.__class__ = registry.container_class(type(layer))
+            layer.__class__ = container.container_class(type(layer))
             layer.set_quantized_children(children)
         return
     for child in internals.sublayers(layer):
@@ -309,7 +304,7 @@ def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
         if settings is None:
             _promote(child, chosen)
         elif not isinstance(child, StochasticallyQuantized):
-            registry.promote(child, settings)
+            promotion.promote(child, settings)
 
 
 # Stripping.
@@ -349,14 +344,12 @@ def _float_config(config: Any) -> Any:
     if isinstance(quantized, type) and issubclass(quantized, StochasticallyQuantized):
         ours = set(Settings().get_config())
         inner = {k: v for k, v in new["config"].items() if k not in ours}
-        return (
-            new | container.class_reference(quantized.float_class) | {"config": inner}
-        )
-    if isinstance(quantized, type) and registry.is_static_container(quantized):
+        return new | class_reference(quantized.float_class) | {"config": inner}
+    if isinstance(quantized, type) and issubclass(quantized, container.QuantizedLayer):
         inner = dict(new["config"])
         inner.pop("quantized_children", None)
-        base = quantized.float_class  # type: ignore[attr-defined]
-        return new | container.class_reference(base) | {"config": inner}
+        base = quantized.float_class
+        return new | class_reference(base) | {"config": inner}  # type: ignore[arg-type]
     return new
 
 

@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+Array: TypeAlias = np.ndarray[Any, Any]
+"""A NumPy array of any shape and dtype."""
+
 Tensor: TypeAlias = Any
 """A tensor of the active Keras backend, or anything that converts to one."""
-
-Array: TypeAlias = np.ndarray[Any, Any]
-"""A NumPy array."""
 
 Variable: TypeAlias = Any
 """A `keras.Variable`."""

@@ -98,8 +98,8 @@ class LearnedQuantizer(Quantizer):
             state: The basis, float32 `(num_bits, filters)`.
             updates: Float32 scalar: how many steps there were.
         """
-        found = codebook.step(kernel, state, signed=True)
-        return codebook.moved(state, found, updates)
+        basis = codebook.step(kernel, state, signed=True)
+        return codebook.moved(state, basis, updates)
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(basis,)`, fitted to a kernel by alternations alone."""
@@ -117,8 +117,8 @@ class LearnedQuantizer(Quantizer):
         """Returns the numbers of the levels, from 0, the lowest first."""
         levels, _ = codebook.levels_of(fitted[0], signed=True)
         wide = ops.cast(kernel, "float32")
-        found = codebook.ranks(wide, codebook.thresholds_of(levels))
-        return ops.cast(found, kernel.dtype)
+        rank = codebook.ranks(wide, codebook.thresholds_of(levels))
+        return ops.cast(rank, kernel.dtype)
 
     def levels(self, *fitted: Tensor) -> Tensor:
         """Returns the levels, sorted: float32 `(num_levels, filters)`."""

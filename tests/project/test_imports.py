@@ -33,7 +33,7 @@ NAMES_TENSORFLOW = {"layers.split_update", "core.backend", "export", "datasets"}
 NAMES_TENSORFLOW |= {"core.quiet_start", "experiments.train"}
 NAMES_TENSORFLOW |= {"callbacks.tensorboard"}  # Writes by it, on any backend.
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
-REACHES_BELOW_KERAS = {"core.keras_internals"}
+REACHES_BELOW_KERAS = {"core.keras_internals", "core.keras_copying"}
 
 
 def modules():
