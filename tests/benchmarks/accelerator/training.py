@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from augmentation import Images
+
+from keras_sq import _keras_internals as internals
 from keras_sq import training_clock
 from keras_sq.layers import quantized_layers
 
@@ -58,6 +60,8 @@ class Trainer:
         steps_per_epoch: Int, steps of an epoch.
         batch_size: Int, examples of a step.
         augment: Whether training images are mirrored and shifted.
+        clear_at: Steps before which the momentum is set to zero, where no callback
+            does it.
         runs: Int, number of runs that train together; 0 is one that is not stacked.
     """
 
@@ -70,6 +74,7 @@ class Trainer:
         steps_per_epoch: int,
         batch_size: int,
         augment: bool = True,
+        clear_at: Sequence[int] = (),
         runs: int = 0,
     ) -> None:
         self.model = model
@@ -84,6 +89,8 @@ class Trainer:
             model, callbacks, epochs, steps_per_epoch
         )
         self._counter = training_clock.StepCounter(model)
+        # With a callback, it knows whether to.
+        self._clear_at = np.asarray([] if callbacks else clear_at, "int32")
         groups = (
             model.trainable_variables,
             model.non_trainable_variables,
@@ -104,8 +111,10 @@ class Trainer:
                 out_axes=(axes, 0),
             )(values, *rest)
             test = jax.vmap(self._test, in_axes=(axes, data), out_axes=0)
-        self._compiled_chunk = jax.jit(chunk, static_argnums=0, donate_argnums=1)
-        self._compiled_test = jax.jit(test)
+        self._jitted = jax.jit(chunk, static_argnums=0, donate_argnums=1)
+        self._compiled: dict[int, Any] = {}
+        self._jitted_test = jax.jit(test)
+        self._compiled_test: Any = None
 
     # Values.
 
@@ -188,8 +197,19 @@ class Trainer:
         Returns:
             New values, and the sums of these steps.
         """
+        self.compile(length, values, data, seeds)
         numbers = np.asarray(seeds, "int32"), np.int32(epoch), np.int32(first)
-        return self._compiled_chunk(length, values, data, *numbers)
+        values, sums = self._compiled[length](values, data, *numbers)
+        return values, sums
+
+    def compile(self, length: int, values: list[Any], data: Images, seeds: Any) -> None:
+        """Compiles what `train` and `test` call, once; trains nothing."""
+        if self._compiled_test is None:
+            self._compiled_test = self._jitted_test.lower(values, data).compile()
+        if length not in self._compiled:
+            numbers = np.asarray(seeds, "int32"), np.int32(0), np.int32(0)
+            lowered = self._jitted.lower(length, values, data, *numbers)
+            self._compiled[length] = lowered.compile()
 
     def test(self, values: Sequence[Any], data: Images) -> np.ndarray:
         """Returns the test accuracy of the network as it will be deployed, percent.
@@ -200,6 +220,8 @@ class Trainer:
             values: As from `stack`.
             data: The images.
         """
+        if self._compiled_test is None:
+            self._compiled_test = self._jitted_test.lower(list(values), data).compile()
         correct = np.asarray(self._compiled_test(list(values), data))
         return np.float64(100.0) * correct / len(data.test)
 
@@ -247,6 +269,8 @@ class Trainer:
         finite = jnp.ones((), "bool")
         if self._update is not None:
             values, finite = self._redraw(values)
+        if self._clear_at.size:
+            values = self._cleared(values)
         trainable, others, optimizer = self._split(values)
         differentiate = jax.value_and_grad(
             self.model.compute_loss_and_updates, has_aux=True
@@ -280,6 +304,19 @@ class Trainer:
             state = self._update(np.int32(1), clock, news, self._floor)
             after = [scope.get_current_value(variable) for variable in self.variables]
         return after, jnp.all(state.finite)
+
+    def _cleared(self, values: list[Any]) -> list[Any]:
+        """Sets the momentum to zero where a part of the training begins."""
+        slots = {id(x) for x in internals.optimizer_slots(self.model.optimizer)}
+        place = [x is self.model.optimizer.iterations for x in self.variables]
+        step = values[place.index(True)]
+        begins = (step > 0) & jnp.any(step == self._clear_at)
+        return [
+            jnp.where(begins, jnp.zeros_like(value), value)
+            if id(variable) in slots
+            else value
+            for variable, value in zip(self.variables, values, strict=True)
+        ]
 
     def _test(self, values: list[Any], data: Images) -> jax.Array:
         trainable, others, _ = self._split(values)
