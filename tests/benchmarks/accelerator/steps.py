@@ -34,6 +34,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import augmentation
 import jax
 import jax.numpy as jnp
+import job
 import keras
 import numpy as np
 import training
@@ -180,8 +181,12 @@ def measure(out: pathlib.Path, scale: float, minutes: float) -> None:
 def _step_times(network: Network, end: float) -> list[dict[str, Any]]:
     data = _images(network.input_shape, network.batch_size * network.steps)
     keras.utils.set_random_seed(0)
-    model = network.build(network.input_shape)
-    quantized = keras_sq.quantize_model(model, "ternary", skip=(), overrides={}, seed=0)
+    # Hundreds of small operations, each of which an accelerator would compile slowly.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        model = network.build(network.input_shape)
+        quantized = keras_sq.quantize_model(
+            model, "ternary", skip=(), overrides={}, seed=0
+        )
     schedule = keras_sq.schedules.constant(RATIO, allow_partial=True)
     callback = keras_sq.callbacks.StochasticQuantization(schedule)
     calls = [
@@ -205,18 +210,19 @@ def _calls(
     model: keras.Model, callbacks: list[Any], network: Network, data: Any
 ) -> Iterator[float]:
     """Yields the wall seconds of one compiled call after the other."""
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    trainer = training.Trainer(
-        model,
-        callbacks,
-        epochs=10**6 // network.steps,
-        steps_per_epoch=network.steps,
-        batch_size=network.batch_size,
-        augment=False,
-    )
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        model.compile(
+            keras.optimizers.SGD(0.01, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        trainer = training.Trainer(
+            model,
+            callbacks,
+            epochs=10**6 // network.steps,
+            steps_per_epoch=network.steps,
+            batch_size=network.batch_size,
+            augment=False,
+        )
     values = trainer.stack([trainer.values()])
     epoch = 0
     while True:
@@ -321,10 +327,11 @@ def _line(entry: dict[str, Any]) -> str:
 
 def _write(path: pathlib.Path, scale: float, entries: list[dict[str, Any]]) -> None:
     now = datetime.datetime.now(datetime.timezone.utc)
+    device = jax.devices()[0]
     content = {
         "scale": scale,
-        "device": jax.devices()[0].device_kind,
-        "precision": jax.config.jax_default_matmul_precision or "default of JAX",
+        "device": f"{device.platform}: {device.device_kind}",
+        "precision": job.precision(),
         "date": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "keras_sq": keras_sq.__version__,
         "jax": jax.__version__,

@@ -197,14 +197,21 @@ class Trainer:
         Returns:
             New values, and the sums of these steps.
         """
-        self.compile(length, values, data, seeds)
+        self.compile(length, values, data, seeds, test=False)
         numbers = np.asarray(seeds, "int32"), np.int32(epoch), np.int32(first)
         values, sums = self._compiled[length](values, data, *numbers)
         return values, sums
 
-    def compile(self, length: int, values: list[Any], data: Images, seeds: Any) -> None:
-        """Compiles what `train` and `test` call, once; trains nothing."""
-        if self._compiled_test is None:
+    def compile(
+        self,
+        length: int,
+        values: list[Any],
+        data: Images,
+        seeds: Any,
+        test: bool = True,
+    ) -> None:
+        """Compiles what `train` and, if asked for, `test` call; trains nothing."""
+        if test and self._compiled_test is None:
             self._compiled_test = self._jitted_test.lower(values, data).compile()
         if length not in self._compiled:
             numbers = np.asarray(seeds, "int32"), np.int32(0), np.int32(0)
