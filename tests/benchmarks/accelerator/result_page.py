@@ -68,30 +68,29 @@ PAIRS = (
 
 _HOW_TO_RUN = """## How to run
 
-The machine with the GPU needs Python, JAX for its GPU, NumPy, absl, h5py and pytest; no
-TensorFlow, no Keras, no network. Here, pack what must travel (Keras, this package, the
-kit, CIFAR-10 without loss), in pieces that fit a transfer:
+Here, pack what must travel: Keras, this package, the scripts, CIFAR-10 without loss.
 
 ```bash
-python tests/benchmarks/accelerator/pack.py
+python tests/benchmarks/accelerator/pack.py --data_dir=~/tensorflow_datasets
 ```
 
-There, one command checks and unpacks the pieces and, once all of them are there, trains
-the rows of the plan in order. It stops in time by itself; the same command goes on from
-the saved state:
+On the machine with the GPU, which needs JAX and no TensorFlow, one command checks and
+unpacks the pieces and, once all of them are there, trains the rows of the plan in
+order. It stops in time by itself; the same command goes on from the saved state:
 
 ```bash
-python tests/benchmarks/accelerator/go.py --pieces=PIECES --folder=FOLDER --out=OUT \\
-    --state=STATE --minutes=9
+python tests/benchmarks/accelerator/go.py --pieces=build/accelerator \\
+    --folder=/tmp/kit --out=results --state=state --minutes=8.5
 ```
 
 Back here, the results are checked and merged, and this page is written anew:
 
 ```bash
-python tests/benchmarks/accelerator/report.py --results=OUT
+python tests/benchmarks/accelerator/report.py --results=results
 ```
 
-A run with another `--scale` than 1 is a rehearsal: the report leaves it out.
+The README of that folder says more. A run with another `--scale` than 1 is a rehearsal:
+the report leaves it out.
 """
 
 _HONEST = """## What an honest comparison needs
@@ -307,7 +306,9 @@ def _state(row: Row, runs: Sequence[Run]) -> str:
     if done := [str(run.seed) for run in own if run.finished]:
         parts.append(", ".join(done))
     parts += [
-        f"{run.seed} unfinished (epoch {run.epochs_done} of {run.epochs})"
+        f"{run.seed} {run.problem}"
+        if run.problem
+        else f"{run.seed} unfinished (epoch {run.epochs_done} of {run.epochs})"
         for run in own
         if not run.finished
     ]
