@@ -22,7 +22,6 @@ from keras_sq import (
 )
 from keras_sq._version import __version__
 from keras_sq.comparisons import FLOAT, Method
-from keras_sq.datasets import images
 
 TARGETS = ("float", "fast", "int4", "int2", "small")
 """Targets of `keras_sq.export` whose files compute what Keras does, to rounding:
@@ -163,7 +162,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     augment: bool | None = None
     image_size: int | None = None
-    crop: str = images.CROPS[0]
+    crop: str = datasets.CROPS[0]
     seed: int = 0
     seeds: int = 1
     limit: int | None = None
@@ -193,7 +192,7 @@ class TrainConfig:
             _checks.integer("limit", self.limit, minimum=1)
         if self.image_size is not None:
             _checks.integer("image_size", self.image_size, minimum=1)
-        _checks.one_of("crop", self.crop, images.CROPS)
+        _checks.one_of("crop", self.crop, datasets.CROPS)
         if self.model is not None:
             _checks.one_of("model", self.model, models.NAMES)
         _checks.one_of("target", self.target, TARGETS)

@@ -5,8 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from keras_sq import comparisons, experiments, models
-from keras_sq.datasets import images
+from keras_sq import comparisons, datasets, experiments, models
 from keras_sq.training_config import (
     OPTIMIZERS,
     PROTOCOLS,
@@ -75,7 +74,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **SELECTION_CHOICES,
     "target": TARGETS,
     "optimizer": OPTIMIZERS,
-    "crop": images.CROPS,
+    "crop": datasets.CROPS,
 }
 """Values of the flags that have a few."""
 

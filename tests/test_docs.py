@@ -123,7 +123,8 @@ def public(module, names=None):
         tree = ast.parse(inspect.getsource(module))
         names = [
             alias.asname
-            for node in tree.body
+            # Not of the body only: some are imported when they are asked for.
+            for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
             if alias.asname == alias.name
