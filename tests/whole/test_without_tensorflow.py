@@ -8,7 +8,7 @@ import textwrap
 
 from hiding import TENSORFLOW, hide
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_on_jax(folder, code):

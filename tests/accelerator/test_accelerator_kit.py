@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hiding import TENSORFLOW, hide
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 KIT = ROOT / "tests" / "benchmarks" / "accelerator"
 sys.path.insert(0, str(KIT))
 
