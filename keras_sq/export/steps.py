@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_sq import layers
 from keras_sq.analysis.kernel_codes import get_codes
-from keras_sq.conversion import quantize as conversion
+from keras_sq.conversion import strip
 from keras_sq.core.types import Model
 from keras_sq.export import missing_kernels
 from keras_sq.export.activations import levels as activations
@@ -46,8 +46,8 @@ def prepare(
         signature, fixed = _with_fixed_sizes(signature, examples, kind.single)
         notes += fixed
     quantized = bool(layers.quantized_layers(model))
-    rounding = conversion.quantized_activation(model) is not None
-    stripped = conversion.plain_copy(model) if quantized or rounding else model
+    rounding = strip.quantized_activation(model) is not None
+    stripped = strip.plain_copy(model) if quantized or rounding else model
     plain = precision.in_float32(stripped)
     quantizers = activations.deploy(model, plain) if rounding else ()
     # The model itself is the better witness: it also tells of a mistake in
@@ -56,7 +56,7 @@ def prepare(
     if plain is not stripped:
         reference = plain
         notes += ("computes in float32; the model does not",)
-    elif conversion.computes_hybrid(model):
+    elif strip.computes_hybrid(model):
         reference = plain
     return Request(
         kind=kind,
