@@ -51,6 +51,18 @@ def as_tensor(value: Any) -> Any:
     return value
 
 
+def has_numbers(value: Any) -> bool:
+    """Whether a tensor has its values already, and does not stand for ones to come."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return hasattr(value, "_numpy_internal") or hasattr(value, "__array_interface__")
+    if backend == "jax":
+        import jax
+
+        return not isinstance(value, jax.core.Tracer)
+    return True
+
+
 def strings(values: Any) -> Any:
     """Returns strings as a tensor, which only TensorFlow has.
 
