@@ -32,6 +32,7 @@ from keras_sq import _checks, mask_updates, masks, schedules, training_clock
 from keras_sq import _keras_internals as internals
 from keras_sq import training_warnings as texts
 from keras_sq.backups import AtomicBackup as AtomicBackup
+from keras_sq.layers.deployed_kernels import forget_kernels
 from keras_sq.masks import NotFiniteError as NotFiniteError
 from keras_sq.once_quantized import OnceQuantized as OnceQuantized
 from keras_sq.recorders import SCHEDULE
@@ -173,6 +174,7 @@ class StochasticQuantization(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes whether the run goes on with an earlier one."""
+        forget_kernels(self._layers)  # What the last validation computed with.
         self._clock.epoch = epoch
         if self._first_epoch is None:
             self._first_epoch = epoch
