@@ -217,7 +217,8 @@ def _groups(runs: Sequence[Run]) -> list[str]:
     for group, title in rows.GROUPS.items():
         members = [row for row in rows.all_rows() if row.group == group]
         topics = list(dict.fromkeys(row.topic for row in members))
-        parts.append(f"## {title}\n\n{_ours(members, runs)}")
+        note = rows.NOTES[group]
+        parts.append(f"## {title}\n\n{note}\n\n{_ours(members, runs)}")
         if theirs := [topic for topic in topics if topic not in shown]:
             parts.append(f"{_CAPTION}\n\n{_theirs(theirs)}")
         else:
