@@ -203,9 +203,7 @@ class Trainer:
         return values, sums
 
     def compile(self, length: int, values: list[Any], data: Images, seeds: Any) -> None:
-        """Compiles what `train` and `test` call, once; trains nothing."""
-        if self._compiled_test is None:
-            self._compiled_test = self._jitted_test.lower(values, data).compile()
+        """Compiles what `train` calls, once for each length; trains nothing."""
         if length not in self._compiled:
             numbers = np.asarray(seeds, "int32"), np.int32(0), np.int32(0)
             lowered = self._jitted.lower(length, values, data, *numbers)
@@ -220,10 +218,14 @@ class Trainer:
             values: As from `stack`.
             data: The images.
         """
-        if self._compiled_test is None:
-            self._compiled_test = self._jitted_test.lower(list(values), data).compile()
+        self.compile_test(list(values), data)
         correct = np.asarray(self._compiled_test(list(values), data))
         return np.float64(100.0) * correct / len(data.test)
+
+    def compile_test(self, values: list[Any], data: Images) -> None:
+        """Compiles what `test` calls, once."""
+        if self._compiled_test is None:
+            self._compiled_test = self._jitted_test.lower(values, data).compile()
 
     # What is compiled.
 
