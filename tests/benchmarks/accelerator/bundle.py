@@ -98,7 +98,7 @@ def unpack(folder: pathlib.Path, out: pathlib.Path, states: pathlib.Path) -> Non
             f"The bundle of {len(parts)} parts in {folder} is damaged, or a part is "
             "missing. Bring all parts along again."
         ) from error
-    if files.pop(_END, None) is None:
+    if files.pop(_END, None) is None or len(content) % tarfile.RECORDSIZE:
         raise ValueError(f"The last part of the bundle in {folder} is missing.")
     for name, data in files.items():
         top, _, inside = name.partition("/")

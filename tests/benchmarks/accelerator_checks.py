@@ -1,6 +1,6 @@
 """Checks of the accelerator's runner that need JAX: run in a process of their own.
 
-    KERAS_BACKEND=jax python tests/accelerator_checks.py same sq
+    KERAS_BACKEND=jax python tests/benchmarks/accelerator_checks.py same:sq
 
 `test_accelerator_runner.py` starts it. Prints what was compared; an assertion that
 fails ends it with an error.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-FOLDER = pathlib.Path(__file__).parent / "benchmarks" / "accelerator"
+FOLDER = pathlib.Path(__file__).parent / "accelerator"
 sys.path.insert(0, str(FOLDER))
 
 import augmentation  # noqa: E402
