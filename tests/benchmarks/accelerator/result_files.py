@@ -9,7 +9,8 @@ Columns of `results.csv`, a line a run:
 | column | meaning |
 |---|---|
 | `row`, `seed` | which run: a row of `rows.py`, and its seed |
-| `finished` | `yes`, or `no` for a run that goes on with its state |
+| `finished` | `yes`, or `no` for a run that goes on with its state or has a problem |
+| `problem` | why the run ended before its length, or empty |
 | `epochs`, `epochs_done` | length of the training, and how far the run is |
 | `test_accuracy` | percent of the test images, of the last epoch, all quantized |
 | `train_accuracy` | percent, of the last epoch, augmented images, masks as trained |
@@ -32,7 +33,6 @@ Columns of `steps.csv`, a line a quantity:
 
 import csv
 import dataclasses
-import datetime
 import io
 import json
 import math
@@ -60,6 +60,7 @@ class Run:
     row: str
     seed: int
     finished: bool
+    problem: str
     epochs: int
     epochs_done: int
     test_accuracy: float | None
@@ -126,8 +127,7 @@ def read_runs(folder: pathlib.Path) -> tuple[list[Run], int]:
             scale = _number(content, "scale")
             run = _run(content, scale, path)
         except (KeyError, TypeError, ValueError) as error:
-            message = f"{path} is not a result of the runner: {_text(error)}"
-            raise ResultError(message) from error
+            raise _foreign(path, error) from error
         if scale == 1:
             runs.append(run)
         else:
@@ -169,8 +169,11 @@ def read_measurements(folder: pathlib.Path) -> list[Measurement]:
             )
         return found if _number(content, "scale") == 1 else []
     except (KeyError, TypeError, ValueError) as error:
-        message = f"{path} is not a result of the runner: {_text(error)}"
-        raise ResultError(message) from error
+        raise _foreign(path, error) from error
+
+
+def _foreign(path: pathlib.Path, error: Exception) -> ResultError:
+    return ResultError(f"{path} is not a result of the runner: {_text(error)}")
 
 
 def _run(content: dict[str, Any], scale: float, path: pathlib.Path) -> Run:
@@ -186,11 +189,14 @@ def _run(content: dict[str, Any], scale: float, path: pathlib.Path) -> Run:
     _check(isinstance(finished, bool), "`finished` must be a bool")
     _check(done <= epochs, "`epochs_done` must be `epochs` at most")
     _check(not finished or done == epochs, "a finished run must have all its epochs")
-    planned = row.length().epochs
-    _check(
-        scale != 1 or epochs == planned,
-        f"the row has {planned} epochs, it has {epochs}",
-    )
+    if scale == 1:
+        planned = row.length().epochs
+        _check(epochs == planned, f"the row has {planned} epochs, it has {epochs}")
+        images = _integer(content, "train_examples")
+        _check(
+            images == rows.TRAIN_EXAMPLES,
+            f"it must have all {rows.TRAIN_EXAMPLES} training images, not {images}",
+        )
     accuracy = content["test_accuracy"]
     if accuracy is not None or finished:
         accuracy = _percent(content, "test_accuracy")
@@ -198,23 +204,22 @@ def _run(content: dict[str, Any], scale: float, path: pathlib.Path) -> Run:
     _check(isinstance(curve, list), "`curve` must be a list")
     _check(not finished or bool(curve), "a finished run must have a curve")
     seconds = content["seconds_per_epoch"]
+    if seconds is not None:
+        seconds = _number(content, "seconds_per_epoch")
     return Run(
         row=row.name,
         seed=seed,
         finished=finished,
+        problem=_string(content, "problem"),
         epochs=epochs,
         epochs_done=done,
         # Of an unfinished run it is no result: the ratio may be below 1.
         test_accuracy=accuracy if finished else None,
         train_accuracy=_percent(curve[-1], "train_accuracy") if curve else None,
-        seconds_per_epoch=None if seconds is None else _number(content, _SECONDS),
-        **{key: str(content[key]) for key in ("device", "precision", "together")},
-        **{key: _string(content, key) for key in ("keras_sq", "keras", "jax")},
-        date=str(content.get("date") or _modified(path)),
+        seconds_per_epoch=seconds,
+        **{key: _string(content, key) for key in ("device", "precision", "together")},
+        **{key: _string(content, key) for key in ("keras_sq", "keras", "jax", "date")},
     )
-
-
-_SECONDS = "seconds_per_epoch"
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -271,21 +276,14 @@ def _string(content: dict[str, Any], key: str) -> str:
     return str(value)
 
 
-def _modified(path: pathlib.Path) -> str:
-    moment = datetime.datetime.fromtimestamp(
-        path.stat().st_mtime, datetime.timezone.utc
-    )
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 # Merging.
 
 
 def merge(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
     """Returns what is known with the new results: one run for each row and seed.
 
-    A newer result replaces an older one, but an unfinished run replaces no finished
-    one. Of equal dates, the later in the arguments is newer.
+    A newer result replaces an older one, but an unfinished run replaces none that has
+    ended. Of equal dates, the later in the arguments is newer.
 
     Args:
         old: Runs, or measurements.
@@ -300,8 +298,9 @@ def merge(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
 
 
 def _rank(result: Any) -> tuple[bool, str]:
-    complete = result.finished if isinstance(result, Run) else not result.problem
-    return complete, result.date
+    if isinstance(result, Run):
+        return result.finished or bool(result.problem), result.date
+    return not result.problem, result.date
 
 
 # CSV.

@@ -68,30 +68,29 @@ PAIRS = (
 
 _HOW_TO_RUN = """## How to run
 
-The machine with the GPU needs Python, JAX for its GPU, NumPy, absl, h5py and pytest; no
-TensorFlow, no Keras, no network. Here, pack what must travel (Keras, this package, the
-kit, CIFAR-10 without loss), in pieces that fit a transfer:
+Here, pack what must travel: Keras, this package, the scripts, CIFAR-10 without loss.
 
 ```bash
-python tests/benchmarks/accelerator/pack.py
+python tests/benchmarks/accelerator/pack.py --data_dir=~/tensorflow_datasets
 ```
 
-There, one command checks and unpacks the pieces and, once all of them are there, trains
-the rows of the plan in order. It stops in time by itself; the same command goes on from
-the saved state:
+On the machine with the GPU, which needs JAX and no TensorFlow, one command checks and
+unpacks the pieces and, once all of them are there, trains the rows of the plan in
+order. It stops in time by itself; the same command goes on from the saved state:
 
 ```bash
-python tests/benchmarks/accelerator/go.py --pieces=PIECES --folder=FOLDER --out=OUT \\
-    --state=STATE --minutes=9
+python tests/benchmarks/accelerator/go.py --pieces=build/accelerator \\
+    --folder=/tmp/kit --out=results --state=state --minutes=8.5
 ```
 
 Back here, the results are checked and merged, and this page is written anew:
 
 ```bash
-python tests/benchmarks/accelerator/report.py --results=OUT
+python tests/benchmarks/accelerator/report.py --results=results
 ```
 
-A run with another `--scale` than 1 is a rehearsal: the report leaves it out.
+The README of that folder says more. A run with another `--scale` than 1 is a rehearsal:
+the report leaves it out.
 """
 
 _HONEST = """## What an honest comparison needs
@@ -101,10 +100,9 @@ _HONEST = """## What an honest comparison needs
   within the epochs of one baseline, and baselines that repeat their training four times
   (weights carried over, learning rate restarted, momentum cleared). The second differs
   from SQ in the ratio alone. No published comparison that does this was found.
-- **The same recipe.** All rows of a group but the float network share learning rate,
-  decay, batch, augmentation and number of steps. The ResNet-20 rows have those of
-  PARQ's code; its float network drops the learning rate at other epochs (100 and 150
-  of 200, not 80, 120 and 150), and so does the one here.
+- **The same recipe.** Rows that are compared share network, batch, learning rate,
+  decay, augmentation and number of steps. Only the float ResNet-20 drops the learning
+  rate at other epochs than the quantized ones, as it does in PARQ's code.
 - **All 50,000 training images, and nothing chosen by a score.** The last epoch counts,
   with everything quantized. The test images choose no epoch and no setting.
 - **More than one seed.** Chance of the 10,000 test images alone is {error} points (one
@@ -218,7 +216,8 @@ def _groups(runs: Sequence[Run]) -> list[str]:
     for group, title in rows.GROUPS.items():
         members = [row for row in rows.all_rows() if row.group == group]
         topics = list(dict.fromkeys(row.topic for row in members))
-        parts.append(f"## {title}\n\n{_ours(members, runs)}")
+        note = rows.NOTES[group]
+        parts.append(f"## {title}\n\n{note}\n\n{_ours(members, runs)}")
         if theirs := [topic for topic in topics if topic not in shown]:
             parts.append(f"{_CAPTION}\n\n{_theirs(theirs)}")
         else:
@@ -307,7 +306,9 @@ def _state(row: Row, runs: Sequence[Run]) -> str:
     if done := [str(run.seed) for run in own if run.finished]:
         parts.append(", ".join(done))
     parts += [
-        f"{run.seed} unfinished (epoch {run.epochs_done} of {run.epochs})"
+        f"{run.seed} {run.problem}"
+        if run.problem
+        else f"{run.seed} unfinished (epoch {run.epochs_done} of {run.epochs})"
         for run in own
         if not run.finished
     ]
