@@ -67,9 +67,10 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def command(script, *arguments, **environment):
+def command(script, *arguments, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, str(KIT / script), *map(str, arguments)],
+        cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -102,7 +103,7 @@ def manifest_of(folder):
     return kit_pieces.Manifest.read(folder / kit_pieces.MANIFEST)
 
 
-def run_go(tmp_path, pieces, *arguments, hidden=IN_THE_KIT):
+def run_go(tmp_path, pieces, *arguments, hidden=IN_THE_KIT, cwd=None):
     """Runs the command on a machine that has what JAX needs, and no GPU."""
     hiding = tmp_path / "hiding"
     hiding.mkdir(exist_ok=True)
@@ -111,6 +112,7 @@ def run_go(tmp_path, pieces, *arguments, hidden=IN_THE_KIT):
         f"--pieces={pieces}",
         f"--folder={tmp_path / 'kit'}",
         *arguments,
+        cwd=cwd,
         JAX_PLATFORMS="cpu",
         PYTHONPATH=hide(hiding, TENSORFLOW + hidden, only_from="site"),
         XLA_FLAGS="--xla_backend_optimization_level=0",
@@ -413,7 +415,9 @@ def test_go_says_what_is_needed_and_that_there_is_no_gpu(pieces, tmp_path):
     assert f"Still needed: {last} (" in line
     assert "Unpacked: code.tar, piece-1.tar" in line
     shutil.move(tmp_path / last, pieces / last)
-    result = run_go(tmp_path, pieces)
+    # It is the kit's package that counts, not that of the folder it is started in.
+    (tmp_path / "keras_sq.py").write_text("raise ValueError('not the kit')")
+    result = run_go(tmp_path, pieces, hidden=("keras",), cwd=tmp_path)
     assert result.returncode == 2
     assert "sees no GPU here" in one_line_of(result)
 
