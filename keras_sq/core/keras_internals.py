@@ -1,7 +1,7 @@
 """What this package needs of Keras and Keras does not offer in public.
 
-Everything that reaches below `keras.*` stands here, each with its reason, so
-that a new Keras release is checked in one place (`tests/core/test_internals.py`).
+Everything that reaches below `keras.*` is here and in `keras_copying.py`, each with its
+reason, so a new Keras release is checked in one place (`tests/core/test_internals.py`).
 """
 
 import contextlib

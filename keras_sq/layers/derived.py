@@ -141,11 +141,11 @@ def _make(layer_class: type) -> type | None:
             "takes_floats": False,
             "filter_axes": lambda layer, name: known.filter_axes,
         }
-        return _class((StochasticallyQuantized,), layer_class, attributes)
+        return _class(layer_class, StochasticallyQuantized, attributes)
     base = covered_base(layer_class)
     if base is None or redefined(layer_class, base):
         return None
-    return _class((registry.covered()[base],), layer_class, {})
+    return _class(layer_class, registry.covered()[base], {})
 
 
 def covered_base(layer_class: type) -> type | None:
@@ -171,21 +171,7 @@ def redefined(layer_class: type, base: type) -> list[str]:
     )
 
 
-def _class(
-    bases: tuple[type, ...], layer_class: type, attributes: dict[str, Any]
-) -> type:
-    cls = type(
-        f"SQ{layer_class.__name__}",
-        (QuantizedSubclass, *bases, layer_class),
-        {
-            **attributes,
-            "__module__": layer_class.__module__,
-            "__doc__": f"Stochastically quantized `{layer_class.__name__}`.",
-        },
-    )
-    register_as = keras.saving.register_keras_serializable(
-        registry.PACKAGE, QuantizedSubclass.__name__
-    )
-    register_as(cls)
-    register_as(QuantizedSubclass)  # The one that answers to the name.
+def _class(layer_class: type, base: type, attributes: Config) -> type:
+    cls = registry.new_class(layer_class, (QuantizedSubclass, base), attributes)
+    registry.save_under_name_of(QuantizedSubclass, cls)
     return cls

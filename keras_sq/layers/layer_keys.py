@@ -1,7 +1,7 @@
 """How a caller names layers: by name, path, pattern, class, predicate or place.
 
-`skip` and `overrides` of `quantize_model` take such keys. Layers named by their
-place, such as `"@first"`, are looked up in the model's graph.
+`skip` and `overrides` of `quantize_model` take such keys. The model's graph says which
+layers a place such as `"@first"` names.
 """
 
 import fnmatch
@@ -136,10 +136,10 @@ def _paths_at(place: str, model: Model) -> set[str]:
 def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
     """Returns the paths of the layers that `SMALL` names.
 
-    From the smallest kernel on as many layers as together have at most `SMALL_PART` of
-    the weights in kernels that can be quantized. Layers of one size are in it together
-    or not at all, so that of equal blocks none is treated otherwise than the next. The
-    usual ones are first convolutions, depthwise ones, shortcuts and heads.
+    These are the layers with the smallest kernels, up to `SMALL_PART` of the weights
+    that can be quantized. Layers of one size are all included or all excluded, so equal
+    blocks are treated alike. Typical ones are first convolutions, depthwise ones,
+    shortcuts and heads.
 
     Args:
         paths: All layers of the model with their paths.
