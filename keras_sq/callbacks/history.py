@@ -15,8 +15,8 @@ from keras_sq.callbacks import training_clock
 from keras_sq.callbacks.kernel_meter import KernelMeter, Measurement
 from keras_sq.core import checks
 from keras_sq.core.types import Array, Config, LayerKeys, Logs
-from keras_sq.layers import layer_paths, masks
-from keras_sq.layers.layer_keys import as_keys, matching_paths, meant
+from keras_sq.layers import masks
+from keras_sq.layers.layer_keys import as_keys, quantized_paths
 
 
 class KernelRecorder(keras.callbacks.Callback):
@@ -76,20 +76,10 @@ class KernelRecorder(keras.callbacks.Callback):
         self._recorded: int | None = None
 
     def _watched_paths(self, quantized: dict[str, Any]) -> list[str]:
-        paths = layer_paths(self.model)
         watched: list[str] = []
         for key in self.watched_keys:
-            hits = matching_paths(key, paths, self.model) & set(quantized)
-            if not hits:
-                raise ValueError(
-                    f"Argument `{self.watched_argument}` names {key!r}, which matches "
-                    f"no quantized layer of model '{self.model.name}'. These are: "
-                    f"{checks.listed(quantized)}."
-                    f"{meant(key, quantized)}"
-                )
-            for path in quantized:
-                if path in hits and path not in watched:
-                    watched.append(path)
+            hits = quantized_paths(self.watched_argument, key, self.model, quantized)
+            watched += [x for x in quantized if x in hits and x not in watched]
         return [
             f"{path}/{x}" for path in watched for x in quantized[path].quantized_weights
         ]

@@ -10,6 +10,7 @@ Design note: **`tf.summary.write`** and not `tf.summary.scalar`: the latter need
 package `tensorboard`, which TensorFlow no longer installs. The events are the same.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -180,21 +181,16 @@ class OtherValidation:
         Returns:
             By name, or `None` if there is no validation data at hand.
         """
-        layers = [layer for _, layer in quantized_layers(model)]
-        before = [layer.quantization_settings for layer in layers]
-        function = model.test_function
-        try:
-            for layer, settings in zip(layers, before, strict=True):
-                changed = settings.replace(inference=inference)
-                layer.__dict__["quantization_settings"] = changed
+        name = "quantization_settings"
+        with contextlib.ExitStack() as stack:
+            for _, layer in quantized_layers(model):
+                changed = getattr(layer, name).replace(inference=inference)
+                stack.enter_context(internals.own_attribute(layer, name, changed))
+            stack.callback(setattr, model, "test_function", model.test_function)
             model.test_function = self._function
-            with internals.own_test_step(model):
-                metrics = internals.evaluate_validation_data(model)
+            stack.enter_context(internals.own_test_step(model))
+            metrics = internals.evaluate_validation_data(model)
             self._function = model.test_function
-        finally:
-            for layer, settings in zip(layers, before, strict=True):
-                layer.__dict__["quantization_settings"] = settings
-            model.test_function = function
         return metrics
 
 

@@ -11,6 +11,7 @@ References:
       same cure after the averaging of weights
 """
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -82,24 +83,21 @@ def reestimate_batch_norm(
     moving = [x for layer in layers for x in (layer.moving_mean, layer.moving_variance)]
     state = model.non_trainable_variables
     before = [np.array(internals.read(variable)) for variable in state]
-    momenta = [layer.momentum for layer in layers]
-    quantized = [layer for _, layer in quantized_layers(model)]
-    controlled = [layer.ratio_is_controlled for layer in quantized]
     try:
-        for layer in layers:
-            layer.momentum = 0.0
-        for quantized_layer in quantized:
-            # It need not warn of no callback.
-            quantized_layer.ratio_is_controlled = True
-        statistics = _measured(model, batches, moving, steps)
+        with contextlib.ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(internals.own_attribute(layer, "momentum", 0.0))
+            for _, quantized in quantized_layers(model):
+                # It need not warn that the callback is missing.
+                controlled = internals.own_attribute(
+                    quantized, "ratio_is_controlled", True
+                )
+                stack.enter_context(controlled)
+            statistics = _measured(model, batches, moving, steps)
     finally:
         # Random states, learned activations: nothing but the statistics changes.
         for variable, value in zip(state, before, strict=True):
             variable.assign(value)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for quantized_layer, was in zip(quantized, controlled, strict=True):
-            quantized_layer.ratio_is_controlled = was
     for variable, value in zip(moving, statistics, strict=True):
         variable.assign(value)
     return len(layers)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKey, LayerKeys, Model, Overrides, Variable
-from keras_sq.layers import promotion, topology
+from keras_sq.layers import layer_paths, promotion, topology
 from keras_sq.layers.settings import Settings
 
 FIRST, LAST, DOWNSAMPLING, SMALL = "@first", "@last", "@downsampling", "@small"
@@ -120,6 +120,31 @@ def matching_paths(
             hits.append(path)
     below = tuple(f"{hit}/" for hit in hits)
     return {p for p, _ in paths if p in hits or (below and p.startswith(below))}
+
+
+def quantized_paths(
+    argument: str, key: LayerKey, model: Model, quantized: Iterable[str]
+) -> set[str]:
+    """Returns the paths of the quantized layers that a key names.
+
+    Args:
+        argument: Name of the argument that has the key, for the error.
+        key: A key of layers.
+        model: The model.
+        quantized: Paths of its quantized layers.
+
+    Raises:
+        ValueError: If the key matches none of them.
+    """
+    known = list(quantized)
+    hits = matching_paths(key, layer_paths(model), model) & set(known)
+    if not hits:
+        raise ValueError(
+            f"Argument `{argument}` names {key!r}, which matches no quantized layer of "
+            f"model '{model.name}'. These are: {checks.listed(known)}."
+            f"{meant(key, known)}"
+        )
+    return hits
 
 
 def _paths_at(place: str, model: Model) -> set[str]:
