@@ -243,11 +243,11 @@ def _difference(saved: Any, current: list[Any]) -> str:
     index, (old, new) = next(x for x in pairs if x[1][0] != x[1][1])
     if isinstance(old, dict) and isinstance(new, dict):
         key = next(k for k in sorted(old | new) if old.get(k) != new.get(k))
-        return f"has in entry {index} {key}={_said(old, key)}, here {_said(new, key)}"
+        return f"has in entry {index} {key}={_shown(old, key)}, here {_shown(new, key)}"
     return f"has in entry {index} {old}, here {new}"
 
 
-def _said(settings: dict[str, Any], key: str) -> str:
+def _shown(settings: dict[str, Any], key: str) -> str:
     value = settings.get(key)
     if isinstance(value, dict) and "class_name" in value:
         return f"{value['class_name']}({value.get('config')})"

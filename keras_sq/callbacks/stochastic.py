@@ -59,9 +59,9 @@ class StochasticQuantization(keras.callbacks.Callback):
     what `keras_sq.get_ratio` returns.)
 
     The step of the schedule is that of the optimizer that the model was compiled with.
-    In a model that trains with optimizers of its own (a GAN, a `train_step` that
-    accumulates gradients), the batches that this optimizer is not stepped in count as
-    well. A later `fit` of the same compiled model goes on where the one before ended.
+    In a model that trains in another way (a GAN with its own optimizers, a `train_step`
+    that accumulates gradients), batches without a step of this optimizer count as well.
+    A later `fit` of the same compiled model continues where the one before ended.
 
     A run that ends at a ratio below 1 warns, for any reason. Callbacks that stop
     or save by metrics should wait for the end of the schedule: `OnceQuantized`.

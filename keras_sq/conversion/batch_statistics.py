@@ -1,8 +1,8 @@
-"""The statistics of batch normalization, measured anew.
+"""Measures the statistics of batch normalization again after training.
 
-The moving averages of batch normalization remember networks of some hundred steps ago.
-Where a ratio schedule has just quantized the rest, or weights flip until the end, those
-were other networks: the statistics lag behind the weights that are deployed.
+The moving averages of batch normalization are those of the last hundred steps or so. If
+a ratio schedule has just quantized the rest, or weights flip until the end, these steps
+had other networks: the statistics lag behind the weights that are deployed.
 
 References:
     - [Sun et al., 2019](https://arxiv.org/abs/1911.09738), on batch normalization and

@@ -45,10 +45,10 @@ STAYS_FLOAT: dict[type, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class LayerOutcome:
-    """What `quantize_model` did with a layer that has weights of its own.
+    """What `quantize_model` did with a layer that has weights itself.
 
     Attributes:
-        path: Names of the layers that hold it and its own, by slashes.
+        path: Names of the layers above it and its name, joined by slashes.
         layer_type: Class name in the float model.
         quantizer: The quantizer as text, or `None` if the layer stays float.
         reason: Why it stays float, or an empty string.
@@ -64,7 +64,7 @@ class LayerOutcome:
 
 
 class QuantizationReport(list[LayerOutcome]):
-    """What `quantize_model` did with each layer that has weights of its own.
+    """What `quantize_model` did with each layer that has weights itself.
 
     Attributes:
         check: `"computes what the original computes"` if the copy, with its layers

@@ -204,7 +204,7 @@ def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterato
 
 @contextlib.contextmanager
 def own_attribute(layer: Layer, name: str, value: Any) -> Iterator[None]:
-    """Within, a layer has an attribute of its own, past Keras's tracking."""
+    """Within, an instance has an attribute with another value; Keras tracks nothing."""
     attributes = layer.__dict__
     before = {name: attributes[name]} if name in attributes else {}
     attributes[name] = value

@@ -93,8 +93,8 @@ def register(
 ) -> type:
     """Lets `quantize_model` quantize layers of your own.
 
-    Layers that hold layers of Keras need it not, nor do subclasses of a covered layer
-    that have no more of their own than a constructor, a configuration or new methods.
+    Layers that contain Keras layers do not need it. Neither do subclasses of a covered
+    layer that override only the constructor or the configuration, or add methods.
 
     Args:
         layer_class: A subclass of `keras.layers.Layer` whose weights are

@@ -54,7 +54,7 @@ def layers_in_order(
         for place in places(model, lambda x: isinstance(x, StochasticallyQuantized))
     ]
     seen = {id(layer) for _, layer in pairs}
-    # Such as a layer that a model holds beside its graph.
+    # The rest: layers that a model has outside of its graph.
     pairs += [pair for pair in quantized_layers(model) if id(pair[1]) not in seen]
     if order == "reverse":
         return pairs[::-1]
