@@ -35,6 +35,7 @@ from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Logs, Tensor
 from keras_sq.layers import masks
+from keras_sq.layers.deployed_kernels import forget_kernels
 from keras_sq.layers.masks import NotFiniteError
 
 ZERO_SLOT_OPTIMIZERS = (
@@ -164,6 +165,7 @@ class StochasticQuantization(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Notes whether the run continues an earlier one."""
+        forget_kernels(self._layers)  # What the last validation computed with.
         self._clock.epoch = epoch
         if self._first_epoch is None:
             self._first_epoch = epoch

@@ -5,6 +5,8 @@ reason, so a new Keras release is checked in one place (`tests/core/test_interna
 """
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -77,6 +79,39 @@ def called(layer: Layer, training: bool | None) -> Iterator[None]:
         layer._maybe_reset_call_context()
 
 
+def in_keras_inference() -> bool:
+    """Whether a model is called by Keras's own `predict_step` or `test_step`.
+
+    While `predict` or `evaluate` traces its function. These steps only read weights,
+    which is not known of a step that a class overrides, nor of any other function.
+    Keras leaves no other trace of who calls a model than the Python stack.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code in _step_callers():
+            variables = frame.f_locals
+            step = variables.get("step_function")
+            if step is None:
+                step = variables["self"].predict_step
+            return getattr(step, "__func__", None) in (
+                keras.Model.predict_step,
+                keras.Model.test_step,
+            )
+        frame = frame.f_back
+    return False
+
+
+@functools.cache
+def _step_callers() -> tuple[Any, ...]:
+    """Returns the code of the functions by which Keras's trainer calls a step."""
+    return tuple(
+        code
+        for method in ("_make_function", "make_predict_function")
+        for code in getattr(keras.Model, method).__code__.co_consts
+        if inspect.iscode(code) and code.co_name == "one_step_on_data"
+    )
+
+
 def in_autocast() -> bool:
     """Whether variables are being read in a lower precision just now."""
     scope = global_state.get_global_attribute("autocast_scope")
@@ -87,6 +122,12 @@ def read(variable: Variable) -> Tensor:
     """Returns a variable's value in the variable's own dtype."""
     with AutocastScope(None):
         return backend.as_tensor(keras.ops.convert_to_tensor(variable))
+
+
+def dtype_of(variable: Variable) -> str:
+    """Returns a variable's own dtype, also where it is read in a lower precision."""
+    with AutocastScope(None):
+        return str(keras.backend.standardize_dtype(variable.dtype))
 
 
 def flatten_layers(layer: Layer, include_self: bool = False) -> list[Layer]:

@@ -5,7 +5,7 @@ import math
 
 from keras import ops
 
-from keras_sq.core import checks
+from keras_sq.core import backend, checks
 from keras_sq.core.types import Config, Tensor
 from keras_sq.quantizers import codebook
 from keras_sq.quantizers import filters as functional
@@ -109,7 +109,12 @@ class LearnedQuantizer(Quantizer):
         size = ops.mean(ops.abs(wide), axis=0)
         powers = 2.0 ** ops.arange(self.num_bits, dtype="float32")
         basis = powers[:, None] * size / 2 ** (self.num_bits - 1)
-        for _ in range(FIT_STEPS if self.num_bits > 1 else 1):
+        steps = FIT_STEPS if self.num_bits > 1 else 1
+        if backend.has_numbers(wide):
+            start = ops.convert_to_numpy(basis)
+            basis = codebook.fitted(ops.convert_to_numpy(wide), start, steps)
+            return (ops.convert_to_tensor(basis),)
+        for _ in range(steps):
             basis = codebook.step(wide, basis, signed=True)
         return (basis,)
 

@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(
     0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "accelerator")
 )
+import bundle  # noqa: E402
 import report  # noqa: E402
 import result_files  # noqa: E402
 import result_page  # noqa: E402
@@ -127,6 +128,26 @@ def test_rehearsals_never_enter(repository, tmp_path):
     text = result_page.PAGE.read_text()
     assert "Nothing has been trained at full length yet" in text
     assert "Not measured on a GPU yet" in text
+
+
+def test_bundle_is_read_and_stays(repository, tmp_path, monkeypatch, capsys):
+    out = left_by_runner(tmp_path / "out", result(), steps=measured())
+    parts = tmp_path / "parts"
+    bundle.pack(out, tmp_path / "state", parts)
+    (whole,) = parts.iterdir()
+    content = whole.read_bytes()
+    names = ["bundle.tar.0", "bundle.tar.1"]
+    for name, part in zip(names, (content[:2000], content[2000:]), strict=True):
+        (parts / name).write_bytes(part)
+        (parts / name).chmod(0o400)
+    (said, _) = report.merge_folders([parts])
+    assert "1 finished and 0 unfinished runs" in said and "5 step times" in said
+    assert sorted(path.name for path in parts.iterdir()) == names
+    assert kept()[0][0] == "resnet20_sq_bwn"
+    for path in repository.iterdir():
+        path.unlink()
+    (parts / names[-1]).unlink()
+    check_refused(parts, str(parts), "part", repository, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("newer_first", [False, True])

@@ -115,6 +115,7 @@ def test_row_builds_its_network_and_learning_rate():
 def test_names_of_rows_are_unique_and_groups_known():
     assert len(set(NAMES)) == len(NAMES)
     assert {row.group for row in rows.all_rows()} == set(rows.GROUPS)
+    assert set(rows.NOTES) == set(rows.GROUPS)
     assert all(name.isidentifier() for name in NAMES)
 
 
@@ -183,6 +184,25 @@ def test_baselines_are_as_long_as_sq():
         for step in (0, steps // 3, steps - 1):
             first, second = (float(x(step)) if callable(x) else x for x in rates)
             assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "drops"),
+    [
+        ("resnet20_sq_twn", (80, 120, 150)),
+        ("resnet20_bwn", (80, 120, 150)),
+        ("resnet20_float", (100, 150)),
+    ],
+)
+def test_learning_rate_falls_at_the_epochs_of_parq(name, drops):
+    length = rows.get(name).length()
+    rate = rows.get(name).learning_rate(length.steps)
+    for number, epoch in enumerate(drops):
+        before, after = (
+            float(rate(epoch * length.steps_per_epoch + step)) for step in (0, 1)
+        )
+        assert before == pytest.approx(0.1**number * 0.1)
+        assert after == pytest.approx(0.1**number * 0.01)
 
 
 def test_scale_shortens_to_an_epoch_a_stage():

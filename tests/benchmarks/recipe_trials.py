@@ -142,10 +142,6 @@ class FrozenKernels(keras.callbacks.Callback):
 
 TAUGHT = {"weight": 0.9, "temperature": 4.0}
 GENTLY = {"weight": 0.5, "temperature": 1.0}
-FEATURES = {
-    "weight": 0.0,
-    "features": ["block1_relu", "block2_relu", "block3_relu"],
-}
 
 LOWER = keras_sq.quantizers.TernaryQuantizer(threshold_factor=0.4)
 BY_FILTER = keras_sq.quantizers.TernaryQuantizer("filter")
@@ -167,7 +163,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ternary, taught": recipe(rate=0.05, distill=TAUGHT),
     "ternary, ends 8": recipe(overrides=ENDS),
     "ternary, ends 8, taught gently": recipe(overrides=ENDS, distill=GENTLY),
-    "ternary, ends 8, features": recipe(overrides=ENDS, distill=FEATURES),
     "ternary, edges 8": recipe(overrides=EDGES),
     "ternary, edges 8, SQ": recipe(schedule=RAMP_15, overrides=EDGES),
     "ternary, small 4": recipe(overrides=SMALL),

@@ -126,23 +126,6 @@ def test_regularizers_count_once_and_in_full():
     assert training_loss(distilled, y=y) == pytest.approx(expected, rel=1e-5)
 
 
-def test_features_add_their_relative_difference():
-    student, teacher = network(2), network(2, seed=1)
-    y = np.zeros((12, 2), "float32")
-    distilled = keras_sq.distill(
-        student, teacher, weight=0.0, features=["hidden"], feature_weight=2.0
-    )
-    distilled.compile("sgd", "mse")
-    both = [
-        keras.Model(x.inputs[0], x.get_layer("hidden").output)
-        for x in (student, teacher)
-    ]
-    s, t = (outputs(model) for model in both)
-    expected = np.mean(outputs(student) ** 2)
-    expected += 2.0 * np.sum((s - t) ** 2) / np.sum(t**2)
-    assert training_loss(distilled, y=y) == pytest.approx(expected, rel=1e-5)
-
-
 def test_evaluation_is_that_of_the_student():
     student, teacher = network(), network(seed=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -155,12 +138,11 @@ def test_evaluation_is_that_of_the_student():
     )
 
 
-@pytest.mark.parametrize("features", [(), ("hidden",)])
-def test_training_trains_the_quantized_student_alone(features):
+def test_training_trains_the_quantized_student_alone():
     teacher = network(hidden=16)
     student = keras_sq.quantize_model(teacher, "ternary", overrides={})
     before = [np.array(x) for x in teacher.get_weights()]
-    distilled = keras_sq.distill(student, teacher, weight=0.9, features=features)
+    distilled = keras_sq.distill(student, teacher, weight=0.9)
     distilled.compile(
         keras.optimizers.Adam(0.01),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -188,6 +170,23 @@ def test_training_trains_the_quantized_student_alone(features):
     np.testing.assert_allclose(outputs(plain, x), found, atol=1e-5)
 
 
+def test_keras_distiller_trains_a_quantized_student_by_hidden_features():
+    teacher = network()
+    student = keras_sq.quantize_model(teacher, "ternary", overrides={})
+    features = keras.distillation.FeatureDistillation(
+        loss="mse", teacher_layer_name="hidden", student_layer_name="hidden"
+    )
+    distiller = keras.distillation.Distiller(teacher, student, features)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    distiller.compile("adam", loss)
+    callback = keras_sq.callbacks.StochasticQuantization("exponential")
+    before = student.get_weights()
+    history = distiller.fit(X, Y, epochs=8, verbose=0, callbacks=[callback]).history
+    assert history["quantized_ratio"] == [0.5, 0.5, 0.75, 0.75, 0.875, 0.875, 1, 1]
+    assert keras_sq.get_ratio(student) == 1.0
+    assert np.any(before[0] != student.get_weights()[0])
+
+
 def test_layerwise_schedule_finds_the_layers_in_order():
     teacher = network()
     student = keras_sq.quantize_model(teacher, "sign", overrides={})
@@ -198,9 +197,7 @@ def test_layerwise_schedule_finds_the_layers_in_order():
 
 
 def test_distilled_model_is_saved_and_loaded(tmp_path):
-    distilled = keras_sq.distill(
-        network(), network(seed=1), weight=0.3, features=["hidden"]
-    )
+    distilled = keras_sq.distill(network(), network(seed=1), weight=0.3)
     distilled.save(tmp_path / "distilled.keras")
     loaded = keras.saving.load_model(tmp_path / "distilled.keras")
     for model in (distilled, loaded):
@@ -216,22 +213,11 @@ def test_distilled_model_is_saved_and_loaded(tmp_path):
     [
         ({"weight": 1.5}, r"Argument `weight` must be .*weight=1.5"),
         ({"temperature": 0.0}, r"Argument `temperature` must be .*temperature=0.0"),
-        ({"feature_weight": -1.0}, r"Argument `feature_weight` must be .*=-1.0"),
-        (
-            {"features": ["hiden"]},
-            r"layers of the student: 'hidden', 'output'.*'hiden'",
-        ),
-        ({"features": [("hidden", "output")]}, r"same shape. Received: .*5.*3"),
     ],
 )
 def test_bad_argument_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_sq.distill(network(), network(), **arguments)
-
-
-def test_features_that_are_no_names_are_refused():
-    with pytest.raises(TypeError, match="names of layers, or pairs .*Received: 3"):
-        keras_sq.distill(network(), network(), features=[3])
 
 
 def test_something_else_than_a_model_is_refused():

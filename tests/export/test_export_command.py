@@ -321,7 +321,7 @@ def test_command_runs_as_a_process(saved, tmp_path):
     # absl's status of --help is 1.
     assert [process.returncode for process in processes] == [0, 1, 2, 1]
     assert outputs[0][0].startswith(f"{path}: {path.stat().st_size:,} bytes")
-    assert reader.read(path).report["target"] == "float"
+    assert reader.read(path)["report"]["target"] == "float"
     assert "There is no model 'no_such.keras'" in outputs[1][1].splitlines()[-1]
     assert "value should be one of <float|" in outputs[2][1].splitlines()[-1]
     for target in kinds.KINDS:

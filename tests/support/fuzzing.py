@@ -227,7 +227,7 @@ class Files:
 
         def read():
             contents = reader.read(path)
-            json.dumps(contents.to_dict(), allow_nan=False)
+            json.dumps(contents, allow_nan=False)
             table.table(contents, "x")
 
         return path, read

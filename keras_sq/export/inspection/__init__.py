@@ -1,7 +1,6 @@
 """What is in a TFLite file, of any converter: `python -m keras_sq.inspect`.
 
-Nothing in a file is trusted. What lives here: the tables of a flatbuffer with every
-index checked (`checked_tables.py`, `file_structure.py`), how weights are made from
-constants and what values they have (`constant_values.py`, `constant_rules.py`), the
-result (`contents.py`), making it (`reader.py`) and printing it (`table.py`).
+Nothing in a file is trusted. `reader.py` runs `worker.py`, which reads the file in a
+process of its own: its tensors and operators (`tensors.py`), what the weights are made
+of (`weights.py`), and the result as data (`contents.py`). `table.py` prints it.
 """

@@ -5,8 +5,7 @@
 
 Of any file, from any converter: sizes, inputs and outputs, operators, and for
 each weight how it is stored, how many levels it has and how many bits it takes.
-Reading is in `reader.py`, the layout
-in `table.py`.
+Reading is in `reader.py`, the layout in `table.py`.
 """
 
 import json
@@ -57,7 +56,7 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         return command_line.fail(PROGRAM, error)
     if values.json:
-        text = json.dumps(contents.to_dict(), indent=2, allow_nan=False)
+        text = json.dumps(contents, indent=2, allow_nan=False)
     else:
         text = table.table(contents, path)
     try:

@@ -1,199 +1,257 @@
-"""What a TFLite file holds, as data: constants, weights, operators, bytes.
+"""What a TFLite file contains, as data: the result of inspecting it.
 
-A weight is what the weight input of an operator gets; it may be made of several
-constants by a chain of operators, and is one entry, with the bits that it takes
-in the file. Reading is in `reader.py`, printing in `table.py`,
-the command line in `keras_sq/inspect.py`.
+    contents(content) -> {
+        "num_bytes": size of the file,
+        "constant_bytes": size of the constants; what several share counts once,
+        "other_bytes": the rest: graphs, names, metadata, padding,
+        "weight_bytes": what weights are made of, counted alike, with scales and zero
+            points, which are not in "constant_bytes",
+        "bits_per_weight": bits of "weight_bytes" over all weights,
+        "schema_version", "description": of the file,
+        "signatures": ways to call the file: {"key", "graph", "inputs", "outputs"}, the
+            last two lists of {"name", "shape", "dtype", "scale", "zero_point"},
+        "graphs": the main one first: {"name", "tensors": how many, "operators"},
+        "constants": see `_constant_entry`,
+        "weights": see `_weight_entry`,
+        "metadata": name -> bytes,
+        "report": what `keras_sq.export` reported,
+        "notes": what could not be computed, and what is unusual,
+    }
+
+Sizes are in bytes, shapes lists with `None` for a size that is open. What is unknown is
+`None`.
 """
 
-import dataclasses
+import collections
+import json
+import zlib
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 
-@dataclasses.dataclass(frozen=True)
-class Interface:
-    """A tensor that the file takes or gives.
+from keras_sq.export.inspection.tensors import (
+    InvalidFile,
+    Json,
+    Tensor,
+    Unknown,
+    item,
+    text,
+)
+from keras_sq.export.inspection.weights import Graph, Weight
+from keras_sq.export.tflite.flatbuffer import IDENTIFIER, TFLiteFile
 
-    Attributes:
-        name: In the signature; without one, the tensor's.
-        shape: `None` where a size is open.
-        dtype: Such as `"float32"`.
-        scale: Of a quantized tensor, else `None`; `None` too if not finite.
-        zero_point: Of a quantized tensor, else `None`.
+Array = np.ndarray[Any, Any]
+
+REPORT_NAME = "keras_sq.report"
+"""Name of the metadata with the report; `METADATA_NAME` of `export/report.py`."""
+
+MAX_REPORT_BYTES = 2**24
+
+
+def contents(content: Any) -> Json:
+    """Returns what a file contains, see above.
+
+    Args:
+        content: The bytes of the file, or a map of it.
+
+    Raises:
+        InvalidFile: If the file is none of TFLite, or is damaged.
     """
+    if not len(content):
+        raise InvalidFile("it is empty")
+    if content[4:8] != IDENTIFIER:
+        raise InvalidFile("it is no TFLite file (there is no 'TFL3' at its start)")
+    try:
+        return _contents(content, TFLiteFile(content))
+    except (InvalidFile, MemoryError):
+        raise
+    except Exception as error:  # Whatever wrong offsets and numbers lead to.
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise InvalidFile(f"it is damaged or cut off ({reason})") from error
 
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    scale: float | None
-    zero_point: int | None
+
+def _contents(content: Any, file: TFLiteFile) -> Json:
+    model = file.model
+    for buffer in model.buffers or []:
+        if buffer.data is None and buffer.offset > 1:
+            # Of a file above 2 GB: behind the flatbuffer.
+            place = (buffer.size, buffer.offset)
+            buffer.data = np.frombuffer(content, np.uint8, *place)
+    graphs = [Graph(file, table) for table in model.subgraphs or []]
+    if not graphs:
+        raise InvalidFile("it has no graph")
+    constants = [t for graph in graphs for t in graph.tensors if len(t.data)]
+    uses = collections.Counter(tensor.table.buffer for tensor in constants)
+    sizes = {tensor.table.buffer: len(tensor.data) for tensor in constants}
+    constant_bytes = sum(sizes.values())
+    if constant_bytes > len(content):
+        raise InvalidFile("it is damaged: its constants overlap")
+    weights = [weight for graph in graphs for weight in graph.weights.values()]
+    weight_uses = collections.Counter(i for weight in weights for i in weight.buffers)
+    weight_bytes = sum(sizes[index] for index in weight_uses)
+    parts = {tensor for weight in weights for tensor in weight.constants}
+    weight_bytes += sum(tensor.scale_bytes for tensor in parts)
+    numbers = {tensor: number for number, tensor in enumerate(constants)}
+    metadata = {
+        text(entry.name): item(model.buffers, entry.buffer, "buffer").data
+        for entry in model.metadata or []
+    }
+    report, notes = _report(metadata.get(REPORT_NAME))
+    return {
+        "num_bytes": len(content),
+        "constant_bytes": constant_bytes,
+        "other_bytes": len(content) - constant_bytes,
+        "weight_bytes": weight_bytes,
+        "bits_per_weight": _ratio(
+            8 * weight_bytes, sum(w.tensor.size for w in weights)
+        ),
+        "schema_version": model.version,
+        "description": text(model.description),
+        "signatures": _signatures(model, graphs),
+        "graphs": [
+            {
+                "name": text(graph.table.name),
+                "tensors": len(graph.tensors),
+                "operators": collections.Counter(op.name for op in graph.operators),
+            }
+            for graph in graphs
+        ],
+        "constants": [
+            {"graph": number, **_constant_entry(tensor, uses)}
+            for number, graph in enumerate(graphs)
+            for tensor in graph.tensors
+            if len(tensor.data)
+        ],
+        "weights": [
+            {"graph": number, **_weight_entry(weight, weight_uses, numbers)}
+            for number, graph in enumerate(graphs)
+            for weight in graph.weights.values()
+        ],
+        "metadata": {
+            name: 0 if data is None else len(data) for name, data in metadata.items()
+        },
+        "report": report,
+        "notes": [*notes, *_notes([t for graph in graphs for t in graph.tensors])],
+    }
 
 
-@dataclasses.dataclass(frozen=True)
-class Signature:
-    """A way to call the file.
+def _constant_entry(tensor: Tensor, uses: collections.Counter[int]) -> Json:
+    return {
+        **_entry(tensor, tensor.stored),
+        "index": tensor.index,
+        "values": tensor.size,
+        "num_bytes": len(tensor.data),
+        "scale_bytes": tensor.scale_bytes,
+        "bits_per_value": _ratio(8 * len(tensor.data), tensor.size),
+        "packing": tensor.packing,
+        "shares_bytes": uses[tensor.table.buffer] > 1,
+    }
 
-    Attributes:
-        key: Its name; empty if the file has no signature.
-        graph: Index of the graph that is run.
-        inputs: What it takes.
-        outputs: What it gives.
+
+def _weight_entry(
+    weight: Weight, uses: collections.Counter[int], numbers: dict[Tensor, int]
+) -> Json:
+    sizes = weight.buffers.items()
+    return {
+        **_entry(weight.tensor, weight.values),
+        "weights": weight.tensor.size,
+        "chain": [operator.name for operator in weight.chain],
+        # Numbers of the constants that it is made of, the largest first.
+        "constants": [numbers[tensor] for tensor in weight.constants],
+        "num_bytes": weight.num_bytes,
+        # As much of it as is in other weights too.
+        "shared_bytes": sum(size for index, size in sizes if uses[index] > 1),
+        "bits_per_weight": _ratio(8 * weight.num_bytes, weight.tensor.size),
+        "stored_as": weight.stored_as,
+    }
+
+
+def _entry(tensor: Tensor, values: Callable[[], Array]) -> Json:
+    levels = channel_levels = None
+    try:
+        levels, channel_levels = count_levels(values(), tensor.axis)
+    except Unknown as error:
+        tensor.unknown = str(error)
+    return {
+        "name": tensor.name,
+        "shape": tensor.shape,
+        "type": tensor.type,
+        "channel_axis": tensor.axis,
+        "levels": levels,
+        "channel_levels": channel_levels,
+        "readers": tensor.readers,
+    }
+
+
+def count_levels(values: Array, axis: int | None) -> tuple[int, int | None]:
+    """Returns the number of different values, and the most in a channel.
+
+    Args:
+        values: Numbers of any shape and dtype.
+        axis: The channels' axis; without one there is no second number.
     """
-
-    key: str
-    graph: int
-    inputs: tuple[Interface, ...]
-    outputs: tuple[Interface, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphContents:
-    """The main graph, or the body of a loop or branch.
-
-    Attributes:
-        name: Often empty.
-        tensors: How many it has, constants and others.
-        operators: Name -> how many.
-    """
-
-    name: str
-    tensors: int
-    operators: dict[str, int]
+    if axis is None or not values.size:
+        return len(np.unique(values)), None if axis is None else 0
+    channels = [np.unique(channel) for channel in np.moveaxis(values, axis, 0)]
+    return len(np.unique(np.concatenate(channels))), max(map(len, channels))
 
 
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """A tensor whose values are in the file.
-
-    Attributes:
-        graph: Index of its graph.
-        index: Of the tensor in the graph.
-        name: As the converter made it.
-        shape: Of the values.
-        type: Such as `"INT8"`.
-        values: How many there are.
-        num_bytes: What they take.
-        scale_bytes: What its scales and zero points take, which are not among
-            the constants but in the description of the tensor.
-        bits_per_value: `num_bytes` in bits over `values`; `None` without any.
-        packing: In words, how values share bytes (`"4 per byte"`) or what each
-            stands for (`"9 per INT16"`, `"2-bit indices"`); else empty.
-        channel_axis: From its quantization or the operator that reads it; else
-            `None`.
-        levels: How many different values there are; `None` if unknown.
-        channel_levels: The most in a channel; `None` if unknown.
-        readers: Name of an operator that reads it -> how many do.
-        shares_bytes: Whether another tensor has its values at the same place.
-    """
-
-    graph: int
-    index: int
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    values: int
-    num_bytes: int
-    scale_bytes: int
-    bits_per_value: float | None
-    packing: str
-    channel_axis: int | None
-    levels: int | None
-    channel_levels: int | None
-    readers: dict[str, int]
-    shares_bytes: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """What the weight input of an operator gets, all of it from constants.
-
-    Attributes:
-        graph: Index of its graph.
-        name: Of the tensor that the operator reads.
-        shape: Of that tensor.
-        type: Of that tensor.
-        readers: Name of an operator that reads it -> how many do.
-        weights: How many there are.
-        chain: Operators that make it of constants, in their order; empty if it
-            is a constant itself.
-        constants: Indices, in `Contents.constants`, of what it is made of;
-            the largest first.
-        num_bytes: What those take in the file, with their scales and zero
-            points.
-        shared_bytes: As much of it as is in other weights too.
-        bits_per_weight: `num_bytes` in bits over `weights`; `None` without any.
-        stored_as: Packing of the constant that holds indices, else the type of
-            the largest constant.
-        channel_axis: The axis of the filters; `None` if unknown.
-        levels: How many different values there are; `None` if unknown.
-        channel_levels: The most in a filter; `None` if unknown.
-    """
-
-    graph: int
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    readers: dict[str, int]
-    weights: int
-    chain: tuple[str, ...]
-    constants: tuple[int, ...]
-    num_bytes: int
-    shared_bytes: int
-    bits_per_weight: float | None
-    stored_as: str
-    channel_axis: int | None
-    levels: int | None
-    channel_levels: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """What a file holds.
-
-    Attributes:
-        num_bytes: Size of the file.
-        constant_bytes: Of it, the constants; what several share counts once.
-        weight_bytes: What the weights are made of, counted alike, with the
-            scales and zero points, which are not in `constant_bytes`.
-        schema_version: Of the format.
-        description: By the converter.
-        signatures: The ways to call it.
-        graphs: The main one first.
-        constants: Graph by graph, in the order of the tensors.
-        weights: In the order in which operators read them.
-        metadata: Name -> size (bytes).
-        report: What `keras_sq.export` reported, or `None`.
-        notes: What could not be worked out, and what is unusual.
-    """
-
-    num_bytes: int
-    constant_bytes: int
-    weight_bytes: int
-    schema_version: int
-    description: str
-    signatures: tuple[Signature, ...]
-    graphs: tuple[GraphContents, ...]
-    constants: tuple[Constant, ...]
-    weights: tuple[Weight, ...]
-    metadata: dict[str, int]
-    report: dict[str, Any] | None
-    notes: tuple[str, ...]
-
-    @property
-    def other_bytes(self) -> int:
-        """What is no constant: graphs, names, metadata, padding."""
-        return self.num_bytes - self.constant_bytes
-
-    @property
-    def bits_per_weight(self) -> float | None:
-        """Bits that a weight takes, over all; `None` without any."""
-        weights = sum(weight.weights for weight in self.weights)
-        return 8 * self.weight_bytes / weights if weights else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns all of it as a dict that JSON can hold."""
-        return {
-            **dataclasses.asdict(self),
-            "other_bytes": self.other_bytes,
-            "bits_per_weight": self.bits_per_weight,
+def _signatures(model: Any, graphs: list[Graph]) -> list[Json]:
+    signatures = []
+    for entry in model.signatureDefs or []:
+        graph = item(graphs, entry.subgraphIndex, "graph")
+        ends = [
+            [
+                (text(x.name), item(graph.tensors, x.tensorIndex, "tensor"))
+                for x in end or []
+            ]
+            for end in (entry.inputs, entry.outputs)
+        ]
+        signatures.append((text(entry.signatureKey), entry.subgraphIndex, *ends))
+    if not signatures:
+        ends = [[(t.name, t) for t in x] for x in (graphs[0].inputs, graphs[0].outputs)]
+        signatures = [("", 0, *ends)]
+    return [
+        {
+            "key": key,
+            "graph": number,
+            "inputs": [tensor.interface(name) for name, tensor in inputs],
+            "outputs": [tensor.interface(name) for name, tensor in outputs],
         }
+        for key, number, inputs, outputs in signatures
+    ]
+
+
+def _notes(tensors: list[Tensor]) -> list[str]:
+    notes = []
+    external = sum(bool(tensor.table.externalBuffer) for tensor in tensors)
+    if external:
+        notes.append(f"the values of {external} tensors are in another file")
+    unknown: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.unknown:
+            unknown.setdefault(tensor.unknown, []).append(tensor.name)
+    for reason, names in unknown.items():
+        example = next((f", such as '{name}'" for name in names if name), "")
+        notes.append(f"levels unknown of {len(names)} tensors ({reason}){example}")
+    return notes
+
+
+def _report(data: Array | None) -> tuple[Json | None, list[str]]:
+    """Returns the export report in a file's metadata, and what is wrong with it."""
+    if data is None:
+        return None, []
+    try:
+        unpacker = zlib.decompressobj()
+        report = json.loads(unpacker.decompress(bytes(data), MAX_REPORT_BYTES))
+        if not unpacker.eof or not isinstance(report, dict):
+            raise ValueError("no JSON object, or too large")
+    except (zlib.error, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        return None, [f"the metadata {REPORT_NAME!r} cannot be read ({reason})"]
+    return report, []
+
+
+def _ratio(amount: int, count: int) -> float | None:
+    return amount / count if count else None

@@ -1,164 +1,112 @@
-"""What a TFLite file holds, printed for 80 columns."""
+"""What a TFLite file contains, printed for 80 columns."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from keras_sq.export.inspection.contents import Constant, Contents, Interface, Weight
+from keras_sq.core import text_tables
+from keras_sq.core.text_tables import Column
+
+Json = dict[str, Any]
 
 WIDTH = 80
-MIN_NAME = 14
-"""Names are not shortened below this; wide rows then go past `WIDTH`."""
 
 _INDENT = " " * 13
 
 
-def table(contents: Contents, title: str) -> str:
+def table(contents: Json, title: str) -> str:
     """Returns sizes, interface and operators, then weights and other constants.
 
     Args:
-        contents: Of the file.
-        title: What it is called, such as its path.
+        contents: What `reader.read` returns.
+        title: Name of the file, such as its path.
     """
     lines = [
-        f"{printable(title)}: {contents.num_bytes:,} bytes "
-        f"({contents.constant_bytes:,} of constants, {contents.other_bytes:,} of the "
-        "rest)"
+        f"{title}: {contents['num_bytes']:,} bytes ({contents['constant_bytes']:,} of "
+        f"constants, {contents['other_bytes']:,} of the rest)"
     ]
-    for signature in contents.signatures:
-        key = f"{signature.key}: " if len(contents.signatures) > 1 else ""
-        lines += _entry("takes", key + _interfaces(signature.inputs))
-        lines += _entry("gives", key + _interfaces(signature.outputs))
-    if contents.weights:
-        weights = sum(weight.weights for weight in contents.weights)
-        lines += _entry(
-            "weights",
-            f"{weights:,} in {_count(len(contents.weights), 'tensor')}: "
-            f"{contents.weight_bytes:,} bytes, {_bits(contents.bits_per_weight)} bits "
-            "a weight",
-        )
-    for number, graph in enumerate(contents.graphs):
-        of_graph = f"graph {number}: " if len(contents.graphs) > 1 else ""
-        total = sum(graph.operators.values())
-        lines += _entry("operators", f"{of_graph}{total}: {_counts(graph.operators)}")
-    sizes = (f"{name} ({size:,} bytes)" for name, size in contents.metadata.items())
-    if contents.metadata:
+    weights, graphs = contents["weights"], contents["graphs"]
+    for signature in contents["signatures"]:
+        key = f"{signature['key']}: " if len(contents["signatures"]) > 1 else ""
+        lines += _entry("takes", key + _interfaces(signature["inputs"]))
+        lines += _entry("gives", key + _interfaces(signature["outputs"]))
+    if weights:
+        count = sum(weight["weights"] for weight in weights)
+        tensors = "1 tensor" if len(weights) == 1 else f"{len(weights)} tensors"
+        bits = _bits(contents["bits_per_weight"])
+        size = f"{contents['weight_bytes']:,} bytes, {bits} bits a weight"
+        lines += _entry("weights", f"{count:,} in {tensors}: {size}")
+    for number, graph in enumerate(graphs):
+        of_graph = f"graph {number}: " if len(graphs) > 1 else ""
+        total = sum(graph["operators"].values())
+        counts = _counts(graph["operators"])
+        lines += _entry("operators", f"{of_graph}{total}: {counts}")
+    sizes = [f"{name} ({size:,} bytes)" for name, size in contents["metadata"].items()]
+    if sizes:
         lines += _entry("metadata", ", ".join(sizes))
-    if contents.report is not None:
-        lines += _entry("exported", f"target '{contents.report.get('target')}'")
-    for note in contents.notes:
+    if contents["report"] is not None:
+        lines += _entry("exported", f"target '{contents['report'].get('target')}'")
+    for note in contents["notes"]:
         lines += _entry("note", note)
-    lines += _weights(contents.weights)
-    of_weights = {index for weight in contents.weights for index in weight.constants}
-    lines += _others(
-        [
-            constant
-            for index, constant in enumerate(contents.constants)
-            if index not in of_weights
-        ]
-    )
-    return "\n".join(lines)
-
-
-def _weights(weights: Sequence[Weight]) -> list[str]:
-    if not weights:
-        return []
-    header = ("weight", "shape", "stored as", "levels", "/filter", "bits", "bytes")
-    rows = [
-        (
-            _name(weight),
-            _shape(weight.shape),
-            weight.stored_as,
-            _number(weight.levels),
-            _number(weight.channel_levels),
-            _bits(weight.bits_per_weight),
-            f"{weight.num_bytes:,}" + ("*" if weight.shared_bytes else " "),
-        )
-        for weight in weights
+    of_weights = {index for weight in weights for index in weight["constants"]}
+    others = [
+        constant
+        for index, constant in enumerate(contents["constants"])
+        if index not in of_weights
     ]
-    lines = ["", *_aligned([header, *rows], left=(0, 1, 2))]
-    if any(weight.shared_bytes for weight in weights):
-        lines.append("  * some of it shared by several weights; counted once above")
-    return lines
+    return printable("\n".join([*lines, *_weights(weights), *_others(others)]))
 
 
-def _others(constants: Sequence[Constant]) -> list[str]:
-    if not constants:
-        return []
-    header = ("other constant", "shape", "type", "levels", "bits", "bytes", "read by")
-    rows = [
-        (
-            _name(constant),
-            _shape(constant.shape),
-            constant.type,
-            _number(constant.levels),
-            _bits(constant.bits_per_value),
-            f"{constant.num_bytes:,}" + ("*" if constant.shares_bytes else " "),
-            _counts(constant.readers),
-        )
-        for constant in constants
+def _weights(weights: Sequence[Json]) -> list[str]:
+    columns = [
+        _column("weight", weights, _name),
+        _column("shape", weights, _shape),
+        _column("stored as", weights, lambda x: str(x["stored_as"])),
+        _column("levels", weights, lambda x: _number(x["levels"]), True),
+        _column("/filter", weights, lambda x: _number(x["channel_levels"]), True),
+        _column("bits", weights, lambda x: _bits(x["bits_per_weight"]), True),
+        _column("bytes", weights, lambda x: _bytes(x, bool(x["shared_bytes"])), True),
     ]
-    lines = ["", *_aligned([header, *rows], left=(0, 1, 2, 6))]
-    if any(constant.shares_bytes for constant in constants):
-        lines.append("  * stored once for several tensors; counted once above")
-    return lines
+    some = any(weight["shared_bytes"] for weight in weights)
+    return _lines(columns, "some of it shared by several weights" if some else "")
 
 
-def _aligned(rows: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
-    """Returns rows as lines of columns; the names in the first get the rest."""
-    columns = range(len(rows[0]))
-    widths = [max(len(row[column]) for row in rows) for column in columns]
-    if columns[-1] in left:
-        widths[-1] = min(widths[-1], 22)  # Of the readers, the first tell enough.
-    room = WIDTH - 2 - sum(width + 2 for width in widths[1:])
-    names = short_names([row[0] for row in rows[1:]], max(room, MIN_NAME))
-    widths[0] = max(map(len, (rows[0][0], *names)))
-    lines = []
-    for row, name in zip(rows, (rows[0][0], *names), strict=True):
-        cells = [
-            cell.ljust(widths[column]) if column in left else cell.rjust(widths[column])
-            for column, cell in enumerate((name, *row[1:]))
-        ]
-        if len(cells[-1]) > widths[-1]:
-            cells[-1] = cells[-1][: widths[-1] - 1] + "…"
-        lines.append("  " + "  ".join(cells).rstrip())
-    return lines
+def _others(constants: Sequence[Json]) -> list[str]:
+    columns = [
+        _column("other constant", constants, _name),
+        _column("shape", constants, _shape),
+        _column("type", constants, lambda x: str(x["type"])),
+        _column("levels", constants, lambda x: _number(x["levels"]), True),
+        _column("bytes", constants, lambda x: _bytes(x, x["shares_bytes"]), True),
+        _column("read by", constants, _readers),
+    ]
+    some = any(constant["shares_bytes"] for constant in constants)
+    return _lines(columns, "stored once for several tensors" if some else "")
 
 
-def short_names(names: Sequence[str], width: int) -> list[str]:
-    """Returns names cut to a width, so that most can still be told apart.
-
-    Converters name a tensor by the path in the graph, and fused ones by several
-    with semicolons between.
-
-    Args:
-        names: Of tensors.
-        width: In characters.
-    """
-    short = [printable(name).split(";")[0] for name in names]
-    while max(map(len, short), default=0) > width:
-        heads = {name.split("/")[0] for name in short}
-        if len(heads) > 1 or not all("/" in name.strip("/") for name in short):
-            break
-        short = [name.partition("/")[2] for name in short]
-    return [shorten(name, width) for name in short]
+def _column(
+    title: str,
+    entries: Sequence[Json],
+    cell: Callable[[Json], str],
+    right: bool = False,
+) -> Column:
+    return Column(title, [cell(entry) for entry in entries], 0, right)
 
 
-def shorten(text: str, width: int) -> str:
-    """Returns a text with its middle left out, if it is too long."""
-    if len(text) <= width:
-        return text
-    tail = width // 2
-    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+def _lines(columns: list[Column], shared: str) -> list[str]:
+    rows = len(columns[0].cells)
+    footer = [f"* {shared}; counted once above"] if shared else []
+    return ["", text_tables.layout(columns, [""] * rows, footer, WIDTH)] if rows else []
 
 
 def printable(text: str) -> str:
     """Returns a text from a file without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _entry(label: str, text: str) -> list[str]:
     return textwrap.wrap(
-        printable(text),
+        text,
         WIDTH,
         initial_indent=f"  {label}".ljust(len(_INDENT)),
         subsequent_indent=_INDENT,
@@ -166,47 +114,56 @@ def _entry(label: str, text: str) -> list[str]:
     )
 
 
-def _name(tensor: Weight | Constant) -> str:
-    """Returns a tensor's name; of one without, who reads it."""
-    return tensor.name or f"(of {next(iter(tensor.readers), 'none')})"
+def _name(entry: Json) -> str:
+    """Returns a tensor's name; of one without, who reads it.
+
+    The converter joins the names of fused operators with semicolons.
+    """
+    name = entry["name"].split(";")[0].replace("\n", "?")
+    return str(name or f"(of {next(iter(entry['readers']), 'none')})")
 
 
-def _interfaces(entries: Sequence[Interface]) -> str:
+def _interfaces(entries: Sequence[Json]) -> str:
     return "; ".join(map(_interface, entries)) or "nothing"
 
 
-def _interface(entry: Interface) -> str:
-    sizes = ", ".join("any" if size is None else str(size) for size in entry.shape)
-    text = f"{entry.name} ({sizes}) {entry.dtype}"
-    if entry.zero_point is None:
+def _interface(entry: Json) -> str:
+    sizes = ("any" if size is None else str(size) for size in entry["shape"])
+    text = f"{entry['name']} ({', '.join(sizes)}) {entry['dtype']}"
+    if entry["zero_point"] is None:
         return text
-    scale = "?" if entry.scale is None else f"{entry.scale:.6g}"
-    return f"{text}, scale {scale}, zero point {entry.zero_point}"
+    scale = "?" if entry["scale"] is None else f"{entry['scale']:.6g}"
+    return f"{text}, scale {scale}, zero point {entry['zero_point']}"
+
+
+def _readers(entry: Json) -> str:
+    names = list(entry["readers"])
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    return f"{names[0]}{more}" if names else ""
 
 
 def _counts(counts: dict[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(
-        printable(name) + (f" {count}" if count > 1 else "") for name, count in ordered
+        f"{name} {count}" if count > 1 else name for name, count in ordered
     )
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "()"
+def _shape(entry: Json) -> str:
+    return "x".join(map(str, entry["shape"])) or "()"
 
 
 def _bits(bits: float | None) -> str:
     return "-" if bits is None else f"{bits:.2f}"
 
 
+def _bytes(entry: Json, shared: bool) -> str:
+    return f"{entry['num_bytes']:,}" + ("*" if shared else " ")
+
+
 def _number(number: int | None) -> str:
     if number is None:
         return "?"
-    for limit, unit in ((10**7, "M"), (10**5, "k")):
-        if number >= limit:
-            return f"{number // (10**6 if unit == 'M' else 10**3)}{unit}"
-    return str(number)
+    return (
+        text_tables.short(number).replace(" ", "") if number >= 10**5 else str(number)
+    )

@@ -3,26 +3,29 @@ r"""Merges results of the runner into the repository and writes the page.
     python tests/benchmarks/accelerator/report.py --results=OUT
     python tests/benchmarks/accelerator/report.py          # The page only.
 
-Reads what the runner left in the folder, checks all of it, and only then writes
-`results.csv`, `steps.csv` and `docs/results/paper_scale.md`. A file that is damaged or
-foreign is named in one line, and nothing is written. Rehearsals (another scale than 1)
-are left out.
+Reads what the runner left in the folder (its `--out`, or its `--bundle`, which stays as
+it is), checks all of it, and only then writes `results.csv`, `steps.csv` and
+`docs/results/paper_scale.md`. A file that is damaged or foreign is named in one line,
+and nothing is written. Rehearsals (another scale than 1) are left out.
 """
 
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import bundle
 import result_files
 import result_page
 from absl import app, flags
 from result_files import Measurement, Run
 
 _RESULTS = flags.DEFINE_multi_string(
-    "results", [], "Folder that the runner wrote to (its --out); may be repeated."
+    "results", [], "Folder of the runner's, its --out or --bundle; may be repeated."
 )
 
 
@@ -30,7 +33,7 @@ def merge_folders(folders: Sequence[pathlib.Path]) -> list[str]:
     """Merges result folders into the CSV files and writes the page.
 
     Args:
-        folders: What the runner got as `--out`, one for each of its calls.
+        folders: What the runner got as `--out` or `--bundle`.
 
     Returns:
         Lines that say what was done.
@@ -43,13 +46,7 @@ def merge_folders(folders: Sequence[pathlib.Path]) -> list[str]:
     steps = result_files.read_csv(result_files.STEPS, Measurement)
     said = []
     for folder in folders:
-        if not (folder / "runs").is_dir() and not (folder / "steps.json").is_file():
-            raise result_files.ResultError(
-                f"{folder} must be a folder that the runner wrote to: it has neither "
-                "runs/ nor steps.json."
-            )
-        new, rehearsals = result_files.read_runs(folder)
-        measured = result_files.read_measurements(folder)
+        new, rehearsals, measured = _read(folder)
         runs = result_files.merge(runs, new)
         steps = result_files.merge(steps, measured)
         finished = sum(run.finished for run in new)
@@ -65,6 +62,29 @@ def merge_folders(folders: Sequence[pathlib.Path]) -> list[str]:
     result_files.write_text(result_files.STEPS, step_times)
     result_files.write_text(result_page.PAGE, page)
     return [*said, f"wrote {result_page.PAGE}"]
+
+
+def _read(folder: pathlib.Path) -> tuple[list[Run], int, list[Measurement]]:
+    """Returns runs, number of rehearsals, and step times of a folder."""
+    parts = list(folder.glob("bundle.tar.*"))
+    if parts:
+        with tempfile.TemporaryDirectory() as name:
+            copies, out = pathlib.Path(name) / "parts", pathlib.Path(name) / "out"
+            copies.mkdir()
+            for path in parts:
+                shutil.copyfile(path, copies / path.name)
+            try:
+                bundle.unpack(copies, out, pathlib.Path(name) / "state")
+            except ValueError as error:
+                text = str(error).replace(str(copies), str(folder))
+                raise result_files.ResultError(text) from error
+            return _read(out)
+    if not (folder / "runs").is_dir() and not (folder / "steps.json").is_file():
+        raise result_files.ResultError(
+            f"{folder} must be a folder that the runner wrote to: it has neither runs/ "
+            "nor steps.json nor a bundle."
+        )
+    return *result_files.read_runs(folder), result_files.read_measurements(folder)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -100,10 +100,9 @@ _HONEST = """## What an honest comparison needs
   within the epochs of one baseline, and baselines that repeat their training four times
   (weights carried over, learning rate restarted, momentum cleared). The second differs
   from SQ in the ratio alone. No published comparison that does this was found.
-- **The same recipe.** All rows of a group but the float network share learning rate,
-  decay, batch, augmentation and number of steps. The ResNet-20 rows have those of
-  PARQ's code; its float network drops the learning rate at other epochs (100 and 150
-  of 200, not 80, 120 and 150), and so does the one here.
+- **The same recipe.** Rows that are compared share network, batch, learning rate,
+  decay, augmentation and number of steps. Only the float ResNet-20 drops the learning
+  rate at other epochs than the quantized ones, as it does in PARQ's code.
 - **All 50,000 training images, and nothing chosen by a score.** The last epoch counts,
   with everything quantized. The test images choose no epoch and no setting.
 - **More than one seed.** Chance of the 10,000 test images alone is {error} points (one
@@ -217,7 +216,8 @@ def _groups(runs: Sequence[Run]) -> list[str]:
     for group, title in rows.GROUPS.items():
         members = [row for row in rows.all_rows() if row.group == group]
         topics = list(dict.fromkeys(row.topic for row in members))
-        parts.append(f"## {title}\n\n{_ours(members, runs)}")
+        note = rows.NOTES[group]
+        parts.append(f"## {title}\n\n{note}\n\n{_ours(members, runs)}")
         if theirs := [topic for topic in topics if topic not in shown]:
             parts.append(f"{_CAPTION}\n\n{_theirs(theirs)}")
         else:

@@ -14,14 +14,7 @@ Groups of rows, in the order of the table:
 | `resnet20_stompp`, `resnet56_stompp` | Is StoMPP better than straight-through? |
 | `resnet20_lq` | Learned codebooks for weights, and for activations too |
 
-The ResNet-20 rows train as PARQ does (Jin et al., 2025, arXiv 2503.15748; code in
-facebookresearch/parq: `qat_resnet_cifar10.py` and the shell script of that name): 200
-epochs, batch 128, SGD with momentum 0.9, learning rate 0.1, divided by 10 at epochs
-80, 120 and 150 (float: 100 and 150), weight decay 2e-4, mirrored images, padded by 4
-and cropped; all kernels are quantized, the first and the last too. Differences: PARQ's
-code has one scale for each layer, here there is one for each filter; its weight decay
-covers the gains of batch normalization; its epochs have 391 steps, here the 80 images
-that do not fill a batch are left out of each epoch (390 steps).
+How each group trains, and from where that is, is in `NOTES`, which the page shows.
 
 Design note: a baseline that is trained as long as SQ (`_long`) repeats its training
 four times with the weights carried over, the learning rate restarted and the momentum
@@ -56,6 +49,45 @@ GROUPS = {
     "resnet20_lq": "ResNet-20 with learned codebooks (LQ-Nets)",
 }
 """Group -> title, in the order of the table."""
+
+NOTES = {
+    "resnet20_equal": """\
+Trained as in PARQ's code (Jin et al., 2025, arXiv 2503.15748; `qat_resnet_cifar10.py`
+and `qat_resnet_cifar10.sh` in facebookresearch/parq): batch 128, SGD with momentum 0.9,
+learning rate 0.1, divided by 10 at epochs 80, 120 and 150 (float: 100 and 150), weight
+decay 2e-4, images mirrored, padded by 4 and cropped; all kernels are quantized, the
+first and the last too. What differs: PARQ has one scale for each layer and weight decay
+on the gains of batch normalization too; here the 80 images that do not fill a batch are
+left out of each epoch. The short ramp is the default schedule of this package: 50, 75
+and 87.5 % in the first 15 % of the training. With 4 trainings of 50 epochs the learning
+rate starts again in each stage.""",
+    "resnet20_long": """\
+The same recipe, four times in a row: weights carried over, learning rate restarted,
+momentum cleared. SQ quantizes 50, 75, 87.5 and 100 % of the filters in the four
+trainings; BWN and TWN quantize all of them in each.""",
+    "resnet56": """\
+Trained as in the code of the SQ paper (Dong et al., 2017, arXiv 1708.01001): batch 128,
+SGD with momentum 0.9, learning rate 0.1, divided by 10 at 32,000 and 48,000 of 64,000
+steps (here in whole epochs: 164), weight decay 1e-4; convolutions in the shortcuts, no
+activation after an addition; all kernels are quantized. As long as BWN or TWN, SQ has
+four equal stages within one training, and the learning rate starts once.""",
+    "vgg9": """\
+Trained as in the code of the SQ paper: batch 100, SGD with momentum 0.9, learning rate
+0.1, divided by 10 every 15,000 of 100,000 steps, weight decay 1e-4, dropout; all
+kernels are quantized.""",
+    "resnet20_stompp": """\
+Trained as in StoMPP (Smith & Islam, 2026, arXiv 2601.22660): batch 256, SGD with
+momentum 0.9, constant learning rate 0.1, no weight decay; the first, the last and
+down-sampling layers stay float. The network is smaller than the paper's, and the length
+was chosen here.""",
+    "resnet56_stompp": "As ResNet-20 above.",
+    "resnet20_lq": """\
+Length and rates of He et al. (2015), because the code of LQ-Nets (Zhang et al., 2018,
+arXiv 1807.10029) has none for this network: batch 128, SGD with momentum 0.9, learning
+rate 0.1, divided by 10 at 32,000 and 48,000 of 64,000 steps, weight decay 1e-4; the
+first and the last layer stay float.""",
+}
+"""Group -> how its rows are trained, and from where that is."""
 
 _PAPER = {"changes": {"protocol": "paper"}}
 _EQUAL = {"changes": {"protocol": "equal"}}

@@ -136,7 +136,7 @@ def main(values: flags.FlagValues) -> int:
 
 def _main(values: flags.FlagValues) -> int:
     import bundle
-    import job  # With Keras, which takes its backend from the environment.
+    import session as sessions
     import state
     import together
 
@@ -145,7 +145,7 @@ def _main(values: flags.FlagValues) -> int:
     _prepare_jax(values)
     deadline = values.deadline or STARTED + 60 * values.minutes
     signal.signal(signal.SIGTERM, _end_soon)
-    session = job.Session(
+    session = sessions.Session(
         data=pathlib.Path(values.data),
         out=pathlib.Path(values.out),
         state=pathlib.Path(values.state),
@@ -268,9 +268,9 @@ def _measure_steps(values: flags.FlagValues, session: object, only: bool) -> Non
 
 
 def _end_soon(signal_number: int, frame: object) -> None:
-    import job
+    import session
 
-    job.ENDS.set()
+    session.ENDS.set()
 
 
 def _main_of_process(argv: list[str]) -> int:

@@ -29,8 +29,9 @@ from collections.abc import Iterator, Sequence
 import bundle
 import jax
 import state
-from job import ENDS, Job, Session, load_images
+from job import Job
 from row import Row
+from session import ENDS, Session, load_images
 
 try:
     import fcntl

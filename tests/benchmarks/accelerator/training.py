@@ -197,22 +197,13 @@ class Trainer:
         Returns:
             New values, and the sums of these steps.
         """
-        self.compile(length, values, data, seeds, test=False)
+        self.compile(length, values, data, seeds)
         numbers = np.asarray(seeds, "int32"), np.int32(epoch), np.int32(first)
         values, sums = self._compiled[length](values, data, *numbers)
         return values, sums
 
-    def compile(
-        self,
-        length: int,
-        values: list[Any],
-        data: Images,
-        seeds: Any,
-        test: bool = True,
-    ) -> None:
-        """Compiles what `train` and, if asked for, `test` call; trains nothing."""
-        if test and self._compiled_test is None:
-            self._compiled_test = self._jitted_test.lower(values, data).compile()
+    def compile(self, length: int, values: list[Any], data: Images, seeds: Any) -> None:
+        """Compiles what `train` calls, once for each length; trains nothing."""
         if length not in self._compiled:
             numbers = np.asarray(seeds, "int32"), np.int32(0), np.int32(0)
             lowered = self._jitted.lower(length, values, data, *numbers)
@@ -227,10 +218,14 @@ class Trainer:
             values: As from `stack`.
             data: The images.
         """
-        if self._compiled_test is None:
-            self._compiled_test = self._jitted_test.lower(list(values), data).compile()
+        self.compile_test(list(values), data)
         correct = np.asarray(self._compiled_test(list(values), data))
         return np.float64(100.0) * correct / len(data.test)
+
+    def compile_test(self, values: list[Any], data: Images) -> None:
+        """Compiles what `test` calls, once."""
+        if self._compiled_test is None:
+            self._compiled_test = self._jitted_test.lower(values, data).compile()
 
     # What is compiled.
 
