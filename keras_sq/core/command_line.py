@@ -1,7 +1,7 @@
 """What the commands `keras_sq.export` and `keras_sq.inspect` share.
 
-Errors are one line on standard error. Exit status 2 says that the request was
-wrong, 1 that it could not be done.
+Errors are one line on standard error. Exit status 2 means that the request was
+wrong, 1 that it failed.
 """
 
 import sys

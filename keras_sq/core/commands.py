@@ -1,4 +1,4 @@
-"""What the commands that take absl flags do alike."""
+"""What the commands `keras_sq.train` and `keras_sq.sweep` share."""
 
 import io
 import sys
@@ -48,6 +48,6 @@ def run(
 
 
 def print_any_letter() -> None:
-    """Lets names of folders and files have letters that the terminal has not."""
+    """Replaces letters of printed names that the terminal cannot show."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
