@@ -34,7 +34,7 @@ from keras_sq.conversion.batch_statistics import (
 )
 from keras_sq.conversion.distillation import distill as distill
 from keras_sq.conversion.quantize import quantize_model as quantize_model
-from keras_sq.conversion.quantize import strip_quantization as strip_quantization
+from keras_sq.conversion.strip import strip_quantization as strip_quantization
 from keras_sq.core.version import __version__ as __version__
 from keras_sq.export import export as export
 from keras_sq.layers import register as register

@@ -12,11 +12,11 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from keras_sq.core.types import Array
 
 MAX_STATES = 200_000
 """Partial choices kept. Beyond, the least promising are dropped, and the result says

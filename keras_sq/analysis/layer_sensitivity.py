@@ -20,12 +20,11 @@ from keras import ops
 
 from keras_sq import quantizers
 from keras_sq.analysis import kernel_sizes
-from keras_sq.callbacks.kernel_meter import Array
 from keras_sq.conversion import quantize as conversion
 from keras_sq.conversion.copying import require_built
 from keras_sq.core import checks, text_tables
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Config, LayerKeys, Model, Variable
+from keras_sq.core.types import Array, Config, LayerKeys, Model, Variable
 from keras_sq.layers import QuantizedActivation, layer_paths, quantized_layers
 from keras_sq.layers.kernel_functions import filters_last
 from keras_sq.layers.quantized import StochasticallyQuantized

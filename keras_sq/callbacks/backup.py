@@ -194,16 +194,16 @@ class AtomicBackup(keras.callbacks.Callback):
         path = backup / _NETWORK
         if not path.exists():
             return  # Of an earlier version.
-        there = file_checks.read_json(path, dict)
-        for settings in there.get("quantization") or []:
+        saved = file_checks.read_json(path, dict)
+        for settings in saved.get("quantization") or []:
             if isinstance(settings, dict):
                 settings.pop("mask_seed", None)  # Of an earlier version.
-        here = json.loads(_description(self.model))
-        for part in here:
-            if there.get(part) != here[part]:
+        current = json.loads(_description(self.model))
+        for part in current:
+            if saved.get(part) != current[part]:
                 raise ValueError(
                     f"The backup in '{self.folder}' is of another network: its {part} "
-                    f"{_difference(there.get(part), here[part])}. Choose another "
+                    f"{_difference(saved.get(part), current[part])}. Choose another "
                     "folder, or remove this one to train from the start."
                 )
 
@@ -228,21 +228,21 @@ def _description(model: Model) -> str:
         settings = dict(layer.quantization_settings.get_config())
         settings.pop("mask_seed")
         quantization.append(keras.saving.serialize_keras_object(settings))
-    found = {
+    parts = {
         "weights": [f"{tuple(w.shape)} {w.dtype}" for w in model.weights],
         "quantization": quantization,
         "optimizer": [type(getattr(model, "optimizer", None)).__name__],
     }
     # A quantizer of the user's own may hold what JSON does not know.
-    return json.dumps(found, indent=2, default=lambda value: type(value).__name__)
+    return json.dumps(parts, indent=2, default=lambda value: type(value).__name__)
 
 
-def _difference(there: Any, here: list[Any]) -> str:
+def _difference(saved: Any, current: list[Any]) -> str:
     """Returns the first entry that two lists differ in, for a message."""
-    if not isinstance(there, list) or len(there) != len(here):
-        count = len(there) if isinstance(there, list) else 0
-        return f"has {count} entries there and {len(here)} here"
-    pairs = enumerate(zip(there, here, strict=True))
+    if not isinstance(saved, list) or len(saved) != len(current):
+        count = len(saved) if isinstance(saved, list) else 0
+        return f"has {count} entries there and {len(current)} here"
+    pairs = enumerate(zip(saved, current, strict=True))
     index, (old, new) = next(x for x in pairs if x[1][0] != x[1][1])
     if isinstance(old, dict) and isinstance(new, dict):
         key = next(k for k in sorted(old | new) if old.get(k) != new.get(k))

@@ -12,14 +12,11 @@ import keras
 import numpy as np
 
 from keras_sq.callbacks import training_clock
-from keras_sq.callbacks.kernel_meter import Array, KernelMeter, Measurement
+from keras_sq.callbacks.kernel_meter import KernelMeter, Measurement
 from keras_sq.core import checks
-from keras_sq.core.types import Config, LayerKeys
+from keras_sq.core.types import Array, Config, LayerKeys
 from keras_sq.layers import layer_paths, masks
 from keras_sq.layers.layer_keys import as_keys, matching_paths, meant
-
-SCHEDULE = "quantization_schedule"
-"""Where a model holds its bound schedule while the callback trains it."""
 
 
 class KernelRecorder(keras.callbacks.Callback):
@@ -80,7 +77,7 @@ class KernelRecorder(keras.callbacks.Callback):
 
     def _watched_paths(self, quantized: dict[str, Any]) -> list[str]:
         paths = layer_paths(self.model)
-        found: list[str] = []
+        watched: list[str] = []
         for key in self.watched_keys:
             hits = matching_paths(key, paths, self.model) & set(quantized)
             if not hits:
@@ -91,10 +88,10 @@ class KernelRecorder(keras.callbacks.Callback):
                     f"{meant(key, quantized)}"
                 )
             for path in quantized:
-                if path in hits and path not in found:
-                    found.append(path)
+                if path in hits and path not in watched:
+                    watched.append(path)
         return [
-            f"{path}/{x}" for path in found for x in quantized[path].quantized_weights
+            f"{path}/{x}" for path in watched for x in quantized[path].quantized_weights
         ]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -290,7 +287,7 @@ class QuantizationHistory(KernelRecorder):
 
     def record(self, step: int, measured: Measurement, logs: dict[str, Any]) -> None:
         """Keeps a measurement, and makes room if there is none."""
-        schedule = self.model.__dict__.get(SCHEDULE)
+        schedule = training_clock.progress_of(self.model).schedule
         if schedule is not None:
             self.stage_starts = tuple(schedule.stage_starts)
         masks = {

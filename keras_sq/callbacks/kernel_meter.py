@@ -6,7 +6,7 @@ What is recorded of it, and when, is in `history.py` and `tensorboard.py`.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,14 +14,12 @@ from keras import ops
 
 from keras_sq.core import backend
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Tensor, Variable
+from keras_sq.core.types import Array, Tensor, Variable
 from keras_sq.layers import masks
 from keras_sq.layers.kernel_functions import filters_last
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.quantizers import Quantizer
 from keras_sq.quantizers import filters as functional
-
-Array = np.ndarray[Any, Any]
 
 
 class Measurement(NamedTuple):
@@ -85,7 +83,7 @@ class KernelMeter:
     def measure(self) -> Measurement:
         """Returns the kernels' state, and keeps their codes for the next time."""
         ratios, errors, changed, *watched = self._measure()
-        found = Measurement(
+        measured = Measurement(
             ops.convert_to_numpy(ratios).astype("float64"),
             ops.convert_to_numpy(errors).astype("float64"),
             ops.convert_to_numpy(changed).astype("int64"),
@@ -93,8 +91,8 @@ class KernelMeter:
         )
         if self._first:
             self._first = False
-            found = found._replace(changed=np.zeros_like(found.changed))
-        return found
+            measured = measured._replace(changed=np.zeros_like(measured.changed))
+        return measured
 
     def measure_ratios(self) -> list[float]:
         """Returns the ratio of each kernel's layer, and measures nothing else."""

@@ -5,12 +5,13 @@ being trained: its metrics are poor and jump. A callback that takes them for the
 network's (`EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint(save_best_only=True)`)
 stops, slows down or saves too early.
 
-Design note: **a wrapper**, not a rule in `StochasticQuantization`. Keras tells a
-callback nothing of the others in `fit`, and a `stop_training` that is set could be
-anyone's, a time limit's too; who it is that waits is the user's to say. Keras's own
-`start_from_epoch` does the same for `EarlyStopping` alone, and has to be computed.
+Design note: **a wrapper**, not a rule in `StochasticQuantization`. A callback does not
+know the other callbacks of `fit`, and any of them, such as a time limit, may have set
+`stop_training`. So the user chooses which callback waits. Keras's `start_from_epoch`
+does the same for `EarlyStopping` alone, and the user must compute the epoch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -23,11 +24,11 @@ Logs = dict[str, Any] | None
 class OnceQuantized(keras.callbacks.Callback):
     """Hands an epoch's end on to another callback once everything is quantized.
 
-    For callbacks that act on metrics at the end of an epoch. The epochs that end at a
-    ratio below 1 do not exist for them: `EarlyStopping` does not stop and remembers no
+    For callbacks that act on metrics at the end of an epoch. They do not see the epochs
+    that end at a ratio below 1: `EarlyStopping` does not stop in them and remembers no
     weights of them, `ModelCheckpoint` saves none of them, `ReduceLROnPlateau` does not
-    count them. Everything else is handed on as it comes. The place among the
-    callbacks does not matter.
+    count them. All other calls are handed on unchanged. The order of the callbacks does
+    not matter.
 
     Args:
         callback: A `keras.callbacks.Callback`.
@@ -68,39 +69,20 @@ class OnceQuantized(keras.callbacks.Callback):
         masks.require_quantized(self.model)
         self.callback.on_train_begin(logs)
 
-    def on_train_end(self, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_train_end(logs)
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_epoch_begin(epoch, logs)
-
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Hands the call on if the epoch ended with everything quantized."""
         if masks.get_ratio(self.model) >= 1.0:
             self.callback.on_epoch_end(epoch, logs)
 
-    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_train_batch_begin(batch, logs)
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_train_batch_end(batch, logs)
+def _handed_on(name: str) -> Callable[..., None]:
+    def method(self: OnceQuantized, *args: Any, **kwargs: Any) -> None:
+        getattr(self.callback, name)(*args, **kwargs)
 
-    def on_test_begin(self, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_test_begin(logs)
+    method.__doc__ = "Hands the call on."
+    return method
 
-    def on_test_end(self, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_test_end(logs)
 
-    def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_test_batch_begin(batch, logs)
-
-    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Hands the call on."""
-        self.callback.on_test_batch_end(batch, logs)
+for _name in dir(keras.callbacks.Callback):
+    if _name.startswith("on_") and _name not in vars(OnceQuantized):
+        setattr(OnceQuantized, _name, _handed_on(_name))

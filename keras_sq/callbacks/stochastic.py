@@ -31,11 +31,11 @@ from keras import ops
 from keras_sq import schedules
 from keras_sq.callbacks import mask_updates, training_clock
 from keras_sq.callbacks import training_warnings as texts
-from keras_sq.callbacks.history import SCHEDULE
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Tensor
 from keras_sq.layers import masks
+from keras_sq.layers.deployed_kernels import forget_kernels
 from keras_sq.layers.masks import NotFiniteError
 
 ZERO_SLOT_OPTIMIZERS = (
@@ -170,6 +170,7 @@ class StochasticQuantization(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes whether the run goes on with an earlier one."""
+        forget_kernels(self._layers)  # What the last validation computed with.
         self._clock.epoch = epoch
         if self._first_epoch is None:
             self._first_epoch = epoch
@@ -233,16 +234,13 @@ class StochasticQuantization(keras.callbacks.Callback):
             self._advance(np.zeros((), "int32"), self._clock.news())
         self._clock.remember(self._now.clock)
         self._warn_if_partial(step)
-        self.model.__dict__.pop(SCHEDULE, None)
-        self._progress.trainer = None
+        self._progress.trainer = self._progress.schedule = None
 
     # Where the run stands.
 
     def _follow(self, bound: schedules.RatioSchedule) -> None:
         """Takes the schedule of the run."""
-        self.bound_schedule = bound
-        # For callbacks that record; past Keras's tracking of attributes.
-        self.model.__dict__[SCHEDULE] = bound
+        self.bound_schedule = self._progress.schedule = bound
         self._update = mask_updates.MaskUpdate(
             bound, self._layers, self.resample_every, self._slots, self._clock.counter
         ).kept_in(self._progress)

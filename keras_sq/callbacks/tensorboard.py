@@ -129,22 +129,22 @@ class QuantizationTensorBoard(KernelRecorder):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes what validation gave, and evaluates the other network."""
         prefix = "val_"
-        given = {
+        validated = {
             name.removeprefix(prefix): float(value)
             for name, value in (logs or {}).items()
             if name.startswith(prefix)
         }
         inference = _inference(self.model)
-        if not given or inference is None:
+        if not validated or inference is None:
             return
         step = self._batches // self._batches_per_step
-        values = {f"validation_{NAMES[inference]}/{k}": v for k, v in given.items()}
+        values = {f"validation_{NAMES[inference]}/{k}": v for k, v in validated.items()}
         if self.both_validations:
             (other,) = set(INFERENCE) - {inference}
-            found: Mapping[str, float] | None = given
+            metrics: Mapping[str, float] | None = validated
             if min(self.meter.measure_ratios()) < 1.0:
-                found = self._validation.evaluate(self.model, other)
-            for name, value in (found or {}).items():
+                metrics = self._validation.evaluate(self.model, other)
+            for name, value in (metrics or {}).items():
                 values[f"validation_{NAMES[other]}/{name}"] = value
         self._write(step, values)
 
@@ -192,19 +192,19 @@ class OtherValidation:
                 layer.__dict__["quantization_settings"] = changed
             model.test_function = self._function
             with internals.own_test_step(model):
-                found = internals.evaluate_validation_data(model)
+                metrics = internals.evaluate_validation_data(model)
             self._function = model.test_function
         finally:
             for layer, settings in zip(layers, before, strict=True):
                 layer.__dict__["quantization_settings"] = settings
             model.test_function = function
-        return found
+        return metrics
 
 
 def _inference(model: Any) -> str | None:
     """Returns what all layers of a model compute with, if it is the same."""
-    found = {x.quantization_settings.inference for _, x in quantized_layers(model)}
-    return found.pop() if len(found) == 1 else None
+    ways = {x.quantization_settings.inference for _, x in quantized_layers(model)}
+    return ways.pop() if len(ways) == 1 else None
 
 
 def _tensorflow() -> Any:

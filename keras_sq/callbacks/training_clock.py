@@ -1,12 +1,12 @@
 """Which step of the schedule a batch belongs to, in any kind of training.
 
 The step is that of the optimizer that the model was compiled with: it is saved with
-the model, so a run that is resumed goes on at the right step. Not every training steps
-that optimizer once a batch. A GAN has optimizers of its own and leaves the compiled one
-(by default an `rmsprop` that nobody uses) alone; a `train_step` that accumulates
-gradients by hand steps it in every k-th batch; a loop of one's own may have none. The
-batches that such a counter misses are counted here. Loss scaling also skips steps, and
-says so by its scale: those are not counted, as before.
+the model, so a resumed run continues at the right step. Not every training steps that
+optimizer once a batch. A GAN has its own optimizers and leaves the compiled one (by
+default an unused `rmsprop`) alone; a `train_step` that accumulates gradients by hand
+steps it in every k-th batch; a custom loop may have none. This module counts the
+batches that such a counter misses. Steps that loss scaling skips, which its scale
+shows, are not counted.
 
 Design note: **nothing waits for the accelerator.** Whether the counter moved is
 computed inside the compiled call of the next batch, and the count is handed from one
@@ -27,18 +27,20 @@ from keras import ops
 
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model, Tensor, Variable
+from keras_sq.schedules import RatioSchedule
 
 _PROGRESS = "quantization_progress"
 
 
 class Progress:
-    """What is remembered of a model's training between two calls of `fit`.
+    """State of a model's training that outlives one call of `fit`.
 
     Attributes:
         missed: Batches that the optimizer's counter does not know of, int or tensor.
         update: What sets the masks, compiled.
         warned: Names of what was warned of already.
         trainer: The callback that trains the model now, and its parameters.
+        schedule: The bound schedule of the run under way, for callbacks that record.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -47,6 +49,7 @@ class Progress:
         self.update: Any = None
         self.warned: set[str] = set()
         self.trainer: tuple[Any, Any] | None = None
+        self.schedule: RatioSchedule | None = None
 
     def claim(self, callback: Any, params: Any, begun: bool) -> None:
         """Notes which callback trains the model.
@@ -86,7 +89,7 @@ class Progress:
 
 
 def progress_of(model: Model) -> Progress:
-    """Returns what is remembered of a model's training since it was compiled.
+    """Returns the state of a model's training since it was compiled.
 
     Args:
         model: The model that `fit` was called on.

@@ -1,6 +1,6 @@
-"""What is said of a run that does not go through its schedule, and what helps.
+"""The warnings about a run that does not go through its schedule, with remedies.
 
-The text alone, from numbers; when it is said is decided in `stochastic.py`.
+This module makes the texts from numbers; `stochastic.py` decides when to warn.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from keras_sq.core import checks
 from keras_sq.schedules.base import RatioSchedule
 
 MOST_SAMPLES = 1000
-"""At how many steps a schedule is looked at."""
+"""Most steps at which a schedule is evaluated."""
 
 
 class Ending(NamedTuple):

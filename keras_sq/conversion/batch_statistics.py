@@ -91,7 +91,7 @@ def reestimate_batch_norm(
         for quantized_layer in quantized:
             # It need not warn of no callback.
             quantized_layer.ratio_is_controlled = True
-        found = _measured(model, batches, moving, steps)
+        statistics = _measured(model, batches, moving, steps)
     finally:
         # Random states, learned activations: nothing but the statistics changes.
         for variable, value in zip(state, before, strict=True):
@@ -100,7 +100,7 @@ def reestimate_batch_norm(
             layer.momentum = momentum
         for quantized_layer, was in zip(quantized, controlled, strict=True):
             quantized_layer.ratio_is_controlled = was
-    for variable, value in zip(moving, found, strict=True):
+    for variable, value in zip(moving, statistics, strict=True):
         variable.assign(value)
     return len(layers)
 

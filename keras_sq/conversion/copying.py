@@ -1,17 +1,16 @@
 """A new model with the architecture and the state of a model.
 
-Layers are made again from their configuration and get their state by the means by
-which Keras saves and loads them: variables, assets (vocabularies), and whatever a
-layer's own `load_own_variables` makes of them. Metrics and the optimizer are not part
-of it.
+Each layer is created again from its configuration, and gets its state in the way that
+Keras saves and loads it: variables, assets (vocabularies), and a layer's
+`load_own_variables`. Metrics and the optimizer are not copied.
 
 Design note: **ties.** A configuration may hold another layer of the model, as an
 object or serialized: the decoder of an autoencoder holds the encoder's layer whose
 kernel it transposes. Keras marks such references when it saves a whole model and
-follows them when it loads it. Here each layer is made by itself, so `Copier` takes
-the part of the saving scope: it marks references to the layers that several hold, and
-answers them with that layer's one copy. After copying, the variables of both models
-must be shared alike.
+follows them when it loads it. Here each layer is created by itself, so `Copier` plays
+the part of the saving scope: it marks references to layers that have several parents,
+and resolves them to the one copy of that layer. After copying, the variables of both
+models must be shared alike.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from typing import Any
 
 import keras
 
-from keras_sq.core import backend
+from keras_sq.core import backend, keras_copying
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Config, Layer, Model
 from keras_sq.layers.quantized import StochasticallyQuantized
@@ -80,7 +79,7 @@ def copy_model(
         # Keras leaves it at False for a subclassed model built from its config, and
         # a model whose layers its constructor built was not called.
         copy.built = True
-        internals.copy_build_shapes(model, copy)
+        keras_copying.copy_build_shapes(model, copy)
     return copy
 
 
@@ -134,7 +133,7 @@ class Copier:
             ValueError: If it cannot be made from its configuration.
         """
         if id(layer) not in self._copies:
-            if internals.describes_layers(layer):
+            if keras_copying.describes_layers(layer):
                 # Not `recursive=True`, which Keras 3.12 forgets below the first
                 # model inside.
                 new = keras.models.clone_model(layer, clone_function=self.copy)
@@ -151,7 +150,7 @@ class Copier:
             cls: The class to make.
             config: Its configuration.
         """
-        with internals.shared_objects(self._shared_copy):
+        with keras_copying.shared_objects(self._shared_copy):
             return cls.from_config(self._with_copies(config, layer))  # type: ignore[attr-defined]
 
     def config(self, layer: Layer, get_config: Callable[[], Config]) -> Config:
@@ -161,7 +160,7 @@ class Copier:
             layer: The layer.
             get_config: Returns its configuration.
         """
-        with internals.shared_references(self._shared - {id(layer)}):
+        with keras_copying.shared_references(self._shared - {id(layer)}):
             return get_config()
 
     def _copied(self, layer: Layer) -> Layer:

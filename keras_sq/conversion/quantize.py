@@ -1,10 +1,8 @@
-"""From a float model to a quantized one, and back.
+"""From a float model to a quantized one; `strip.py` goes the other way.
 
-`quantize_model` copies the model (by its configuration, then its state) and
-turns the kernels' layers of the copy into quantized ones where they stand;
-`strip_quantization` builds the plain model again, with the quantized kernels
-as its weights. What happened to every layer, and why, is on the model:
-`model.quantization_report`.
+`quantize_model` copies the model (its configuration, then its state) and turns the
+chosen layers of the copy into quantized ones in place. The report says what happened
+to every layer, and why: `model.quantization_report`.
 
 Design note: **copy, then change in place**, rather than rebuilding the graph
 with new layers. Rebuilding reaches the layers of graph models only; layers
@@ -16,18 +14,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import keras
-import numpy as np
-
 from keras_sq import layers as sq_layers
 from keras_sq.conversion import training_signs
 from keras_sq.conversion.copying import (
-    Copier,
     copy_model,
-    copy_own_state,
-    copy_saved_state,
     require_built,
-    same_copy,
     stateful_layers,
 )
 from keras_sq.conversion.plan import (
@@ -36,10 +27,10 @@ from keras_sq.conversion.plan import (
     plan_quantization,
 )
 from keras_sq.conversion.same_outputs import check_same
-from keras_sq.core import backend, checks
+from keras_sq.core import backend, checks, keras_copying
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKeys, Model, Overrides
-from keras_sq.layers import container, derived, registry
+from keras_sq.layers import container, promotion
 from keras_sq.layers.hybrid_kernel import computing_float
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.selection import SoftRefresh
@@ -152,21 +143,16 @@ def quantize_model(
             f"'{sq_layers.quantized_layers(model)[0][0]}'). Start from the float "
             "model, or from `keras_sq.strip_quantization(model)`."
         )
-    plan = plan_quantization(model, settings, skip, overrides)
-    check_kernels(model, plan)
+    plan = plan_quantization(model, settings, skip, overrides, seed)
+    check_kernels(plan)
     copy = copy_model(model)
-    seeds = np.random.SeedSequence(seed).generate_state(len(plan))
-    copies = dict(
-        zip(map(id, stateful_layers(model)), stateful_layers(copy), strict=True)
-    )
-    chosen: dict[int, Settings] = {}
-    for (_, layer), entry, new_seed in zip(
-        sq_layers.layer_paths(model), plan, seeds, strict=True
-    ):
-        if entry.settings is not None:
-            mask_seed = None if seed is None else int(new_seed >> 1)
-            settings = entry.settings.replace(mask_seed=mask_seed)
-            chosen[id(copies[id(layer)])] = settings
+    pairs = zip(stateful_layers(model), stateful_layers(copy), strict=True)
+    copies = {id(old): new for old, new in pairs}
+    chosen = {
+        id(copies[id(entry.layer)]): entry.settings
+        for entry in plan
+        if entry.settings is not None
+    }
     _promote(copy, chosen)
     report = QuantizationReport(
         entry.outcome for entry in plan if entry.outcome is not None
@@ -174,8 +160,8 @@ def quantize_model(
     report.check = check_same(
         model, copy, "quantize_model", lambda: _computing_float(copy)
     )
+    report.kernel_sums = training_signs.kernel_sums(copy)
     _set_report(copy, report)
-    training_signs.note_start(copy)
     return copy
 
 
@@ -215,93 +201,16 @@ def _require_a_strategy_that_trains() -> None:
         )
 
 
-def strip_quantization(model: Model) -> Model:
-    """Returns a plain Keras model with the quantized kernels as weights.
-
-    It computes what the quantized model computes at inference, and loads
-    without this package. Layers that were not quantized keep their weights.
-
-    Models with quantized activations are refused: no plain Keras layer rounds its
-    input to levels, so the plain model would compute something else.
-
-    Args:
-        model: A built model from `quantize_model`, or with layers of
-            `keras_sq.layers`. It is left alone.
-
-    Returns:
-        The plain model, not compiled.
-
-    Raises:
-        TypeError: If `model` is no Keras model.
-        ValueError: If it is not built, has no quantized layer, has quantized
-            activations, cannot be copied, or the plain model computes something
-            else.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-        >>> sq_model = keras_sq.quantize_model(model, "binary")
-        >>> plain = keras_sq.strip_quantization(sq_model)
-        >>> type(plain.layers[0]).__name__
-        'Dense'
-        >>> x = np.ones((2, 8), "float32")
-        >>> bool(np.allclose(plain(x), sq_model(x), atol=1e-6))
-        True
-    """
-    require_built(model)
-    path = quantized_activation(model)
-    if path is not None:
-        raise ValueError(
-            f"Model '{model.name}' has quantized activations (layer '{path}'), which "
-            "plain Keras layers cannot express: a stripped model would compute "
-            "something else. Save the quantized model as it is, "
-            "`model.save('model.keras')`; loading it needs this package."
-        )
-    if not sq_layers.quantized_layers(model):
-        raise ValueError(
-            f"Model '{model.name}' has no quantized layer: nothing to strip."
-        )
-    plain = plain_copy(model)
-    if not computes_hybrid(model):
-        check_same(model, plain, "strip_quantization")
-    return plain
-
-
-def computes_hybrid(model: Model) -> bool:
-    """Whether a layer computes with its hybrid kernel at inference, too."""
-    return any(
-        layer.quantization_settings.inference == "hybrid"
-        for _, layer in sq_layers.quantized_layers(model)
-    )
-
-
-def plain_copy(model: Model) -> Model:
-    """Returns a copy with plain layers that hold the quantized kernels.
-
-    Without the input quantizers of its layers: `strip_quantization` refuses models
-    that have any.
-
-    Args:
-        model: A built model.
-
-    Raises:
-        ValueError: If the model cannot be copied.
-    """
-    return copy_model(model, _float_copy, _copy_quantized_kernels)
-
-
-# Promotion.
-
-
 def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
     """Turns the chosen layers below `layer` into quantized ones."""
-    if not internals.describes_layers(layer):
+    if not keras_copying.describes_layers(layer):
         children = {
             key: chosen[id(child)]
             for key, child in container.child_keys(layer)
             if id(child) in chosen
         }
         if children:
-            layer.__class__ = registry.container_class(type(layer))
+            layer.__class__ = container.container_class(type(layer))
             layer.set_quantized_children(children)
         return
     for child in internals.sublayers(layer):
@@ -309,70 +218,4 @@ def _promote(layer: Layer, chosen: dict[int, Settings]) -> None:
         if settings is None:
             _promote(child, chosen)
         elif not isinstance(child, StochasticallyQuantized):
-            registry.promote(child, settings)
-
-
-# Stripping.
-
-
-def quantized_activation(model: Model) -> str | None:
-    """Returns the path of the first layer that quantizes activations, if any."""
-    for path, layer in sq_layers.layer_paths(model):
-        stands_alone = isinstance(layer, sq_layers.QuantizedActivation)
-        if stands_alone or getattr(layer, "input_rule", None) is not None:
-            return path
-    return None
-
-
-def _float_copy(layer: Layer, copier: Copier) -> Layer:
-    if isinstance(layer, StochasticallyQuantized | container.QuantizedContainer):
-        config = _float_config(copier.config(layer, layer.float_config))
-        return copier.from_config(layer, type(layer).float_class, config)  # type: ignore[arg-type]
-    return same_copy(layer, copier)
-
-
-def _float_config(config: Any) -> Any:
-    """Returns a configuration with the quantized layers inside made plain.
-
-    Wrappers such as TimeDistributed describe the layer they wrap.
-    """
-    if isinstance(config, list | tuple):
-        return type(config)(_float_config(entry) for entry in config)
-    if not isinstance(config, dict):
-        return config
-    new = {key: _float_config(value) for key, value in config.items()}
-    quantized = None
-    if isinstance(new.get("registered_name"), str):
-        quantized = keras.saving.get_registered_object(new["registered_name"])
-    if quantized is derived.QuantizedSubclass:
-        return new | new["config"][derived.FLOAT_LAYER]
-    if isinstance(quantized, type) and issubclass(quantized, StochasticallyQuantized):
-        ours = set(Settings().get_config())
-        inner = {k: v for k, v in new["config"].items() if k not in ours}
-        return (
-            new | container.class_reference(quantized.float_class) | {"config": inner}
-        )
-    if isinstance(quantized, type) and registry.is_static_container(quantized):
-        inner = dict(new["config"])
-        inner.pop("quantized_children", None)
-        base = quantized.float_class  # type: ignore[attr-defined]
-        return new | container.class_reference(base) | {"config": inner}
-    return new
-
-
-def _copy_quantized_kernels(old: Layer, new: Layer) -> None:
-    if not isinstance(old, StochasticallyQuantized):
-        copy_own_state(old, new)
-        return
-    copy_saved_state(old, new)
-    # These have no counterpart; the others are in the same order.
-    quantized = {id(old.latent(name)): name for name in old.quantized_weights}
-    extra = {id(v) for v in old.quantization_state()}
-    sources = [v for v in internals.own_variables(old) if id(v) not in extra]
-    for source, target in zip(sources, internals.own_variables(new), strict=True):
-        name = quantized.get(id(source))
-        value = source if name is None else old.quantized_kernel(name)
-        target.assign(backend.unshared(value))
-    seeds = zip(internals.seed_states(old), internals.seed_states(new), strict=True)
-    for source, target in seeds:
-        target.assign(backend.unshared(source))
+            promotion.promote(child, settings)

@@ -1,7 +1,7 @@
 """Whether two models compute the same, tried once on a few random inputs.
 
-The copies that this package makes of a model are checked by it: whatever of a layer
-is in neither its configuration nor what it saves would be lost without a word.
+This checks the copies that the package makes of a model. State of a layer that is in
+neither its configuration nor its saved variables would otherwise be lost silently.
 """
 
 import contextlib
@@ -14,10 +14,8 @@ import numpy as np
 
 from keras_sq.conversion.copying import stateful_layers
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Layer, Model, Tensor, Variable
+from keras_sq.core.types import Array, Layer, Model, Tensor, Variable
 from keras_sq.inputs import random_inputs
-
-Array = np.ndarray[Any, Any]
 
 UNKNOWN_SIZES = (32, 128)
 """What is tried for open sizes: some networks refuse small images."""
@@ -134,8 +132,8 @@ def _require_independent(
         for variable in original.variables
         if "float" in keras.backend.standardize_dtype(variable.dtype)
     ]
-    found = _call(copy, inputs, spoilt)
-    for one, other in zip(outputs, found, strict=True):
+    spoilt_outputs = _call(copy, inputs, spoilt)
+    for one, other in zip(outputs, spoilt_outputs, strict=True):
         if one.dtype.kind in "fc" and np.any(np.isnan(other) & ~np.isnan(one)):
             raise ValueError(
                 f"The copy of model '{original.name}' would compute with weights of "
@@ -145,13 +143,13 @@ def _require_independent(
             )
 
 
-def _difference(expected: list[Array], found: list[Array], model: Layer) -> str:
+def _difference(expected: list[Array], outputs: list[Array], model: Layer) -> str:
     """Returns how outputs differ, or an empty string."""
-    if [x.shape for x in expected] != [x.shape for x in found]:
+    if [x.shape for x in expected] != [x.shape for x in outputs]:
         return "its outputs have other shapes"
     dtypes = {x.compute_dtype for x in internals.flatten_layers(model, True)}
     tolerance = max(TOLERANCE.get(dtype, FLOAT32_TOLERANCE) for dtype in dtypes)
-    for one, other in zip(expected, found, strict=True):
+    for one, other in zip(expected, outputs, strict=True):
         if one.dtype.kind not in "fc":
             if not np.array_equal(one, other):
                 return "its outputs differ"

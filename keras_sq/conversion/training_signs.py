@@ -4,7 +4,8 @@ However it was trained: by `fit`, batch by batch, in a loop of one's own, on JAX
 stateless functions, or elsewhere and loaded. So what counts are the kernels: they have
 other values than when `quantize_model` copied them.
 
-A model that was loaded as a whole has no such note; nothing is said of it.
+The report of `quantize_model` has check sums of those values. A model that was loaded
+as a whole has no report; nothing is said of it.
 """
 
 import zlib
@@ -16,18 +17,6 @@ from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model, Variable
 from keras_sq.layers import quantized_layers
 
-_START = "kernels_at_start"
-
-
-def note_start(model: Model) -> None:
-    """Notes the kernels that a quantized model was made with.
-
-    Args:
-        model: A built model with quantized layers.
-    """
-    # Past Keras's tracking of attributes.
-    model.__dict__[_START] = _check_sums(model)
-
 
 def is_untrained(model: Model) -> bool:
     """Returns whether a quantized model surely was never trained.
@@ -38,8 +27,8 @@ def is_untrained(model: Model) -> bool:
     Args:
         model: A built model with quantized layers.
     """
-    start = model.__dict__.get(_START)
-    if start is None:
+    report = getattr(model, "quantization_report", None)
+    if report is None:
         return False
     optimizer = getattr(model, "optimizer", None)  # Until compiled, none.
     if optimizer is not None and int(optimizer.iterations) > 0:
@@ -51,10 +40,15 @@ def is_untrained(model: Model) -> bool:
     # A seed and a counter of draws.
     if any(np.any(state[1:]) for state in states):
         return False
-    return bool(start == _check_sums(model))
+    return bool(report.kernel_sums == kernel_sums(model))
 
 
-def _check_sums(model: Model) -> list[int]:
+def kernel_sums(model: Model) -> list[int]:
+    """Returns a check sum of each latent kernel.
+
+    Args:
+        model: A built model with quantized layers.
+    """
     return [
         zlib.crc32(_bytes(layer.latent(name)))
         for _, layer in quantized_layers(model)

@@ -67,10 +67,10 @@ def calls_watched(
 
     def watched(layer: Layer) -> Callable[..., Any]:
         def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            given = (*args, *kwargs.values())
-            called(layer, given)
+            arguments = (*args, *kwargs.values())
+            called(layer, arguments)
             result = original(*args, **kwargs)
-            returned(layer, given, result)
+            returned(layer, arguments, result)
             return result
 
         return call

@@ -64,13 +64,13 @@ def deserialized(config: Any, kind: type[_Kind], what: str) -> _Kind:
     Raises:
         TypeError: If it is something else.
     """
-    found = keras.saving.deserialize_keras_object(config)
-    if not isinstance(found, kind):
+    instance = keras.saving.deserialize_keras_object(config)
+    if not isinstance(instance, kind):
         raise TypeError(
             f"Expected the configuration of {what}. "
-            f"Received one of a {type(found).__name__}."
+            f"Received one of a {type(instance).__name__}."
         )
-    return found
+    return instance
 
 
 def fraction(name: str, value: Any) -> float:

@@ -5,8 +5,10 @@ that a new Keras release is checked in one place (`tests/core/test_internals.py`
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -29,9 +31,6 @@ from keras.src.layers.rnn.conv_lstm import ConvLSTMCell as ConvLSTMCell
 
 # `type(keras.Model(inputs, outputs))` without building one.
 from keras.src.models.functional import Functional as Functional
-
-# Whether Keras's configuration of a class in functional style is that of its graph.
-from keras.src.models.functional import functional_like_constructor
 
 # Functions in a graph for which an exported file has another form.
 from keras.src.ops.numpy import Argmax as Argmax
@@ -58,10 +57,10 @@ def call_under_way() -> object | None:
     """Returns an object that stands for the outermost Keras call under way."""
     # On JAX the trainer runs a model's `call` by itself: each of its layers then is
     # an outermost call, but all of them are within one scope.
-    found: object | None = get_stateless_scope()
-    if found is None:
-        found = global_state.get_global_attribute("current_call_ctx")
-    return found
+    scope: object | None = get_stateless_scope()
+    if scope is None:
+        scope = global_state.get_global_attribute("current_call_ctx")
+    return scope
 
 
 @contextlib.contextmanager
@@ -80,6 +79,39 @@ def called(layer: Layer, training: bool | None) -> Iterator[None]:
         layer._maybe_reset_call_context()
 
 
+def in_keras_inference() -> bool:
+    """Whether a model is called by Keras's own `predict_step` or `test_step`.
+
+    While `predict` or `evaluate` traces its function. These steps only read weights,
+    which is not known of a step that a class overrides, nor of any other function.
+    Keras leaves no other trace of who calls a model than the Python stack.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code in _step_callers():
+            variables = frame.f_locals
+            step = variables.get("step_function")
+            if step is None:
+                step = variables["self"].predict_step
+            return getattr(step, "__func__", None) in (
+                keras.Model.predict_step,
+                keras.Model.test_step,
+            )
+        frame = frame.f_back
+    return False
+
+
+@functools.cache
+def _step_callers() -> tuple[Any, ...]:
+    """Returns the code of the functions by which Keras's trainer calls a step."""
+    return tuple(
+        code
+        for method in ("_make_function", "make_predict_function")
+        for code in getattr(keras.Model, method).__code__.co_consts
+        if inspect.iscode(code) and code.co_name == "one_step_on_data"
+    )
+
+
 def in_autocast() -> bool:
     """Whether variables are being read in a lower precision just now."""
     scope = global_state.get_global_attribute("autocast_scope")
@@ -90,6 +122,12 @@ def read(variable: Variable) -> Tensor:
     """Returns a variable's value in the variable's own dtype."""
     with AutocastScope(None):
         return backend.as_tensor(keras.ops.convert_to_tensor(variable))
+
+
+def dtype_of(variable: Variable) -> str:
+    """Returns a variable's own dtype, also where it is read in a lower precision."""
+    with AutocastScope(None):
+        return str(keras.backend.standardize_dtype(variable.dtype))
 
 
 def flatten_layers(layer: Layer, include_self: bool = False) -> list[Layer]:
@@ -114,17 +152,6 @@ def is_built(model: Model) -> bool:
     """
     below = flatten_layers(model)
     return bool(model.built or (below and all(layer.built for layer in below)))
-
-
-def copy_build_shapes(old: Model, new: Model) -> None:
-    """Lets a model save the shapes that another one was called on.
-
-    Without them, Keras does not build a subclassed model that it loads, nor then the
-    optimizer.
-    """
-    shapes = getattr(old, "_build_shapes_dict", None)
-    if shapes and not getattr(new, "_build_shapes_dict", None):
-        new._build_shapes_dict = shapes
 
 
 def own_variables(layer: Layer) -> list[Variable]:
@@ -219,14 +246,14 @@ def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterato
 @contextlib.contextmanager
 def own_attribute(layer: Layer, name: str, value: Any) -> Iterator[None]:
     """Within, a layer has an attribute of its own, past Keras's tracking."""
-    own = layer.__dict__
-    before = {name: own[name]} if name in own else {}
-    own[name] = value
+    attributes = layer.__dict__
+    before = {name: attributes[name]} if name in attributes else {}
+    attributes[name] = value
     try:
         yield
     finally:
-        del own[name]
-        own.update(before)
+        del attributes[name]
+        attributes.update(before)
 
 
 def input_specs(model: Model) -> Any:
@@ -261,119 +288,6 @@ def has_graph(layer: Layer) -> bool:
     return isinstance(layer, Functional | keras.Sequential)
 
 
-def describes_layers(layer: Layer) -> bool:
-    """Whether a model's configuration describes its layers one by one.
-
-    Unlike that of a class in functional style with arguments of its own, which makes
-    its layers anew.
-    """
-    cls = type(layer)
-    if cls in (Functional, keras.Sequential):
-        return True
-    return (
-        issubclass(cls, Functional)
-        and functional_like_constructor(cls)
-        and cls.get_config is Functional.get_config
-    )
-
-
-class _References(dict[int, Any]):
-    """Objects whose serialized form says which object it is of."""
-
-    def __setitem__(self, key: int, value: Any) -> None:
-        """Notes nothing else: ids of objects that are gone may come again."""
-
-
-class _Objects(dict[int, Any]):
-    """Objects that take the place of serialized ones."""
-
-    def __init__(self, answer: Callable[[int], Layer | None]) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def get(self, key: int, default: Any = None) -> Any:
-        """Returns the object for a reference."""
-        found = self.answer(key)
-        return default if found is None else found
-
-    def __setitem__(self, key: int, value: Any) -> None:
-        """Notes nothing: the copies are known already."""
-
-
-@contextlib.contextmanager
-def _global_attribute(name: str, value: Any) -> Iterator[None]:
-    before = global_state.get_global_attribute(name)
-    global_state.set_global_attribute(name, value)
-    try:
-        yield
-    finally:
-        global_state.set_global_attribute(name, before)
-
-
-def shared_references(ids: Iterable[int]) -> contextlib.AbstractContextManager[None]:
-    """Within, serialized objects with one of these ids carry it.
-
-    As in the scope in which Keras saves a whole model (`ObjectSharingScope`).
-    """
-    known = {key: dict[str, Any]() for key in ids}
-    return _global_attribute("shared_objects/id_to_config_map", _References(known))
-
-
-def shared_objects(
-    answer: Callable[[int], Layer | None],
-) -> contextlib.AbstractContextManager[None]:
-    """Within, deserializing a reference gives the object that a function returns.
-
-    Args:
-        answer: Id -> the object, or `None` to make a new one.
-    """
-    return _global_attribute("shared_objects/id_to_obj_map", _Objects(answer))
-
-
-class GraphCalls(NamedTuple):
-    """The calls that a graph model consists of.
-
-    Attributes:
-        calls: In an order in which they can be made: the layer or operation, and
-            the indices of the calls whose results it takes; of the model's inputs
-            none.
-        outputs: Indices of the calls whose results the model returns.
-    """
-
-    calls: tuple[tuple[Any, tuple[int, ...]], ...]
-    outputs: tuple[int, ...]
-
-
-def graph_calls(model: Model) -> GraphCalls | None:
-    """Returns the graph of a model, or None for a Sequential without a graph."""
-    graph = model._functional if isinstance(model, keras.Sequential) else model
-    if graph is None:
-        return None
-    # Keras sorts operations of the same depth by their creation, nodes by nothing.
-    place = {id(operation): i for i, operation in enumerate(graph.operations)}
-    nodes = [
-        node
-        for depth in sorted(graph._nodes_by_depth, reverse=True)
-        for node in sorted(
-            graph._nodes_by_depth[depth], key=lambda node: place[id(node.operation)]
-        )
-    ]
-    index = {id(node): i for i, node in enumerate(nodes)}
-
-    def made_by(tensor: Any) -> int:
-        history = tensor._keras_history
-        return index[id(history.operation._inbound_nodes[history.node_index])]
-
-    calls = tuple(
-        (
-            node.operation,
-            tuple(dict.fromkeys(made_by(t) for t in node.input_tensors)),
-        )
-        for node in nodes
-    )
-    return GraphCalls(calls, tuple(made_by(t) for t in graph._outputs))
-
-
 def operations(model: Model) -> list[Any]:
     """Returns the layers of a model, and the operations of its graphs, each once."""
     layers = flatten_layers(model, include_self=True)
@@ -385,24 +299,6 @@ def operations(model: Model) -> list[Any]:
         for operation in graph.operations
     ]
     return list({id(x): x for x in (*layers, *inside)}.values())
-
-
-def graph_tensors(model: Model) -> list[tuple[str, tuple[int | None, ...]]]:
-    """Returns what the calls of a graph model result in: who made it, and its shape."""
-    graph = model._functional if isinstance(model, keras.Sequential) else model
-    nodes: list[Any] = []
-    if graph is not None:
-        nodes = sum(graph._nodes_by_depth.values(), [])
-    return [
-        (node.operation.name, tuple(tensor.shape))
-        for node in nodes
-        for tensor in node.outputs
-    ]
-
-
-def is_layer(operation: Any) -> bool:
-    """Whether an operation of a graph is a layer, not a function such as `ops.pad`."""
-    return isinstance(operation, keras.layers.Layer)
 
 
 @contextlib.contextmanager

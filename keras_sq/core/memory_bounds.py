@@ -1,7 +1,7 @@
 """Whether what a model claims fits this machine, asked before it is tried.
 
-A file of a few kilobytes can describe an input of 60,000 x 60,000 pixels. Whoever
-runs a model on made-up inputs of the sizes that it states asks here first.
+A file of a few kilobytes can describe an input of 60,000 x 60,000 pixels. Code that
+runs a model on random inputs of the stated sizes checks them here first.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_sq.core import keras_graphs
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
 
@@ -78,4 +79,4 @@ def _tensors(model: Model) -> Iterator[tuple[str, tuple[int | None, ...]]]:
         yield spec.name, tuple(spec.shape)
     for layer in internals.flatten_layers(model, include_self=True):
         if isinstance(layer, keras.Sequential | internals.Functional):
-            yield from internals.graph_tensors(layer)
+            yield from keras_graphs.graph_tensors(layer)

@@ -7,6 +7,11 @@ aliases are `Any` for a type checker; they are there for the reader.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+"""A NumPy array of any shape and dtype."""
+
 Tensor: TypeAlias = Any
 """A tensor of the active Keras backend, or anything that converts to one."""
 

@@ -17,9 +17,8 @@ from typing import Protocol
 import tensorflow as tf
 
 from keras_sq.core import checks
-from keras_sq.core.types import Tensor
+from keras_sq.core.types import Array, Tensor
 from keras_sq.datasets.images import PAD, mirror_and_shift, standardize
-from keras_sq.datasets.reading import Array
 
 
 class Source(Protocol):

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
-DIGITS = "digits"
-"""What `load` calls it."""
+from keras_sq.datasets.settings import DIGITS as DIGITS
 
 SPLITS = ("train", "validation", "test")
 

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_sq.core.types import Tensor
+from keras_sq.datasets.settings import CROPS as CROPS
 
 PAD = 4
 """Zeros around an image before the random crop (pixels)."""
@@ -15,11 +16,6 @@ CROPPED_AREA = (0.08, 1.0)
 
 ASPECT = (3 / 4, 4 / 3)
 """Width to height of such crops."""
-
-CROPS = ("side", "area")
-"""`"side"`: a random square of 7/8 of the short side (the SQ paper's code: 224 of 256
-pixels). `"area"`: 8 to 100 % of the area, stretched to a square (LQ-Nets' code, less
-its changes of colours)."""
 
 WHOLE = "whole"
 """No crop: images of one size, as they are; augmentation shifts them by up to `PAD`."""

@@ -8,11 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sq.core import checks
+from keras_sq.core.types import Array
 from keras_sq.datasets import images, reading, streaming
 from keras_sq.datasets.batches import Dataset, Memory, Source, in_order
 from keras_sq.datasets.digits import DIGITS
 from keras_sq.datasets.images import WHOLE
-from keras_sq.datasets.reading import Array, Prepared
+from keras_sq.datasets.reading import Prepared
 from keras_sq.datasets.settings import DEFAULT_IMAGE_SIZE, Settings, settings_of
 
 HOLDOUT_SEED = 170801001

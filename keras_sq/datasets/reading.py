@@ -6,16 +6,14 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_sq.core import checks
+from keras_sq.core.types import Array
 from keras_sq.datasets import sound
 from keras_sq.datasets.digits import DIGITS, KerasSqDigits, prepare_digits
 from keras_sq.datasets.settings import MADE_BY, base_name, settings_of
-
-Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,14 @@ References:
 
 import dataclasses
 
+DIGITS = "digits"
+"""Name of the data set inside the package."""
+
+CROPS = ("side", "area")
+"""`"side"`: a random square of 7/8 of the short side (the SQ paper's code: 224 of 256
+pixels). `"area"`: 8 to 100 % of the area, stretched to a square (LQ-Nets' code, less
+its changes of colours)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:

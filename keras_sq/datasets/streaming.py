@@ -18,9 +18,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_sq.core.types import Tensor
+from keras_sq.core.types import Array, Tensor
 from keras_sq.datasets import images
-from keras_sq.datasets.reading import Array, Prepared
+from keras_sq.datasets.reading import Prepared
 
 WINDOW_BYTES = 2**28
 """Of encoded images among which the next one is drawn."""

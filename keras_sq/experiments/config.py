@@ -12,7 +12,6 @@ from typing import Any
 from keras_sq import datasets, models, quantizers, schedules
 from keras_sq.core import checks
 from keras_sq.core.version import __version__
-from keras_sq.datasets import images
 from keras_sq.experiments import comparisons, run_folder
 from keras_sq.experiments.comparisons import FLOAT, Method
 from keras_sq.layers import selection
@@ -157,7 +156,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     augment: bool | None = None
     image_size: int | None = None
-    crop: str = images.CROPS[0]
+    crop: str = datasets.CROPS[0]
     seed: int = 0
     seeds: int = 1
     limit: int | None = None
@@ -187,7 +186,7 @@ class TrainConfig:
             checks.integer("limit", self.limit, minimum=1)
         if self.image_size is not None:
             checks.integer("image_size", self.image_size, minimum=1)
-        checks.one_of("crop", self.crop, images.CROPS)
+        checks.one_of("crop", self.crop, datasets.CROPS)
         if self.model is not None:
             checks.one_of("model", self.model, models.NAMES)
         checks.one_of("target", self.target, TARGETS)

@@ -5,8 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from keras_sq import models
-from keras_sq.datasets import images
+from keras_sq import datasets, models
 from keras_sq.experiments import catalogue as experiments
 from keras_sq.experiments import comparisons
 from keras_sq.experiments.config import (
@@ -77,7 +76,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **SELECTION_CHOICES,
     "target": TARGETS,
     "optimizer": OPTIMIZERS,
-    "crop": images.CROPS,
+    "crop": datasets.CROPS,
 }
 """Values of the flags that have a few."""
 

@@ -22,7 +22,7 @@ MANY_CLASSES = 100
 """From so many on the top-5 accuracy is reported too, as papers do."""
 
 
-def new_model(config: TrainConfig, data: datasets.Dataset) -> Model:
+def new_model(config: TrainConfig, data: "datasets.Dataset") -> Model:
     """Returns the float network to begin with, trained if it is a file's.
 
     Raises:

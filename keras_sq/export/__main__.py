@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from keras_sq.core import command_line
-from keras_sq.export import targets
+from keras_sq.export import kinds
 from keras_sq.export.errors import ExportError, require_tensorflow
 from keras_sq.export.exporter import export
 from keras_sq.files import atomic_files, file_checks
@@ -40,9 +40,9 @@ def define_flags(values: flags.FlagValues) -> None:
         values: Where to define them: `absl.flags.FLAGS`, or a set of one's own.
     """
     own: dict[str, Any] = {"flag_values": values}
-    kinds = "; ".join(f"{name}: {x.description}" for name, x in targets.TARGETS.items())
+    described = "; ".join(f"{x.name}: {x.description}" for x in kinds.KINDS.values())
     flags.DEFINE_enum(
-        "target", "float", list(targets.TARGETS), f"Kind of file. {kinds}.", **own
+        "target", "float", list(kinds.KINDS), f"Kind of file. {described}.", **own
     )
     flags.DEFINE_string(
         "representative", None, "File of example inputs, .npz or .npy.", **own

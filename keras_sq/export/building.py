@@ -3,19 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 
-from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
 from keras_sq.export import errors, runtimes
 from keras_sq.export.activations import forms as activation_forms
 from keras_sq.export.activations import ranges as activation_ranges
-from keras_sq.export.activations.levels import Held
+from keras_sq.export.activations.levels import StoredActivations
 from keras_sq.export.conversion import convert, integer
-from keras_sq.export.micro import compression, runtime, signature
 from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
+from keras_sq.export.request import Candidate, Request
 from keras_sq.export.runtimes import EVERY_RUNTIME
-from keras_sq.export.targets import Made, Request
-from keras_sq.export.tflite import choice, folding, plans
+from keras_sq.export.tflite import choice, folding, forms, plans
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.tflite.weights import (
     WeightTensor,
@@ -27,17 +25,8 @@ from keras_sq.export.tflite.weights import (
 BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operators whose third input is a bias."""
 
-MICRO_ACTIVATIONS = (
-    *("relu", "relu6", "leaky_relu", "silu", "hard_sigmoid", "hard_silu", "sigmoid"),
-    *("tanh", "softmax"),
-)
-"""Keras's names of what the library for microcontrollers computes with int8."""
 
-MICRO_DATE = "October 2025"
-"""Since when the library for microcontrollers has the operator of lookup tables."""
-
-
-def float_weights(request: Request, *allowed: Sequence[str]) -> Made:
+def float_weights(request: Request, *allowed: Sequence[str]) -> Candidate:
     """Makes a file of float operations, with the weights in the forms allowed.
 
     Args:
@@ -54,7 +43,7 @@ def float_weights(request: Request, *allowed: Sequence[str]) -> Made:
     weights = named(request, TFLiteFile(content))
     file, kernels = choice.store_smallest(content, weights, allowed)
     held = activation_forms.float_forms(file, request.quantizers)
-    return Made(
+    return Candidate(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
         kernels=with_missing(kernels, request),
         float_bytes=len(converted.content),
@@ -63,7 +52,7 @@ def float_weights(request: Request, *allowed: Sequence[str]) -> Made:
     )
 
 
-def smallest(request: Request) -> Made:
+def smallest(request: Request) -> Candidate:
     """Makes the smallest file of float operations.
 
     Each tensor takes its smallest form; but no file is larger than one of the types of
@@ -71,19 +60,19 @@ def smallest(request: Request) -> Made:
     """
     codes = request.types
     alone = [codes[place:] for place in range(len(codes))]
-    return float_weights(request, (*plans.PACKED_FORMS, *codes), *alone)
+    return float_weights(request, (*forms.PACKED_FORMS, *codes), *alone)
 
 
-def integers(request: Request) -> Made:
+def integers(request: Request) -> Candidate:
     """Makes a file of int8 weights and activations."""
-    converted, float_bytes, held = _integer_file(request)
+    converted, float_bytes, held = integer_file(request)
     converted, floats = _with_float_codes(request, converted)
     file = TFLiteFile(converted.content)
     kernels = [
         choice.kept(weight, *plans.integer_levels(file, weight))
         for weight in _named_besides(request, file, floats)
     ]
-    return Made(
+    return Candidate(
         converted=converted,
         kernels=with_missing([*kernels, *floats], request),
         float_bytes=float_bytes,
@@ -92,9 +81,9 @@ def integers(request: Request) -> Made:
     )
 
 
-def packed_integers(request: Request) -> Made:
+def packed_integers(request: Request) -> Candidate:
     """Makes a file of packed weights and int8 activations."""
-    converted, float_bytes, held = _integer_file(request)
+    converted, float_bytes, held = integer_file(request)
     converted, floats = _with_float_codes(request, converted)
     file = TFLiteFile(converted.content)
     file.share_constants()
@@ -102,7 +91,7 @@ def packed_integers(request: Request) -> Made:
     weights = _named_besides(request, TFLiteFile(content), floats)
     file, kernels = choice.store_int8_weights(content, weights)
     _drop_bias_scales(file, weights, kernels)
-    return Made(
+    return Candidate(
         converted=convert.Converted(file.pack(), converted.signature, converted.notes),
         kernels=with_missing([*kernels, *floats], request),
         float_bytes=float_bytes,
@@ -110,90 +99,6 @@ def packed_integers(request: Request) -> Made:
         runtimes=EVERY_RUNTIME,
         equals=converted.content,
     )
-
-
-def microcontroller(request: Request) -> Made:
-    """Makes a file of int8 activations and lookup tables, for microcontrollers."""
-    # Before the conversion, which takes longest.
-    runtime.require()
-    converted, float_bytes, held = _integer_file(request)
-    file = TFLiteFile(converted.content)
-    try:
-        packed = compression.compress(converted.content, request.max_decode_bytes)
-    except errors.UnsupportedOperatorError as error:
-        raise _with_layers(error, file, request.model) from error
-    named = {weight.name: weight for weight in _matched(request, file)}
-    kernels = [
-        _micro_kernel(file, kernel, named[kernel.name], request.model)
-        for kernel in packed.kernels
-        if kernel.name in named
-    ]
-    return Made(
-        converted=convert.Converted(
-            packed.content, converted.signature, converted.notes
-        ),
-        kernels=with_missing(kernels, request),
-        float_bytes=float_bytes,
-        activations=held,
-        runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
-        equals=converted.content,
-        load=signature.loader(converted.content, packed.arena_bytes),
-        arena_bytes=packed.arena_bytes,
-        int8_arena_bytes=packed.int8_arena_bytes,
-    )
-
-
-def _with_layers(
-    error: errors.UnsupportedOperatorError, file: TFLiteFile, model: Model
-) -> errors.ExportError:
-    """Returns the error with the Keras layers that need the operators."""
-    found: dict[str, str] = {}
-    for graph in file.subgraphs:
-        for operator in graph.operators:
-            if file.operator_name(operator) in error.operators:
-                # What a model gives is named after that; what comes before is not.
-                for index in (*indices(operator.outputs), *indices(operator.inputs)):
-                    name = graph.tensors[index].name.decode() if index >= 0 else ""
-                    path = errors.layer_of(name, model)
-                    if path is not None:
-                        found[path] = errors.described(path, model)
-                        break
-    if not found:
-        return error
-    layers = ", ".join(list(found.values())[:3]) + (", ..." if len(found) > 3 else "")
-    names = {path.rpartition("/")[2] for path in found}
-    applied = [
-        errors.activation_name(layer)
-        for layer in internals.flatten_layers(model)
-        if layer.name in names
-    ]
-    remedy = "Replace it, or export for another target, such as 'int8'."
-    if any(applied):
-        remedy = (
-            f"Use an activation that it computes ({', '.join(MICRO_ACTIVATIONS)}), or "
-            "export for another target, such as 'int8'."
-        )
-    return errors.UnsupportedOperatorError(
-        "TensorFlow Lite for Microcontrollers does not compute layer "
-        f"{layers} with int8: it lacks the operator {', '.join(error.operators)}. "
-        f"{remedy}",
-        error.operators,
-    )
-
-
-def _micro_kernel(
-    file: TFLiteFile,
-    kernel: compression.MicroKernel,
-    weight: WeightTensor,
-    model: Model,
-) -> KernelReport:
-    weight = _with_layer_name(weight, model)
-    levels, grid = plans.integer_levels(file, weight)
-    if kernel.bits is None:
-        return choice.kept(weight, levels, f"{grid}; {kernel.reason}")
-    parts = f"; in {kernel.parts} parts" if kernel.parts > 1 else ""
-    stored = f"{kernel.bits}-bit table"
-    return choice.reported(weight, levels, stored, kernel.num_bytes, grid + parts)
 
 
 def _with_float_codes(
@@ -242,7 +147,7 @@ def _drop_bias_scales(
     for weight, kernel in zip(weights, kernels, strict=True):
         subgraph = file.subgraphs[weight.graph]
         quantization = weight.tensor.quantization
-        if kernel.stored_as != choice.PACKED or len(quantization.scale) < 2:
+        if kernel.stored_as != forms.PACKED or len(quantization.scale) < 2:
             continue
         tensors = subgraph.tensors
         uses = uses_of[id(subgraph)]
@@ -254,14 +159,13 @@ def _drop_bias_scales(
                 tensors[places[2]].quantization = None
 
 
-def _integer_file(
+def integer_file(
     request: Request,
-) -> tuple[convert.Converted, int, tuple[Held, ...]]:
+) -> tuple[convert.Converted, int, tuple[StoredActivations, ...]]:
     """Returns the int8 file of a model, and the size of its float file.
 
     And how it holds quantized activations.
     """
-    assert request.examples is not None  # Checked by `export`.
     plain = convert.float_file(request.model, request.signature)
     _check_loops(TFLiteFile(plain.content), request.model)
     integer.check_ranges(
@@ -279,7 +183,7 @@ def _integer_file(
         else None,
         None if unfolded is plain.content else unfolded,
     )
-    content, held = converted.content, list[Held]()
+    content, held = converted.content, list[StoredActivations]()
     if quantizers:
         content, held = activation_forms.integer_forms(content, quantizers)
     left = float_operators(TFLiteFile(content))
@@ -315,7 +219,7 @@ def _check_loops(file: TFLiteFile, model: Model) -> None:
 
 def named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
     """Returns the weight tensors of a file, with the names of kernels or layers."""
-    found = [_with_layer_name(x, request.model) for x in _matched(request, file)]
+    found = [with_layer_name(x, request.model) for x in matched(request, file)]
     there = {weight.kernel for weight in found}
     missing = [path for path in request.codes if path not in there]
     return [_as_part(file, weight, missing) for weight in found]
@@ -331,11 +235,13 @@ def _as_part(
     return dataclasses.replace(weight, kernel=paths[0])
 
 
-def _matched(request: Request, file: TFLiteFile) -> list[WeightTensor]:
+def matched(request: Request, file: TFLiteFile) -> list[WeightTensor]:
+    """Returns the weight tensors of a file, with the kernels that they are."""
     return with_kernels(file, weight_tensors(file), request.codes)
 
 
-def _with_layer_name(weight: WeightTensor, model: Model) -> WeightTensor:
+def with_layer_name(weight: WeightTensor, model: Model) -> WeightTensor:
+    """Returns a weight tensor named after its layer, if it is no kernel."""
     if weight.kernel is not None:
         return weight
     layer = errors.layer_of(weight.name, model)

@@ -1,27 +1,24 @@
-"""`keras_sq.export`: checks, then strip, convert, compare, write."""
+"""`keras_sq.export`: checks its arguments, then takes the four steps of `steps.py`.
 
-import contextlib
-import dataclasses
+Design note: **one import inside a function.** All that makes, runs and changes files
+needs TensorFlow, which users of JAX may not have and others should not wait for when
+they import the package.
+"""
+
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_sq import layers
-from keras_sq.analysis.kernel_codes import get_codes
-from keras_sq.conversion import quantize as conversion
 from keras_sq.conversion import training_signs
 from keras_sq.core import checks, memory_bounds
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
-from keras_sq.export import errors, targets
-from keras_sq.export.activations import levels as activations
-from keras_sq.export.conversion import inputs, precision
-from keras_sq.export.report import METADATA_NAME, ExportReport
-from keras_sq.export.tflite.runtime import Runner
-from keras_sq.export.verification import differences, output_notes, verify
+from keras_sq.export import errors, kinds
+from keras_sq.export.examples import RANDOM_BATCHES
+from keras_sq.export.report import ExportReport
 from keras_sq.files import atomic_files
 from keras_sq.layers import masks
 
@@ -133,144 +130,20 @@ def export(
         >>> report.quantized_weights, report.largest_error < 1e-4
         (16, True)
     """
-    chosen = targets.get(target)
+    kind = kinds.get(target)
     destination = atomic_files.destination(path)
     _check_model(model)
-    _check_options(chosen, target, representative_data, max_decode_bytes)
-    types = targets.types(target, oldest_runtime)
-    quantized = bool(layers.quantized_layers(model))
-    if quantized:
+    _check_options(kind, representative_data, max_decode_bytes)
+    types = kind.types(oldest_runtime)
+    if layers.quantized_layers(model):
         _check_training(model, allow_partial, allow_untrained)
-    signature, examples, notes = inputs.prepare(model, representative_data)
-    if chosen.single:
-        signature, fixed = _fixed(signature, examples, chosen.single)
-        notes += fixed
-    with contextlib.ExitStack() as stack:
-        write = stack.enter_context(atomic_files.replacing(destination))
-        sources = {}
-        if chosen.micro:
-            for suffix in (".cc", ".h"):
-                path_of_source = destination.with_suffix(suffix)
-                sources[suffix] = stack.enter_context(
-                    atomic_files.replacing(path_of_source)
-                )
-        rounding = conversion.quantized_activation(model) is not None
-        stripped = conversion.plain_copy(model) if quantized or rounding else model
-        plain = precision.in_float32(stripped)
-        quantizers = activations.deploy(model, plain) if rounding else ()
-        # The model itself is the better witness: it also tells of a mistake
-        # in stripping. But its float16 sums are no measure for float32 ones.
-        reference = model
-        if plain is not stripped:
-            reference = plain
-            notes += ("computes in float32; the model does not",)
-        elif conversion.computes_hybrid(model):
-            reference = plain
-        request = targets.Request(
-            model=plain,
-            signature=signature,
-            codes=get_codes(model) if quantized else {},
-            quantizers=quantizers,
-            examples=examples,
-            max_decode_bytes=max_decode_bytes,
-            types=types,
-        )
-        made = chosen.make(request)
-        from keras_sq.export import missing_kernels  # It brings TensorFlow.
+    from keras_sq.export import steps  # It brings TensorFlow: here, on its backend.
 
-        notes += missing_kernels.check(made.kernels, target, allow_float_kernels)
-        integer = chosen.int8_activations and examples is not None
-        tolerance = None if integer else differences.FLOAT_TOLERANCE
-        load = made.load or Runner
-        if quantizers:
-            from keras_sq.export.verification import activations as activation_checks
-
-            witness = model if reference is model else None
-            activation_checks.check(made, witness, plain, quantizers, examples, integer)
-        explain = None
-        if integer and examples is not None and not quantizers:
-            from keras_sq.export.verification import (
-                locating,  # Of what needs TensorFlow.
-            )
-
-            explain = locating.explanation(made, plain, examples)
-        comparison = verify.compare(
-            made.converted,
-            reference,
-            examples,
-            tolerance=tolerance,
-            jumps=rounding,
-            equals=made.equals,
-            load=load,
-            explain=explain,
-        )
-        report = ExportReport(
-            path=os.fspath(path),
-            target=target,
-            num_bytes=len(made.converted.content),
-            float_bytes=made.float_bytes,
-            parameters=sum(int(np.prod(v.shape)) for v in plain.weights),
-            inputs=comparison.inputs,
-            outputs=comparison.outputs,
-            kernels=made.kernels,
-            largest_error=comparison.largest_error,
-            mean_error=comparison.mean_error,
-            tolerance=tolerance,
-            bit_exact=comparison.bit_exact,
-            random_examples=comparison.random_examples,
-            representative_examples=comparison.representative_examples,
-            runtime=comparison.runtime,
-            runtimes=made.runtimes,
-            arena_bytes=made.arena_bytes,
-            int8_arena_bytes=made.int8_arena_bytes,
-            activations=activations.reports(quantizers, made.activations),
-            agreeing=comparison.agreeing if rounding and not integer else None,
-            sources=tuple(
-                str(destination.with_suffix(suffix)) for suffix in sorted(sources)
-            ),
-            output_errors=comparison.output_errors,
-            notes=(
-                *made.converted.notes,
-                *notes,
-                *output_notes.notes(comparison, explain, rounding),
-            ),
-        )
-        content = _with_metadata(made.converted.content, report)
-        verify.check_same(made.converted, content, load)
-        write(content)
-        report = dataclasses.replace(report, num_bytes=len(content))
-        if chosen.micro:
-            from keras_sq.export.micro import c_source
-
-            assert report.arena_bytes is not None  # Such files have it measured.
-            c_source.write(content, destination, report.arena_bytes, sources)
-    return report
-
-
-def _fixed(
-    signature: inputs.InputSignature,
-    examples: Sequence[inputs.Array] | None,
-    taker: str,
-) -> tuple[inputs.InputSignature, tuple[str, ...]]:
-    """Returns a signature without open sizes, and what was assumed for it."""
-    notes: tuple[str, ...] = ()
-    if signature.batch != 1:
-        signature = signature.with_batch(1)
-        notes += (f"takes one example at a time, as {taker} do",)
-    if examples is None:
-        return signature, notes
-    fixed = signature.with_sizes(examples)
-    if fixed != signature:
-        notes += ("the sizes of its inputs are those of `representative_data`",)
-    return fixed, notes
-
-
-def _with_metadata(content: bytes, report: ExportReport) -> bytes:
-    from keras_sq.export.tflite.flatbuffer import TFLiteFile
-
-    file = TFLiteFile(content)
-    file.set_metadata(METADATA_NAME, report.to_metadata(targets.TARGETS))
-    return file.pack()
+    request = steps.prepare(model, kind, representative_data, max_decode_bytes, types)
+    with steps.writers(destination, kind) as writers:
+        candidate = steps.make(request, allow_float_kernels)
+        report = steps.verify(candidate, request, os.fspath(path))
+        return steps.write(candidate, report, destination, writers)
 
 
 # Checks.
@@ -288,7 +161,7 @@ def _check_model(model: Model) -> None:
             f"Model '{model.name}' is not built, so it has no weights to export. "
             "Call it on a batch first, or give it a `keras.Input`."
         )
-    memory_bounds.check_sizes(model, max(verify.RANDOM_BATCHES))
+    memory_bounds.check_sizes(model, max(RANDOM_BATCHES))
     for layer in internals.flatten_layers(model):
         # Keras's recurrent layers; others have no such attribute.
         if getattr(layer, "stateful", False):
@@ -309,21 +182,19 @@ def _check_model(model: Model) -> None:
 
 
 def _check_options(
-    target: targets.Target,
-    name: str,
-    representative_data: Any,
-    max_decode_bytes: int | None,
+    kind: kinds.Kind, representative_data: Any, max_decode_bytes: int | None
 ) -> None:
-    if target.needs_examples and representative_data is None:
+    if kind.needs_examples and representative_data is None:
         raise ValueError(
-            f"Target '{name}' needs `representative_data`: inputs as the model sees "
-            "them in use (a few hundred), to measure the ranges of its activations."
+            f"Target '{kind.name}' needs `representative_data`: inputs as the "
+            "model sees them in use (a few hundred), to measure the ranges of its "
+            "activations."
         )
     if max_decode_bytes is not None:
-        if not target.micro:
+        if kind.name != "mcu":
             raise ValueError(
                 "Argument `max_decode_bytes` is for target 'mcu' only. "
-                f"Received: max_decode_bytes={max_decode_bytes} (target '{name}')"
+                f"Received: max_decode_bytes={max_decode_bytes} (target '{kind.name}')"
             )
         checks.integer("max_decode_bytes", max_decode_bytes, minimum=1)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from keras_sq.analysis.kernel_codes import KernelCodes
 from keras_sq.export.errors import ExportError
 from keras_sq.export.report import KernelReport
-from keras_sq.export.targets import Request
+from keras_sq.export.request import Request
 from keras_sq.export.tflite.matching import filter_axes
 from keras_sq.export.tflite.plans import ROWS_SCALED, TOO_SMALL
 from keras_sq.export.tflite.weights import WORTHWHILE

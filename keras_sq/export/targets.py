@@ -1,228 +1,152 @@
-"""The kinds of file that `export` makes.
+"""The targets of `export`: how each kind of file is made, verified and written.
 
-A new kind is one entry of `TARGETS`; `building.py` makes the files.
+A new target is a class (or an object of one) and a row in `TARGETS`, and a row in
+`kinds.KINDS`, which says what users read of it.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import abc
+import pathlib
+from collections.abc import Callable, Mapping
 
-from keras_sq.analysis.kernel_codes import KernelCodes
-from keras_sq.core import checks
-from keras_sq.core.types import Model
-from keras_sq.export import runtimes
-from keras_sq.export.activations.levels import ActivationLevels, Held
-from keras_sq.export.conversion.convert import Converted
-from keras_sq.export.conversion.inputs import Array, InputSignature
-from keras_sq.export.report import KernelReport
-from keras_sq.export.tflite.runtime import FileRunner
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What a target makes a file from.
-
-    Attributes:
-        model: A plain Keras model that computes in float32, but for layers that
-            quantize activations as `activations.deploy` makes them.
-        signature: What it takes.
-        codes: Path of a quantized kernel -> its codes and scales.
-        quantizers: What quantizes its activations.
-        examples: Representative examples, one array an input, or `None`.
-        max_decode_bytes: See `keras_sq.export`.
-        types: Types of codes that the oldest runtime reads, the smallest first.
-    """
-
-    model: Model
-    signature: InputSignature
-    codes: dict[str, KernelCodes]
-    quantizers: Sequence[ActivationLevels] = ()
-    examples: Sequence[Array] | None = None
-    max_decode_bytes: int | None = None
-    types: tuple[str, ...] = ("INT2", "INT4", "INT8")
+from keras_sq.export import building
+from keras_sq.export.lce import checks as lce_checks
+from keras_sq.export.lce import making as lce_making
+from keras_sq.export.micro import c_source
+from keras_sq.export.micro import making as micro_making
+from keras_sq.export.report import ExportReport
+from keras_sq.export.request import Candidate, Request
+from keras_sq.export.verification import activations as activation_checks
+from keras_sq.export.verification import comparison
+from keras_sq.export.verification.comparison import Comparison
 
 
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """A file that was made, to be checked.
+class Target(abc.ABC):
+    """How one kind of file is made, verified and written.
 
     Attributes:
-        converted: The file, with what it takes.
-        kernels: How it holds each weight tensor.
-        activations: How it holds each quantized activation, and where; of the
-            file that it must agree with, if there is one.
-        float_bytes: Size of the float file of the same model.
-        runtimes: The oldest versions that run it.
-        equals: A file that it must agree with bit for bit, or `None`.
-        load: Makes the interpreter that runs it; `None`: LiteRT's.
-        check: Checks its quantized activations, from the file, the copy that was
-            converted, its quantizers and the examples; `None`:
-            `verification/activations.py` does.
-        arena_bytes: For microcontrollers: memory that the file needs.
-        int8_arena_bytes: For microcontrollers: memory that `equals` needs.
+        source_suffixes: Suffixes of the source files written beside the file.
     """
 
-    converted: Converted
-    kernels: tuple[KernelReport, ...]
-    float_bytes: int
-    runtimes: tuple[str, ...]
-    activations: tuple[Held, ...] = ()
-    equals: bytes | None = None
-    load: Callable[[bytes, bool], FileRunner] | None = None
-    check: (
-        Callable[
-            ["Made", Model, Sequence[ActivationLevels], Sequence[Array] | None], None
-        ]
-        | None
-    ) = None
-    arena_bytes: int | None = None
-    int8_arena_bytes: int | None = None
+    source_suffixes: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def make(self, request: Request) -> Candidate:
+        """Returns the file, which is not verified yet."""
+
+    def verify(self, candidate: Candidate, request: Request) -> Comparison:
+        """Returns how a file compares with Keras.
+
+        Raises:
+            ExportError: If the file computes something else.
+        """
+        if request.quantizers:
+            activation_checks.check_copy(candidate, request)
+            self.verify_activations(candidate, request)
+        return comparison.compare(candidate, request)
+
+    def verify_activations(self, candidate: Candidate, request: Request) -> None:
+        """Checks a file with quantized activations part by part.
+
+        Raises:
+            ExportError: If a part differs.
+        """
+        activation_checks.check(candidate, request)
+
+    def write(
+        self,
+        content: bytes,
+        report: ExportReport,
+        destination: pathlib.Path,
+        writers: Mapping[str, Callable[[bytes], None]],
+    ) -> None:
+        """Writes the file, and what belongs to it.
+
+        Args:
+            content: The bytes of the file.
+            report: Report of the file.
+            destination: Path of the file.
+            writers: Suffix of a path -> function that writes the bytes there.
+        """
+        writers[".tflite"](content)
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A kind of file.
-
-    Attributes:
-        description: What it is, in one line.
-        make: Makes the file.
-        int8_activations: Whether activations are int8, where there is
-            representative data. Such files are compared with Keras only in the
-            mean.
-        needs_examples: Whether there must be representative data.
-        micro: Whether TensorFlow Lite for Microcontrollers runs it.
-        single: Who takes one example at a time, where its files do.
-        type_name: The type of its codes, where a runtime may lack it.
-        runtime: Whose files they are, where they are for no other.
-    """
-
-    description: str
-    make: Callable[[Request], Made]
-    int8_activations: bool = False
-    needs_examples: bool = False
-    micro: bool = False
-    single: str | None = None
-    type_name: str | None = None
-    runtime: str | None = None
-
-
-def _float_weights(*forms: str) -> Callable[[Request], Made]:
-    """Returns what makes float files with the weights in these forms."""
-
-    def make(request: Request) -> Made:
-        from keras_sq.export import building
-
-        allowed = tuple(form for form in forms if form in request.types)
-        return building.float_weights(request, allowed)
-
-    return make
-
-
-def _small(request: Request) -> Made:
-    from keras_sq.export import building
-
-    if request.examples is not None:
-        return building.packed_integers(request)
-    return building.smallest(request)
-
-
-def _int8(request: Request) -> Made:
-    from keras_sq.export import building
-
-    return building.integers(request)
-
-
-def _mcu(request: Request) -> Made:
-    from keras_sq.export import building
-
-    return building.microcontroller(request)
-
-
-def _lce(request: Request) -> Made:
-    from keras_sq.export.lce import making
-
-    return making.make(request)
-
-
-TARGETS = {
-    "float": Target("float32 weights", _float_weights()),
-    "fast": Target(
-        "int8 codes, unfolded to float32 when loaded", _float_weights("INT8")
-    ),
-    "int2": Target(
-        "2-bit codes, where they fit",
-        _float_weights("INT2", "INT4", "INT8"),
-        type_name="INT2",
-    ),
-    "int4": Target(
-        "4-bit codes, where they fit",
-        _float_weights("INT4", "INT8"),
-        type_name="INT4",
-    ),
-    "small": Target(
-        "the smallest of packed levels, 1.07 to 5.33 bits a weight, and 2-, 4- or "
-        "8-bit codes; with representative data on int8 activations",
-        _small,
-        int8_activations=True,
-    ),
-    "int8": Target(
-        "int8 weights and activations",
-        _int8,
-        int8_activations=True,
-        needs_examples=True,
-    ),
-    "mcu": Target(
-        "int8 activations, weights in lookup tables of TensorFlow Lite for "
-        "Microcontrollers, and C sources",
-        _mcu,
-        int8_activations=True,
-        needs_examples=True,
-        micro=True,
-        single="microcontrollers",
-        runtime="TensorFlow Lite for Microcontrollers",
-    ),
-    "lce": Target(
-        "binary convolutions on single bits, for Larq Compute Engine",
-        _lce,
-        single="files for Larq Compute Engine",
-        runtime="Larq Compute Engine",
-    ),
-}
-
-
-def types(target: str, oldest_runtime: str | None) -> tuple[str, ...]:
-    """Returns the types of codes that a file may have.
+class FloatTarget(Target):
+    """Files of float operations, with weights in the smallest of some forms.
 
     Args:
-        target: Its kind.
-        oldest_runtime: See `keras_sq.export`.
-
-    Raises:
-        TypeError: If `oldest_runtime` has the wrong type.
-        ValueError: If it has a wrong value, or the target is not for it.
+        *forms: Forms that weights may have; those that the runtime lacks are left
+            out. None for float32 weights.
     """
-    chosen = get(target)
-    found = runtimes.types(oldest_runtime)
-    if oldest_runtime is None:
-        return found
-    if chosen.runtime is not None:
-        raise ValueError(
-            f"Target '{target}' is for {chosen.runtime}, so there is no "
-            f"`oldest_runtime` to choose. Received: oldest_runtime={oldest_runtime!r}"
-        )
-    if chosen.type_name is not None and chosen.type_name not in found:
-        needed = " or ".join(runtimes.RUNTIMES_OF_TYPES[chosen.type_name])
-        raise ValueError(
-            f"Target '{target}' needs {needed}. Received: oldest_runtime="
-            f"{oldest_runtime!r}. Choose target 'small' for older ones."
-        )
-    return found
+
+    def __init__(self, *forms: str) -> None:
+        self._forms = forms
+
+    def make(self, request: Request) -> Candidate:
+        """Returns the file, which is not verified yet."""
+        allowed = tuple(form for form in self._forms if form in request.types)
+        return building.float_weights(request, allowed)
 
 
-def get(name: Any) -> Target:
-    """Returns a target by name.
+class SmallTarget(Target):
+    """The smallest files: of int8 activations with examples, else of floats."""
 
-    Raises:
-        ValueError: If there is none; the message lists the known ones.
-    """
-    return TARGETS[checks.one_of("target", name, TARGETS)]
+    def make(self, request: Request) -> Candidate:
+        """Returns the file, which is not verified yet."""
+        if request.integer:
+            return building.packed_integers(request)
+        return building.smallest(request)
+
+
+class IntegerTarget(Target):
+    """Files of int8 weights and activations."""
+
+    def make(self, request: Request) -> Candidate:
+        """Returns the file, which is not verified yet."""
+        return building.integers(request)
+
+
+class MicroTarget(Target):
+    """Files for TensorFlow Lite for Microcontrollers, with C sources."""
+
+    source_suffixes = (".cc", ".h")
+
+    def make(self, request: Request) -> Candidate:
+        """Returns the file, which is not verified yet."""
+        return micro_making.make(request)
+
+    def write(
+        self,
+        content: bytes,
+        report: ExportReport,
+        destination: pathlib.Path,
+        writers: Mapping[str, Callable[[bytes], None]],
+    ) -> None:
+        """Writes the file and its C sources."""
+        super().write(content, report, destination, writers)
+        assert report.arena_bytes is not None  # `make` measured it.
+        c_source.write(content, destination, report.arena_bytes, writers)
+
+
+class LarqTarget(Target):
+    """Files for Larq Compute Engine."""
+
+    def make(self, request: Request) -> Candidate:
+        """Returns the file, which is not verified yet."""
+        return lce_making.make(request)
+
+    def verify_activations(self, candidate: Candidate, request: Request) -> None:
+        """Checks a file, whose interpreter shows no tensors but the outputs."""
+        lce_checks.check_parts(candidate, request)
+
+
+TARGETS: dict[str, Target] = {
+    "float": FloatTarget(),
+    "fast": FloatTarget("INT8"),
+    "int2": FloatTarget("INT2", "INT4", "INT8"),
+    "int4": FloatTarget("INT4", "INT8"),
+    "small": SmallTarget(),
+    "int8": IntegerTarget(),
+    "mcu": MicroTarget(),
+    "lce": LarqTarget(),
+}
+"""Name of a kind -> target."""

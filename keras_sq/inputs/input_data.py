@@ -1,9 +1,9 @@
-"""Reads the inputs of a model from whatever people keep them in.
+"""Reads the inputs of a model from the kinds of data that people have.
 
 Arrays, by name or by position; lists of examples or batches; and what `fit` and
 TensorFlow Lite's converter take: a `tf.data.Dataset`, a `keras.utils.PyDataset`,
-generators, and functions that return one. What the model is called on decides how data
-is understood, and what Keras would refuse is refused, or read as Keras reads it.
+generators, and functions that return one. The model's inputs decide how data is
+understood. Data that Keras would refuse is refused or read as Keras reads it.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ import keras
 import numpy as np
 
 from keras_sq.core import checks
+from keras_sq.core.types import Array
 from keras_sq.inputs import input_structure
-from keras_sq.inputs.model_inputs import COUNTED, Array, InputSignature, ModelInput
+from keras_sq.inputs.model_inputs import COUNTED, InputSignature, ModelInput
 
 KINDS = (
     "an array, a dict, list or tuple of arrays, a `tf.data.Dataset`, a "
@@ -29,7 +30,7 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class InputData:
-    """Data of a model's inputs, to be gone through once.
+    """Data of a model's inputs, to be iterated over once.
 
     Attributes:
         columns: One array an input, with the examples on the first axis; `None` if the
@@ -221,16 +222,16 @@ class _Reader:
             candidates.append(self.matched(element[0], input_structure.is_leaf))
             if len(self.signature.inputs) == 1 and isinstance(element, tuple):
                 candidates.reverse()
-        found = [leaves for leaves in candidates if leaves is not None]
-        fitting = [leaves for leaves in found if self.fits(leaves, examples=True)]
-        return next(iter([*fitting, *found]), None)
+        matching = [leaves for leaves in candidates if leaves is not None]
+        fitting = [leaves for leaves in matching if self.fits(leaves, examples=True)]
+        return next(iter([*fitting, *matching]), None)
 
     def matched(self, data: Any, is_leaf: Callable[[Any], bool]) -> list[Any] | None:
         """Returns the inputs of a structure in order, or `None` if it is another."""
         count = len(self.signature.inputs)
-        found: dict[int, Any] = {}
-        if input_structure.match(self.places, data, is_leaf, found):
-            return [found[place] for place in range(count)]
+        leaves: dict[int, Any] = {}
+        if input_structure.match(self.places, data, is_leaf, leaves):
+            return [leaves[place] for place in range(count)]
         if isinstance(data, Mapping):
             return self.by_name(data, is_leaf)
         if count == 1 and is_leaf(data):
@@ -285,7 +286,7 @@ class _Reader:
             TypeError: If they are no arrays.
             ValueError: If they have other shapes than the inputs.
         """
-        found, single = [], []
+        batches, single = [], []
         for entry, leaf in zip(self.signature.inputs, leaves, strict=True):
             array = self.array(entry, leaf, where)
             batch, alone = input_structure.with_batch(entry, array, examples)
@@ -296,15 +297,15 @@ class _Reader:
                     f"'{entry.name}'{where}. Received: shape={tuple(array.shape)} "
                     f"(of dtype {getattr(array, 'dtype', 'unknown')})"
                 )
-            found.append(batch)
+            batches.append(batch)
             single.append(alone)
-        counts = sorted({len(array) for array in found})
+        counts = sorted({len(array) for array in batches})
         if len(counts) > 1:
             raise ValueError(
                 f"Argument `{self.argument}` must hold the same number of examples, at "
                 f"least one, for every input{where}. Received: {counts}"
             )
-        return found, all(single)
+        return batches, all(single)
 
     def array(self, entry: ModelInput, leaf: Any, where: str) -> Any:
         """Returns an array, tensor or list as what has a shape."""

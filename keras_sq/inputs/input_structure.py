@@ -1,4 +1,4 @@
-"""How data lies: structures of arrays, and arrays with examples on the first axis."""
+"""The layout of data: structures of arrays, with the examples on the first axis."""
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.inputs.model_inputs import Array, ModelInput
+from keras_sq.core.types import Array
+from keras_sq.inputs.model_inputs import ModelInput
 
 
 def is_array(value: Any) -> bool:
@@ -15,7 +16,7 @@ def is_array(value: Any) -> bool:
 
 
 def match(
-    places: Any, data: Any, is_leaf: Callable[[Any], bool], found: dict[int, Any]
+    places: Any, data: Any, is_leaf: Callable[[Any], bool], leaves: dict[int, Any]
 ) -> bool:
     """Whether data has a structure; collects its leaves by their place."""
     if isinstance(places, dict):
@@ -25,16 +26,16 @@ def match(
         if set(by_key) != {str(key) for key in places}:
             return False
         return all(
-            match(places[key], by_key[str(key)], is_leaf, found) for key in places
+            match(places[key], by_key[str(key)], is_leaf, leaves) for key in places
         )
     if isinstance(places, list | tuple):  # Keras takes one for the other.
         if not isinstance(data, list | tuple) or len(data) != len(places):
             return False
         return all(
-            match(place, entry, is_leaf, found)
+            match(place, entry, is_leaf, leaves)
             for place, entry in zip(places, data, strict=True)
         )
-    found[places] = data
+    leaves[places] = data
     return is_leaf(data)
 
 
@@ -92,7 +93,7 @@ def with_batch(entry: ModelInput, array: Any, examples: bool) -> tuple[Any, bool
 
 def _same(shape: Sequence[int], sizes: Sequence[int | None]) -> bool:
     return len(shape) == len(sizes) and all(
-        size in (None, given) for size, given in zip(sizes, shape, strict=True)
+        size in (None, size_here) for size, size_here in zip(sizes, shape, strict=True)
     )
 
 

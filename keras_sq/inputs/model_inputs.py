@@ -6,16 +6,15 @@ Data for them: `input_data.py`.
 import dataclasses
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Array as Array
 from keras_sq.core.types import Model
-
-Array = np.ndarray[Any, Any]
 
 UNKNOWN_SIZE = 32
 """What stands for an unknown size that is not the batch's (time, height)."""
@@ -74,28 +73,23 @@ class InputSignature:
 
     def with_batch(self, batch: int) -> "InputSignature":
         """Returns the signature for one batch size."""
-        inputs = tuple(
-            dataclasses.replace(entry, shape=(batch, *entry.shape[1:]))
-            for entry in self.inputs
-        )
-        return dataclasses.replace(self, inputs=inputs)
+        return self._with_shapes((batch, *entry.shape[1:]) for entry in self.inputs)
 
     def with_sizes(self, examples: Sequence[Array]) -> "InputSignature":
-        """Returns the signature with the sizes of examples where they were open.
-
-        All but the batch.
-        """
-        inputs = tuple(
-            dataclasses.replace(entry, shape=(entry.shape[0], *array.shape[1:]))
-            for entry, array in zip(self.inputs, examples, strict=True)
-        )
-        return dataclasses.replace(self, inputs=inputs)
+        """Returns the signature with the sizes of examples, but for the batch."""
+        pairs = zip(self.inputs, examples, strict=True)
+        return self._with_shapes((x.shape[0], *array.shape[1:]) for x, array in pairs)
 
     def with_open_sizes(self) -> "InputSignature":
         """Returns the signature for inputs of any size."""
+        return self._with_shapes((None,) * len(entry.shape) for entry in self.inputs)
+
+    def _with_shapes(
+        self, shapes: Iterable[tuple[int | None, ...]]
+    ) -> "InputSignature":
+        pairs = zip(self.inputs, shapes, strict=True)
         inputs = tuple(
-            dataclasses.replace(entry, shape=(None,) * len(entry.shape))
-            for entry in self.inputs
+            dataclasses.replace(entry, shape=shape) for entry, shape in pairs
         )
         return dataclasses.replace(self, inputs=inputs)
 
@@ -188,7 +182,7 @@ def _shape_paths(structure: Any, path: str = "input") -> list[tuple[str, Any]]:
 
 def _identifiers(names: Sequence[str]) -> list[str]:
     """Returns the names as unique Python identifiers."""
-    found: list[str] = []
+    identifiers: list[str] = []
     for name in names:
         name = re.sub(r"\W", "_", name)
         if COUNTED.fullmatch(name):
@@ -196,11 +190,11 @@ def _identifiers(names: Sequence[str]) -> list[str]:
         if not name or name[0].isdigit() or name[0] == "_":
             name = f"input_{name}"
         unique, count = name, 0
-        while unique in found:
+        while unique in identifiers:
             count += 1
             unique = f"{name}_{count}"
-        found.append(unique)
-    return found
+        identifiers.append(unique)
+    return identifiers
 
 
 def _limits(

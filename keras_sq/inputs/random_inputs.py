@@ -1,7 +1,7 @@
 """Random inputs that a model can be called on, to see what it computes.
 
-Of the right shapes and dtypes, and of values that mean something to the model: row
-numbers within the tables, words of the vocabularies.
+They have the right shapes and dtypes, and values that the model can use: row numbers
+within its tables, words of its vocabularies.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ WIDE = 30.0
 
 
 class NoInputsError(ValueError):
-    """There is no telling what a model can be called on."""
+    """The inputs that a model can be called on are unknown."""
 
 
 def random_inputs(model: Model, unknown_size: int, batch: int = 2) -> Any:
@@ -85,7 +85,7 @@ def _vocabularies(model: Model, count: int) -> list[tuple[Any, ...]]:
     An input that goes straight into a vocabulary takes its words; strings that go
     elsewhere, those of all vocabularies.
     """
-    found: dict[int, tuple[Any, ...]] = {}
+    by_input: dict[int, tuple[Any, ...]] = {}
     every: list[Any] = []
     for layer in internals.flatten_layers(model):
         if isinstance(
@@ -97,10 +97,11 @@ def _vocabularies(model: Model, count: int) -> list[tuple[Any, ...]]:
             words = tuple(layer.get_vocabulary())
             every += [word for word in words if isinstance(word, str)]
             with contextlib.suppress(AttributeError):  # Not part of a graph.
-                found.setdefault(id(layer.input), words)
+                by_input.setdefault(id(layer.input), words)
     tensors = keras.tree.flatten(model.inputs) if internals.has_graph(model) else []
     if len(tensors) != count:
         return [tuple(every)] * count
     return [
-        found.get(id(x), tuple(every) if x.dtype == "string" else ()) for x in tensors
+        by_input.get(id(x), tuple(every) if x.dtype == "string" else ())
+        for x in tensors
     ]

@@ -61,7 +61,7 @@ def layer_paths(model: _Layer) -> list[tuple[str, _Layer]]:
         >>> keras_sq.layers.layer_paths(model)[-1][0]
         'hidden'
     """
-    found: list[tuple[str, _Layer]] = []
+    paths: list[tuple[str, _Layer]] = []
     seen: set[int] = set()
 
     def visit(layer: _Layer, prefix: str) -> None:
@@ -70,11 +70,11 @@ def layer_paths(model: _Layer) -> list[tuple[str, _Layer]]:
                 continue
             seen.add(id(child))
             path = f"{prefix}{child.name}"
-            found.append((path, child))
+            paths.append((path, child))
             visit(child, f"{path}/")
 
     visit(model, "")
-    return found
+    return paths
 
 
 def quantized_layers(model: _Layer) -> list[tuple[str, StochasticallyQuantized]]:

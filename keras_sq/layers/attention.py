@@ -2,8 +2,7 @@
 
 import keras
 
-from keras_sq.layers.container import QuantizedLayer
-from keras_sq.layers.registry import add_container
+from keras_sq.layers.container import QuantizedLayer, add_container
 
 
 @add_container

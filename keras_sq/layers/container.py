@@ -1,33 +1,32 @@
 """Layers that hold quantized layers: attention, recurrent layers, your own.
 
-Keras's configuration of such a layer says how to construct it, and its
-constructor makes plain Keras layers inside. A quantized container is the same
-layer, of the same class and attributes, with two additions: its configuration
-also lists which of the layers inside are quantized and how, and once these
-are built it turns them into quantized ones. So it can be saved, loaded and
-copied like the original.
+The constructor of such a layer creates plain Keras layers inside, and its
+configuration says no more than the constructor's arguments. A quantized container
+is the same layer with two additions: its configuration also lists which layers
+inside are quantized and how, and it quantizes these once they are built. So it is
+saved, loaded and copied like the original.
 
 Sequential and functional models need none of this: their configuration
 describes every layer.
 """
 
-import importlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
 
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Config, Layer
-from keras_sq.layers import registry
+from keras_sq.layers import promotion, registry
 from keras_sq.layers import settings as settings_module
+from keras_sq.layers.class_references import class_reference, find_class
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.settings import Settings, constructor_signature
 
-LIBRARIES = ("keras_hub", "keras_cv", "keras_nlp")
-"""Packages whose modules may be imported because a file names them, as in Keras."""
-
 ALL = "*"
 """The key of `quantized_children` that stands for every layer inside."""
+
+_mixins: dict[type, type] = {}
 
 
 @keras.saving.register_keras_serializable(registry.PACKAGE)
@@ -51,50 +50,50 @@ class QuantizedContainer:
     _missing: list[str]
 
     def set_quantized_children(self, children: dict[str, Settings]) -> None:
-        """Says which layers inside are quantized, and quantizes those built."""
+        """Sets which layers inside are quantized, and quantizes the built ones."""
         # Not through `setattr`: Keras would wrap and track the dict.
         self.__dict__["quantized_children"] = children
         self.__dict__["_pending"] = True
         self.quantize_children()
 
     def quantize_children(self) -> bool:
-        """Quantizes the layers inside that are due and built.
+        """Quantizes the layers inside that are to be quantized and are built.
 
         Returns:
-            Whether any was.
+            Whether a layer was quantized.
         """
         if not self.__dict__.get("_pending"):
             return False
         children = self.quantized_children
         waiting = changed = False
-        found = set()
+        keys = set()
         for key, layer in child_keys(self):
             chosen = children.get(key, children.get(ALL))
-            found.add(key)
+            keys.add(key)
             if chosen is None or isinstance(layer, StochasticallyQuantized):
                 continue
-            if registry.quantized_class_of(layer) is None:
+            if promotion.quantized_class_of(layer) is None:
                 continue
             if layer.built:
-                registry.promote(layer, chosen)
+                promotion.promote(layer, chosen)
                 changed = True
             else:
                 waiting = True
         if changed:
             self._contain_recurrent()
-        self.__dict__["_missing"] = sorted(set(children) - found - {ALL})
+        self.__dict__["_missing"] = sorted(set(children) - keys - {ALL})
         self.__dict__["_pending"] = bool(
             waiting or self._missing or not self.built  # type: ignore[attr-defined]
         )
         return changed
 
     def _contain_recurrent(self) -> None:
-        """Makes recurrent layers inside containers of their cells.
+        """Turns recurrent layers inside into containers of their cells.
 
-        Theirs is more than a configuration: see `QuantizedRecurrent`.
+        These containers also quantize once a call: see `QuantizedRecurrent`.
         """
         for layer in internals.flatten_layers(self):
-            cls = registry.static_container(type(layer))
+            cls = static_container(type(layer))
             if cls is None or not issubclass(cls, keras.layers.RNN):
                 continue
             children = {
@@ -113,8 +112,8 @@ class QuantizedContainer:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer as Keras does, with the layers inside quantized."""
         outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        # Where Keras could not build the layers inside beforehand, this call
-        # did, with float kernels.
+        # If Keras could not build the layers inside beforehand, this call built
+        # them, with float kernels.
         if self.quantize_children() and not _any_symbolic(outputs):
             outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
         if self.__dict__.get("_missing"):
@@ -122,16 +121,16 @@ class QuantizedContainer:
         return outputs
 
     def stateless_call(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras's, and the layers inside know whether it is for training."""
+        """Calls Keras's method, and tells the layers inside whether it trains."""
         with internals.called(self, kwargs.get("training")):
             return super().stateless_call(*args, **kwargs)  # type: ignore[misc]
 
     def _raise_missing(self) -> None:
-        held = ", ".join(key for key, _ in child_keys(self))
+        keys = ", ".join(key for key, _ in child_keys(self))
         raise ValueError(
             f"Layer '{self.name}' holds no layer {self._missing[0]!r} (position "  # type: ignore[attr-defined]
             "and class), though its saved configuration quantizes one. It holds: "
-            f"{held}. Was the class {type(self).float_class.__name__} changed "  # type: ignore[union-attr]
+            f"{keys}. Was the class {type(self).float_class.__name__} changed "  # type: ignore[union-attr]
             "since?"
         )
 
@@ -148,7 +147,7 @@ class QuantizedContainer:
         children = {
             key: chosen.get_config() for key, chosen in self.quantized_children.items()
         }
-        if registry.is_static_container(type(self)):
+        if isinstance(self, QuantizedLayer):
             return {**self.float_config(), "quantized_children": children}
         return {
             "float_layer": class_reference(base) | {"config": self.float_config()},
@@ -179,7 +178,7 @@ class QuantizedContainer:
                     "The configuration of a quantized container must name a class of "
                     f"layers. Received: {base.__name__!r}"
                 )
-            container = registry.container_class(base)
+            container = container_class(base)
             layer = super(QuantizedContainer, container).from_config(  # type: ignore[misc]
                 reference["config"]
             )
@@ -205,9 +204,52 @@ class QuantizedLayer(QuantizedContainer):
         self.set_quantized_children({ALL: chosen})
 
 
-@registry.add_container_mixin(keras.layers.SpectralNormalization)
+def add_container(cls: type) -> type:
+    """Class decorator: registers a container that has its own constructor."""
+    registry.containers[cls.float_class] = cls  # type: ignore[attr-defined]
+    return keras.saving.register_keras_serializable(registry.PACKAGE)(cls)  # type: ignore[no-any-return]
+
+
+def add_container_mixin(layer_class: type) -> Callable[[type], type]:
+    """Class decorator: sets the mixin of the containers of a Keras class."""
+
+    def add(cls: type) -> type:
+        _mixins[layer_class] = cls
+        return cls
+
+    return add
+
+
+def static_container(layer_class: type) -> type | None:
+    """Returns the container of exactly this class with its own constructor."""
+    cls = registry.containers.get(layer_class)
+    return cls if cls is not None and issubclass(cls, QuantizedLayer) else None
+
+
+def container_class(base: type) -> type:
+    """Returns the container class of a layer or model class.
+
+    All container classes are saved under one registered name. A process that knows
+    only the original class can read the file.
+    """
+    if base not in registry.containers:
+        mixin = _mixins.get(base)
+        bases = (QuantizedContainer, base) if mixin is None else (mixin, base)
+        cls = type(f"SQ{base.__name__}", bases, {})
+        cls.__module__ = QuantizedContainer.__module__
+        cls.__doc__ = f"`{base.__name__}` with quantized layers inside."
+        register_as = keras.saving.register_keras_serializable(
+            registry.PACKAGE, "QuantizedContainer"
+        )
+        register_as(cls)
+        register_as(QuantizedContainer)  # The one that answers to the name.
+        registry.containers[base] = cls
+    return registry.containers[base]
+
+
+@add_container_mixin(keras.layers.SpectralNormalization)
 class QuantizedSpectralNormalization(QuantizedContainer):
-    """What makes `SpectralNormalization` normalize the latent kernel."""
+    """Makes `SpectralNormalization` normalize the latent kernel."""
 
     def build(self, input_shape: Any) -> None:
         """Builds the layer; `kernel` is the variable that it is to write."""
@@ -218,10 +260,10 @@ class QuantizedSpectralNormalization(QuantizedContainer):
 
 
 def child_keys(container: Layer) -> list[tuple[str, Layer]]:
-    """Returns the layers inside with keys that outlive the process.
+    """Returns the layers inside with keys that are the same in every process.
 
-    Names of layers do not (`dense_7` is `dense` in the next process);
-    position and class do.
+    The keys consist of position and class; Keras counts names up in a process
+    (`dense_7` is `dense` in the next one).
     """
     children = internals.flatten_layers(container)
     pairs = []
@@ -229,56 +271,6 @@ def child_keys(container: Layer) -> list[tuple[str, Layer]]:
         base = getattr(type(child), "float_class", None) or type(child)
         pairs.append((f"{index}:{base.__name__}", child))
     return pairs
-
-
-def class_reference(base: type) -> Config:
-    """Returns how Keras would name a class in a configuration."""
-    if getattr(keras.layers, base.__name__, None) is base:
-        return {
-            "module": "keras.layers",
-            "class_name": base.__name__,
-            "registered_name": None,
-        }
-    return {
-        "module": base.__module__,
-        "class_name": base.__name__,
-        "registered_name": keras.saving.get_registered_name(base),
-    }
-
-
-def find_class(reference: Config) -> type:
-    """Returns the class that `class_reference` named.
-
-    Raises:
-        ValueError: If there is none; Keras's remedies apply to it as to any
-            custom layer.
-    """
-    name = reference["class_name"]
-    if reference["module"] == "keras.layers":
-        found = getattr(keras.layers, name, None)
-    else:
-        found = keras.saving.get_registered_object(reference["registered_name"])
-        found = found or keras.saving.get_registered_object(name)
-        found = found or registry.known_container_base(reference)
-        found = found or _class_of_library(reference["module"], name)
-    if not isinstance(found, type):
-        raise ValueError(
-            f"Could not locate the class {name!r} of a quantized layer. As "
-            "for any custom layer, decorate it with @keras.saving."
-            "register_keras_serializable() and import it before loading, or pass "
-            f"custom_objects={{{name!r}: {name}}}."
-        )
-    return found
-
-
-def _class_of_library(module: Any, name: str) -> Any:
-    """Returns a class of a library that Keras itself imports to read a file."""
-    if str(module).split(".")[0] not in LIBRARIES:
-        return None
-    try:
-        return vars(importlib.import_module(module)).get(name)
-    except ImportError:
-        return None
 
 
 def _any_symbolic(outputs: Any) -> bool:

@@ -23,7 +23,7 @@ import keras
 from keras_sq.core.types import Config, Layer
 from keras_sq.layers import registry
 from keras_sq.layers import settings as settings_module
-from keras_sq.layers.container import class_reference, find_class
+from keras_sq.layers.class_references import class_reference, find_class
 from keras_sq.layers.quantized import StochasticallyQuantized
 
 FLOAT_LAYER = "float_layer"
@@ -108,14 +108,14 @@ class QuantizedSubclass:
             )
         chosen = {k: v for k, v in config.items() if k in settings_module.names()}
         base = find_class(reference)
-        found = issubclass(base, keras.layers.Layer) and derived_class(base)
-        if not found:
+        quantized = issubclass(base, keras.layers.Layer) and derived_class(base)
+        if not quantized:
             raise ValueError(
                 f"The configuration of a quantized layer names {base.__name__!r}, "
                 "which does not compute as a covered layer does. Was the class "
                 "changed since? See `keras_sq.register`."
             )
-        return super(QuantizedSubclass, found).from_config(  # type: ignore[misc]
+        return super(QuantizedSubclass, quantized).from_config(  # type: ignore[misc]
             {**reference["config"], **chosen}
         )
 
@@ -123,10 +123,10 @@ class QuantizedSubclass:
 def derived_class(layer_class: type) -> type | None:
     """Returns the quantized class made for a layer class, if one can be made."""
     if layer_class not in _derived:
-        made = _make(layer_class)
-        if made is None:
+        derived = _make(layer_class)
+        if derived is None:
             return None
-        _derived[layer_class] = made
+        _derived[layer_class] = derived
     return _derived[layer_class]
 
 

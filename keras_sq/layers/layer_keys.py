@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKey, LayerKeys, Model, Overrides, Variable
-from keras_sq.layers import registry, topology
+from keras_sq.layers import promotion, topology
 from keras_sq.layers.settings import Settings
 
 FIRST, LAST, DOWNSAMPLING, SMALL = "@first", "@last", "@downsampling", "@small"
@@ -125,11 +125,11 @@ def matching_paths(
 def _paths_at(place: str, model: Model) -> set[str]:
     checks.one_of("skip", place, PLACES)
     return {
-        found.path
-        for found in topology.places(model, has_kernels)
-        if (place == FIRST and found.first)
-        or (place == LAST and found.last)
-        or (place == DOWNSAMPLING and topology.resizes(found.layer))
+        at.path
+        for at in topology.places(model, has_kernels)
+        if (place == FIRST and at.first)
+        or (place == LAST and at.last)
+        or (place == DOWNSAMPLING and topology.resizes(at.layer))
     }
 
 
@@ -146,14 +146,14 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
     """
     by_size: defaultdict[int, set[str]] = defaultdict(set)
     for path, layer in paths:
-        if registry.quantized_class_of(layer) is not None:
+        if promotion.quantized_class_of(layer) is not None:
             by_size[sum(math.prod(v.shape) for v in _matrices(layer))].add(path)
-    limit = SMALL_PART * sum(size * len(found) for size, found in by_size.items())
+    limit = SMALL_PART * sum(size * len(alike) for size, alike in by_size.items())
     small: set[str] = set()
-    held = 0
+    weights = 0
     for size in sorted(by_size):
-        held += size * len(by_size[size])
-        if held > limit:
+        weights += size * len(by_size[size])
+        if weights > limit:
             break
         small |= by_size[size]
     return small
@@ -161,7 +161,7 @@ def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
 
 def has_kernels(layer: Layer) -> bool:
     """Whether a layer itself has a weight that could be quantized."""
-    if registry.quantized_class_of(layer) is not None:
+    if promotion.quantized_class_of(layer) is not None:
         return True
     return not internals.sublayers(layer) and has_matrix(layer)
 

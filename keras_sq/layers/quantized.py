@@ -40,6 +40,7 @@ from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Config, Tensor, Variable
 from keras_sq.layers import settings as settings_module
 from keras_sq.layers.codebooks import LearnedCodebooks
+from keras_sq.layers.deployed_kernels import deployed_kernel
 from keras_sq.layers.hybrid_kernel import HybridKernel, held_kernel
 from keras_sq.layers.inputs import INPUT, QuantizedInputs
 from keras_sq.layers.kernel_functions import (
@@ -218,10 +219,14 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         if held is not None:
             return held
         training = bool(internals.training_phase())
-        value = internals.read(latent)
-        dtype = value.dtype
+        dtype = internals.dtype_of(latent)
         if internals.in_autocast():
             dtype = self.compute_dtype  # type: ignore[attr-defined]
+        if not training:
+            deployed = deployed_kernel(self, name, dtype)
+            if deployed is not None:
+                return deployed
+        value = internals.read(latent)
         settings = self.quantization_settings
         if training:
             self.__dict__["has_trained"] = True
@@ -232,7 +237,7 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         forward = forward_function(
             settings.kernel_quantizer,
             self.filter_axes(name),
-            keras.backend.standardize_dtype(dtype),
+            dtype,
             settings.full_precision if hybrid else None,
             training,
         )
@@ -247,6 +252,36 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
             settings.full_precision if hybrid else "identity",
             state,
         )
+
+    def inference_sources(self, name: str) -> list[Variable]:
+        """Returns the variables that a kernel is computed from outside of training."""
+        settings = self.quantization_settings
+        masks = [self.mask(name)] if settings.inference == "hybrid" else []
+        codebooks = (
+            [self.codebook(name)] if settings.kernel_quantizer.state_size else []
+        )
+        return [self.latent(name), *masks, *codebooks]
+
+    def inference_kernel(self, name: str, dtype: str, *values: Tensor) -> Tensor:
+        """Returns the kernel that a call computes with outside of training.
+
+        Args:
+            name: One of `quantized_weights`.
+            dtype: The dtype of the result.
+            *values: The values of `inference_sources`.
+        """
+        settings = self.quantization_settings
+        latent, *rest = values
+        hybrid = settings.inference == "hybrid"
+        mask = rest.pop(0) if hybrid else ops.ones((), "bool")
+        forward = forward_function(
+            settings.kernel_quantizer,
+            self.filter_axes(name),
+            dtype,
+            settings.full_precision if hybrid else None,
+            False,
+        )
+        return forward(latent, mask, *rest)
 
     def quantized_kernel(self, name: str = "kernel") -> Tensor:
         """Returns `Q(W)`: the kernel that will be deployed."""

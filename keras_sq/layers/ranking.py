@@ -1,6 +1,6 @@
 """The largest entries of many vectors at once: exactly so many of each.
 
-What the entries are, and why the largest, is the matter of `selection.py`.
+`selection.py` says what the entries are and why the largest are chosen.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class Rows:
         self.full = min(sizes) == self.width
         starts = np.cumsum([0, *sizes])
         total = starts[-1]
-        # Where each matrix entry comes from, `total` being a padding entry,
-        # and where each vector entry has gone.
+        # The place in the joined vectors that each matrix entry comes from (`total`
+        # for padding), and the place in the matrix that each vector entry goes to.
         source = np.full((len(sizes), self.width), total, "int32")
         for row, (start, size) in enumerate(zip(starts[:-1], sizes, strict=True)):
             source[row, :size] = np.arange(start, start + size)
@@ -87,7 +87,7 @@ def largest(scores: Tensor, number: Tensor, tie_break: Tensor | None = None) -> 
         again = ops.argsort(ops.take_along_axis(-scores, lesser, axis=-1), axis=-1)
         order = ops.take_along_axis(lesser, again, axis=-1)
     chosen = np.arange(size, dtype="int32") < ops.expand_dims(number, -1)
-    # The first `number` of the order are chosen; put that where they stand.
+    # The first `number` of the order are chosen; mark them at their places.
     place = ops.cast(order, "int32") + np.arange(rows, dtype="int32")[:, None] * size
     flat = ops.scatter(
         ops.reshape(place, (-1, 1)),

@@ -9,11 +9,16 @@ import keras
 
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Tensor
-from keras_sq.layers.container import QuantizedContainer, QuantizedLayer
+from keras_sq.layers.container import (
+    QuantizedContainer,
+    QuantizedLayer,
+    add_container,
+    add_container_mixin,
+)
 from keras_sq.layers.hybrid_kernel import kernels_held
 from keras_sq.layers.inputs import QuantizedInputs, inputs_quantized
 from keras_sq.layers.quantized import StochasticallyQuantized
-from keras_sq.layers.registry import add, add_container, add_container_mixin
+from keras_sq.layers.registry import add
 
 
 @add

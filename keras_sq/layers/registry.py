@@ -1,10 +1,7 @@
-"""Which Keras class has which quantized class, and the step between the two.
+"""Which Keras class has which quantized class, and which container.
 
-A built layer becomes a quantized one in place: it keeps its identity, its
-variables, its connections and whoever holds it, and only its class changes.
-That is what lets one mechanism serve graph models, subclassed models and
-layers inside custom layers alike. Classes that are made on demand, for subclasses
-and for layers of keras-hub, are the matter of `derived.py`.
+How a layer becomes a quantized one is in `promotion.py`. Classes that are created on
+demand, for subclasses and for layers of keras-hub, are in `derived.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,127 +11,33 @@ import keras
 
 from keras_sq.core.types import Config, Layer
 from keras_sq.layers.quantized import StochasticallyQuantized
-from keras_sq.layers.settings import Settings
-from keras_sq.layers.weight_names import weights_present
 
 PACKAGE = "keras_sq"
 
 _quantized: dict[type, type] = {}
-_containers: dict[type, type] = {}
-_static_containers: set[type] = set()
-_container_mixins: dict[type, type] = {}
+
+containers: dict[type, type] = {}
+"""Class of a layer or model -> its container class; `container.py` fills it."""
 
 
 def add(cls: type) -> type:
-    """Class decorator: makes a quantized class known, to Keras as well."""
+    """Class decorator: registers a quantized class, with Keras as well."""
     _quantized[cls.float_class] = cls  # type: ignore[attr-defined]
     return keras.saving.register_keras_serializable(PACKAGE)(cls)  # type: ignore[no-any-return]
 
 
-def add_container(cls: type) -> type:
-    """Class decorator: makes a container with its own constructor known."""
-    _containers[cls.float_class] = cls  # type: ignore[attr-defined]
-    _static_containers.add(cls)
-    return keras.saving.register_keras_serializable(PACKAGE)(cls)  # type: ignore[no-any-return]
-
-
-def add_container_mixin(layer_class: type) -> Callable[[type], type]:
-    """Class decorator: what the containers of a Keras class have besides."""
-
-    def add(cls: type) -> type:
-        _container_mixins[layer_class] = cls
-        return cls
-
-    return add
-
-
-def quantized_class(layer_class: type) -> type | None:
-    """Returns the quantized class of a layer class, made on demand if need be."""
-    from keras_sq.layers.derived import derived_class
-
-    known = _quantized.get(layer_class)
-    return derived_class(layer_class) if known is None else known
-
-
-def quantized_class_of(layer: Layer) -> type | None:
-    """Returns the quantized class of a layer that has something to quantize.
-
-    `None`, too, for a built layer without any of the weights: some classes have them
-    on a condition.
-    """
-    cls = quantized_class(type(layer))
-    if cls is None or not layer.built or weights_present(cls, layer):
-        return cls
-    return None
-
-
 def covered() -> dict[type, type]:
-    """Returns the classes with a quantized class of their own, not made on demand."""
+    """Returns the quantized classes by their float classes, without derived ones."""
     return dict(_quantized)
 
 
-def is_static_container(cls: type) -> bool:
-    """Whether a container class has a constructor of its own."""
-    return cls in _static_containers
-
-
-def static_container(layer_class: type) -> type | None:
-    """Returns the container of exactly this class with its own constructor."""
-    cls = _containers.get(layer_class)
-    return cls if cls in _static_containers else None
-
-
 def known_container_base(reference: Config) -> type | None:
-    """Returns a class of this process that a reference may mean."""
-    for base in _containers:
+    """Returns a class of this process with the module and name of a reference."""
+    for base in containers:
         same_module = base.__module__ == reference["module"]
         if same_module and base.__name__ == reference["class_name"]:
             return base
     return None
-
-
-def container_class(base: type) -> type:
-    """Returns the container class of a layer or model class.
-
-    All of them are saved under one registered name, so that a file can be
-    read where only the original class is known.
-    """
-    from keras_sq.layers.container import QuantizedContainer
-
-    if base not in _containers:
-        mixin = _container_mixins.get(base)
-        bases = (QuantizedContainer, base) if mixin is None else (mixin, base)
-        cls = type(f"SQ{base.__name__}", bases, {})
-        cls.__module__ = QuantizedContainer.__module__
-        cls.__doc__ = f"`{base.__name__}` with quantized layers inside."
-        register_as = keras.saving.register_keras_serializable(
-            PACKAGE, "QuantizedContainer"
-        )
-        register_as(cls)
-        register_as(QuantizedContainer)  # The one that answers to the name.
-        _containers[base] = cls
-    return _containers[base]
-
-
-def promote(layer: Layer, chosen: Settings) -> None:
-    """Turns a built Keras layer into its quantized class, in place.
-
-    Args:
-        layer: A built layer with a `quantized_class_of`.
-        chosen: Its settings.
-    """
-    cls: Any = quantized_class(type(layer))
-    assert_supported(layer)
-    latents = {}
-    for name in cls.quantized_weights:
-        # A weight that is a plain attribute moves behind the descriptor.
-        if name in layer.__dict__:
-            latents[f"_{name}"] = layer.__dict__.pop(name)
-    layer.__dict__.update(latents)
-    layer.__class__ = cls
-    layer._set_settings(chosen)
-    layer.add_quantization_state()
-    layer.fit_codebooks()
 
 
 def assert_supported(layer: Layer) -> None:

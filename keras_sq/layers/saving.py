@@ -3,9 +3,9 @@
 Dense, EinsumDense, Embedding and the convolutions save `self.kernel` and the bias,
 and nothing else. With the descriptor that would lose the mask and *overwrite the
 latent kernel by the quantized one*. So quantized layers save as the base class of all
-layers does: every variable, in order. A class that saves in a way of its own, such as
-one that keeps a table beside its weights, goes on to do so, with the latent variables
-for kernels; what quantization adds is saved besides.
+layers does: every variable, in order. A class with saving methods, such as one that
+keeps a table beside its weights, still uses them, with the latent variables for
+kernels; the variables that quantization adds are saved under keys of this package.
 """
 
 import inspect
@@ -59,9 +59,9 @@ def saving_methods(base: type) -> tuple[Callable[..., None], Callable[..., None]
             store[f"{STATE}{index}"] = variable
 
     def load_own_variables(self: Layer, store: Any) -> None:
-        own = [key for key in store.keys() if not key.startswith(STATE)]
+        plain = [key for key in store.keys() if not key.startswith(STATE)]
         with latents_held([self]):
-            base.load_own_variables(self, {key: store[key] for key in own})  # type: ignore[attr-defined]
+            base.load_own_variables(self, {key: store[key] for key in plain})  # type: ignore[attr-defined]
         for index, variable in enumerate(self.quantization_state()):
             variable.assign(store[f"{STATE}{index}"])
 

@@ -26,7 +26,7 @@ is the published method and the one the four probability functions belong to.
 |---|---|
 | `"roulette"` | drawn anew each time (the paper's "stochastic") |
 | `"deterministic"` | the filters of least error |
-| `"fixed"` | drawn once; what is quantized stays so, and a growing ratio adds newly drawn filters |
+| `"fixed"` | drawn once; what is quantized stays so, and a growing ratio adds newly drawn filters; a falling one draws all anew |
 | `"soft_refresh"` or `SoftRefresh(rate)` | as `"fixed"`, but a small part of what is quantized is drawn anew each time (StoMPP) |
 
 Design note: **log-probabilities, never probabilities.** With e = 0, f is 1e7
@@ -192,10 +192,16 @@ class Selection:
         return self.selection == "deterministic" or not constant
 
     @property
+    def rate(self) -> float:
+        """Fraction of the quantized entries that a draw releases, in [0, 1]."""
+        if isinstance(self.selection, SoftRefresh):
+            return self.selection.rate
+        return 0.0 if self.selection == "fixed" else 1.0
+
+    @property
     def numbers_per_entry(self) -> int:
         """How many random numbers a draw takes for each entry."""
-        way = self.selection
-        return 2 if isinstance(way, SoftRefresh) and 0.0 < way.rate < 1.0 else 1
+        return 2 if 0.0 < self.rate < 1.0 else 1
 
     def masks(
         self,
@@ -237,28 +243,21 @@ class Selection:
             scores = log_probability(matrix, self.probability)
         tie_break = noise if self.probability == "softmax" else None
         scores = scores + noise
-        if self.selection == "fixed":
-            held = rows.join([ops.cast(mask, "float32") for mask in previous])
-            # As long as the ratio has room for all that is quantized, that
-            # stays: first among those to quantize, last among those to keep.
-            # No score reaches 1e9, and the order among the held is no matter.
-            held = ops.cast(held, "int32")  # Float32 counts to 2**24 only.
-            fits = ops.sum(held, axis=-1) <= number
-            stays = ops.logical_and(held > 0, ops.expand_dims(fits, -1))
-            first = -1e9 if self.draw == "released" else 1e9
-            scores = ops.where(stays, first, scores)
-        elif isinstance(self.selection, SoftRefresh):
-            held = rows.join([ops.cast(mask, "float32") for mask in previous])
-            held = ops.cast(held, "int32")
-            all_held = ops.sum(held, axis=-1) == np.asarray(sizes, "int32")
-            stays = ops.logical_and(held > 0, ops.expand_dims(~all_held, -1))
-            if self.numbers_per_entry == 2:
+        if self.rate < 1.0:
+            before = rows.join([ops.cast(mask, "float32") for mask in previous])
+            before = ops.cast(before, "int32")  # Float32 counts to 2**24 only.
+            count = ops.sum(before, axis=-1)
+            if self.selection == "fixed":
+                keeps = count <= number
+            else:
+                keeps = count != np.asarray(sizes, "int32")
+            stays = ops.logical_and(before > 0, ops.expand_dims(keeps, -1))
+            if self.rate > 0.0:
                 release = rows.join([draw[1] for draw in draws])
-                stays = ops.logical_and(stays, release >= self.selection.rate)
-            elif self.selection.rate == 1.0:
-                stays = ops.zeros_like(stays)
-            # Among those that stay, for a ratio that falls, in random order.
-            # Float32 loses nothing here: `fresh` comes in steps of 2**-23.
+                stays = ops.logical_and(stays, release >= self.rate)
+            # What stays goes first among those to quantize, last among those to keep:
+            # no score reaches 2**31. For a ratio that falls it is in random order;
+            # float32 loses nothing here, as `fresh` comes in steps of 2**-23.
             first = (-(2.0**31) if self.draw == "released" else 2.0**31) * (1.0 + fresh)
             scores = ops.where(stays, first, scores)
         if self.draw == "released":

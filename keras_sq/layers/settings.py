@@ -151,11 +151,11 @@ def split(arguments: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
 def constructor_signature(float_class: type) -> inspect.Signature:
     """Returns a Keras layer's constructor signature plus our settings."""
     signature = inspect.signature(float_class.__init__)  # type: ignore[misc]
-    own = list(signature.parameters.values())[1:]
+    float_ones = list(signature.parameters.values())[1:]
     extra = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in inspect.signature(Settings).parameters.values()
     ]
-    variable = [p for p in own if p.kind is inspect.Parameter.VAR_KEYWORD]
-    plain = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    variable = [p for p in float_ones if p.kind is inspect.Parameter.VAR_KEYWORD]
+    plain = [p for p in float_ones if p.kind is not inspect.Parameter.VAR_KEYWORD]
     return inspect.Signature([*plain, *extra, *variable])

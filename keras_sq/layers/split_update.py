@@ -37,12 +37,33 @@ from keras import ops
 from keras_sq.core import checks
 from keras_sq.core.types import Tensor
 
-QUANTIZED_GRADIENTS = ("straight_through", "clipped_straight_through", "blocked")
-
-FULL_PRECISION = ("identity", "clip")
-
 CLIP = 1.0
 """Beyond ±CLIP the clip is flat, and clipped straight-through gives nothing."""
+
+
+def _everywhere(latent: Tensor) -> Tensor:
+    return True
+
+
+def _within_clip(latent: Tensor) -> Tensor:
+    return ops.abs(latent) <= CLIP
+
+
+def _nowhere(latent: Tensor) -> Tensor:
+    return False
+
+
+_Passes = Callable[[Tensor], Tensor]
+
+QUANTIZED_GRADIENTS: dict[str, _Passes] = {
+    "straight_through": _everywhere,
+    "clipped_straight_through": _within_clip,
+    "blocked": _nowhere,
+}
+"""Name -> where the gradient passes through the quantized part."""
+
+FULL_PRECISION: dict[str, _Passes] = {"identity": _everywhere, "clip": _within_clip}
+"""Name -> where the gradient passes through the full-precision part."""
 
 
 def split_update(
@@ -125,19 +146,13 @@ def latent_gradient(
         Tensor with the shape and dtype of `latent`.
     """
     gradient = ops.cast(upstream, latent.dtype)
-    clipped = full_precision == "clip"
-    if quantized_gradient == "straight_through" and not clipped:
+    quantized = QUANTIZED_GRADIENTS[quantized_gradient]
+    rest = FULL_PRECISION[full_precision]
+    if quantized is rest is _everywhere:
         return gradient
-    if quantized_gradient == "blocked" and not clipped:
-        passes = ops.logical_not(mask)
-    else:
-        passes = ops.abs(latent) <= CLIP
-        if quantized_gradient == "straight_through":
-            passes = ops.logical_or(mask, passes)
-        elif quantized_gradient == "blocked":
-            passes = ops.logical_and(ops.logical_not(mask), passes)
-        elif not clipped:
-            passes = ops.logical_or(ops.logical_not(mask), passes)
+    passes = quantized(latent)
+    if quantized is not rest:
+        passes = ops.where(mask, passes, rest(latent))
     return ops.where(passes, gradient, ops.zeros((), latent.dtype))
 
 

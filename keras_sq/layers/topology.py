@@ -2,16 +2,17 @@
 
 Layerwise schedules go from input to output, and many papers leave the first and the
 last layer in full precision. Both need the order in which data pass through the
-layers, residual branches included, not that of their creation.
+layers, residual branches included, and not the order of creation.
 
-For Sequential and functional models, nested ones too, this is read off the graph.
-Inside of other layers and of subclassed models, where Keras knows no graph, the
-layers count as a chain in the order of their creation.
+Sequential and functional models, nested ones too, have a graph, which gives this
+order. Other layers and subclassed models have none: their layers count as a chain in
+the order of their creation.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from keras_sq.core import keras_graphs
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, Model
 from keras_sq.layers import layer_paths
@@ -53,14 +54,14 @@ def places(model: Model, counts: Callable[[Layer], bool]) -> list[Place]:
     calls = _Calls(counts)
     calls.visit(model, frozenset())
     paths = {id(layer): path for path, layer in layer_paths(model)}
-    found: dict[int, Place] = {}
-    for index, (layer, before) in enumerate(calls.made):
-        known = found.get(id(layer))
+    by_layer: dict[int, Place] = {}
+    for index, (layer, before) in enumerate(calls.noted):
+        known = by_layer.get(id(layer))
         first, last = not before, index not in calls.followed
         if known is not None:
             first, last = first or known.first, last or known.last
-        found[id(layer)] = Place(paths[id(layer)], layer, first, last)
-    return list(found.values())
+        by_layer[id(layer)] = Place(paths[id(layer)], layer, first, last)
+    return list(by_layer.values())
 
 
 def resizes(layer: Layer) -> bool:
@@ -81,7 +82,7 @@ class _Calls:
 
     def __init__(self, counts: Callable[[Layer], bool]) -> None:
         self.counts = counts
-        self.made: list[tuple[Layer, frozenset[int]]] = []
+        self.noted: list[tuple[Layer, frozenset[int]]] = []
         self.followed: set[int] = set()
 
     def visit(self, layer: Layer, before: frozenset[int]) -> frozenset[int]:
@@ -93,17 +94,17 @@ class _Calls:
         """
         if self.counts(layer):
             self.followed |= before
-            self.made.append((layer, before))
-            return frozenset({len(self.made) - 1})
+            self.noted.append((layer, before))
+            return frozenset({len(self.noted) - 1})
         if not internals.has_graph(layer):
             return self._chain(internals.sublayers(layer), before)
-        graph = internals.graph_calls(layer)
+        graph = keras_graphs.graph_calls(layer)
         if graph is None:
             return self._chain(layer.layers, before)
         results: list[frozenset[int]] = []
         for operation, parents in graph.calls:
             inputs = before if not parents else _union(results[p] for p in parents)
-            called = internals.is_layer(operation)
+            called = keras_graphs.is_layer(operation)
             results.append(self.visit(operation, inputs) if called else inputs)
         return _union(results[index] for index in graph.outputs)
 

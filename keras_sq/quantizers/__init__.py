@@ -13,11 +13,13 @@ The mathematics of learned codebooks is in `codebook.py`.
 A new one is a subclass of `Quantizer` with `@keras_sq.quantizers.register`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
 
-from keras_sq.core import checks
+from keras_sq.core import checks, named_objects
 from keras_sq.core.types import Config
 from keras_sq.quantizers.base import Quantizer as Quantizer
 from keras_sq.quantizers.base import register as register
@@ -27,10 +29,12 @@ from keras_sq.quantizers.sign import SignQuantizer as SignQuantizer
 from keras_sq.quantizers.ternary import TernaryQuantizer as TernaryQuantizer
 from keras_sq.quantizers.uniform import UniformQuantizer as UniformQuantizer
 
-_PLAIN: dict[str, type[Quantizer]] = {
+_BY_NAME: dict[str, Callable[[], Quantizer]] = {
     "binary": BinaryQuantizer,
     "ternary": TernaryQuantizer,
     "sign": SignQuantizer,
+    **{f"uniform-{bits}": partial(UniformQuantizer, bits) for bits in range(2, 9)},
+    **{f"lq-{bits}": partial(LearnedQuantizer, bits) for bits in range(1, 9)},
 }
 
 
@@ -41,8 +45,7 @@ def names() -> list[str]:
         >>> keras_sq.quantizers.names()[:4]
         ['binary', 'ternary', 'sign', 'uniform-2']
     """
-    uniform = [f"uniform-{bits}" for bits in range(2, 9)]
-    return [*_PLAIN, *uniform, *(f"lq-{bits}" for bits in range(1, 9))]
+    return list(_BY_NAME)
 
 
 def get(identifier: Any) -> Quantizer:
@@ -60,24 +63,12 @@ def get(identifier: Any) -> Quantizer:
         >>> keras_sq.quantizers.get("uniform-4")
         UniformQuantizer(num_bits=4, scale='output_error')
     """
-    if isinstance(identifier, Quantizer):
-        return identifier
-    if isinstance(identifier, dict):
-        return deserialize(identifier)
-    if isinstance(identifier, str):
-        checks.one_of("quantizer", identifier, names())
-        if identifier.startswith("uniform-"):
-            return UniformQuantizer(int(identifier.removeprefix("uniform-")))
-        if identifier.startswith("lq-"):
-            return LearnedQuantizer(int(identifier.removeprefix("lq-")))
-        return _PLAIN[identifier]()
-    hint = ""
-    if isinstance(identifier, type) and issubclass(identifier, Quantizer):
-        hint = f" Pass an instance: {identifier.__name__}(…)."
-    raise TypeError(
-        "A quantizer must be a `keras_sq.quantizers.Quantizer`, a name "
-        f"({', '.join(map(repr, names()))}) or a serialized quantizer. "
-        f"Received: {identifier!r} (of type {type(identifier).__name__}).{hint}"
+    expected = (
+        "A quantizer must be a `keras_sq.quantizers.Quantizer`, a name ({names}) or a "
+        "serialized quantizer."
+    )
+    return named_objects.lookup(
+        identifier, Quantizer, _BY_NAME, deserialize, "quantizer", expected
     )
 
 

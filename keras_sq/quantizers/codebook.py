@@ -41,6 +41,9 @@ MAX_UNROLLED_BITS = 4
 """Up to here each threshold is compared with in a term of its own; beyond, a weight
 finds its level by bisection."""
 
+FITTED_AT_ONCE = 2**22
+"""Weights that are sorted at once: with their sums 48 MiB."""
+
 
 @functools.cache
 def code_table(num_bits: int, signed: bool) -> np.ndarray[Any, Any]:
@@ -203,6 +206,70 @@ def step(weights: Tensor, basis: Tensor, signed: bool) -> Tensor:
     """
     levels, codes = levels_of(basis, signed)
     return least_squares(basis, codes, *level_sums(weights, thresholds_of(levels)))
+
+
+def fitted(weights: Any, start: Any, steps: int) -> np.ndarray[Any, Any]:
+    """Returns the basis after several alternations, of kernels whose numbers are known.
+
+    The same as `step` after `step` with codes -1 and 1, in NumPy, where it takes a
+    fiftieth of the time: each filter is sorted once, and then the weights of a level
+    are those between two places, and their sum is the difference of two sums.
+
+    Args:
+        weights: Array of floats `(rows, filters)`.
+        start: Array of float32 `(num_bits, filters)`, the basis to begin with.
+        steps: Int, number of alternations.
+
+    Returns:
+        Float32 `(num_bits, filters)`.
+    """
+    basis = np.array(start, "float32")
+    width = max(1, FITTED_AT_ONCE // max(1, len(weights)))
+    for first in range(0, basis.shape[1], width):
+        part = slice(first, first + width)
+        basis[:, part] = _fitted_filters(weights[:, part], basis[:, part], steps)
+    return basis
+
+
+def _fitted_filters(weights: Any, basis: Any, steps: int) -> Any:
+    ordered = np.sort(weights.T.astype("float32"), axis=1)
+    filters, count = ordered.shape
+    table = code_table(len(basis), signed=True).astype("float64")
+    # Of the smallest weights of each filter, for every number of them.
+    sums = np.zeros((filters, count + 1))
+    ends = np.full((filters, 1), count)
+    ridge = RIDGE * np.eye(len(basis))
+    basis = basis.T.astype("float64")
+    with np.errstate(invalid="ignore"):  # A filter that is not finite stays so.
+        np.cumsum(ordered, axis=1, dtype="float64", out=sums[:, 1:])
+        for _ in range(steps):
+            # From here on as `step` does it, whose bases are float32.
+            levels = (basis @ table.T).astype("float32")
+            order = np.argsort(levels, axis=1, kind="stable")
+            levels = np.take_along_axis(levels, order, axis=1)
+            below = _places(ordered, (levels[:, :-1] + levels[:, 1:]) / 2)
+            places = np.concatenate([0 * ends, below, ends], axis=1)
+            numbers = np.diff(places, axis=1)
+            totals = np.diff(np.take_along_axis(sums, places, axis=1), axis=1)
+            codes = table[order]
+            square = np.einsum("fli,fl,flj->fij", codes, numbers, codes) + ridge
+            product = np.einsum("fli,fl->fi", codes, totals) + RIDGE * basis
+            solution = np.linalg.solve(square, product[..., np.newaxis])[..., 0]
+            basis = solution.astype("float32").astype("float64")
+    return basis.T
+
+
+def _places(ordered: Any, limits: Any) -> Any:
+    """Returns how many of a filter's sorted weights are at most each of its limits."""
+    count = ordered.shape[1]
+    low = np.zeros(limits.shape, "int64")
+    high = np.full(limits.shape, count, "int64")
+    for _ in range(count.bit_length()):
+        middle = (low + high) // 2
+        value = np.take_along_axis(ordered, np.minimum(middle, count - 1), axis=1)
+        right = (middle < high) & (value <= limits)
+        low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
+    return low
 
 
 def moved(average: Tensor, value: Tensor, updates: Tensor) -> Tensor:

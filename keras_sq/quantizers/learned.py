@@ -5,7 +5,7 @@ import math
 
 from keras import ops
 
-from keras_sq.core import checks
+from keras_sq.core import backend, checks
 from keras_sq.core.types import Config, Tensor
 from keras_sq.quantizers import codebook
 from keras_sq.quantizers import filters as functional
@@ -98,8 +98,8 @@ class LearnedQuantizer(Quantizer):
             state: The basis, float32 `(num_bits, filters)`.
             updates: Float32 scalar: how many steps there were.
         """
-        found = codebook.step(kernel, state, signed=True)
-        return codebook.moved(state, found, updates)
+        basis = codebook.step(kernel, state, signed=True)
+        return codebook.moved(state, basis, updates)
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(basis,)`, fitted to a kernel by alternations alone."""
@@ -109,7 +109,12 @@ class LearnedQuantizer(Quantizer):
         size = ops.mean(ops.abs(wide), axis=0)
         powers = 2.0 ** ops.arange(self.num_bits, dtype="float32")
         basis = powers[:, None] * size / 2 ** (self.num_bits - 1)
-        for _ in range(FIT_STEPS if self.num_bits > 1 else 1):
+        steps = FIT_STEPS if self.num_bits > 1 else 1
+        if backend.has_numbers(wide):
+            start = ops.convert_to_numpy(basis)
+            basis = codebook.fitted(ops.convert_to_numpy(wide), start, steps)
+            return (ops.convert_to_tensor(basis),)
+        for _ in range(steps):
             basis = codebook.step(wide, basis, signed=True)
         return (basis,)
 
@@ -117,8 +122,8 @@ class LearnedQuantizer(Quantizer):
         """Returns the numbers of the levels, from 0, the lowest first."""
         levels, _ = codebook.levels_of(fitted[0], signed=True)
         wide = ops.cast(kernel, "float32")
-        found = codebook.ranks(wide, codebook.thresholds_of(levels))
-        return ops.cast(found, kernel.dtype)
+        rank = codebook.ranks(wide, codebook.thresholds_of(levels))
+        return ops.cast(rank, kernel.dtype)
 
     def levels(self, *fitted: Tensor) -> Tensor:
         """Returns the levels, sorted: float32 `(num_levels, filters)`."""

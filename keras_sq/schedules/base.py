@@ -1,6 +1,6 @@
-"""What a ratio schedule is, and how it is bound to the length of a run.
+"""What a ratio schedule is, how it is bound to a run, and `get` by name.
 
-`schedules/__init__.py` makes them by name; read its docstring first. The classes are in
+Read the docstring of `schedules/__init__.py` first. The schedules themselves are in
 `stages.py`, `continuous.py` and `layerwise.py`.
 
 Design note: **bound schedules are schedules in steps.** `bind` returns an
@@ -20,18 +20,23 @@ import abc
 import math
 import numbers
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import keras
 from keras import ops
 
-from keras_sq.core import checks
+from keras_sq.core import checks, named_objects
 from keras_sq.core.types import Config, Model, Tensor
 
 UNITS = ("steps", "epochs", "fraction")
 MAX_STEPS = 2**31 - 1
 
+BY_NAME: dict[str, "Callable[[], RatioSchedule]"] = {}
+"""Name -> what makes the schedule with its defaults; each module enters its own."""
+
 _Self = TypeVar("_Self", bound="RatioSchedule")
+_Make = TypeVar("_Make", bound="Callable[..., RatioSchedule]")
 
 
 class RatioSchedule(abc.ABC):
@@ -183,6 +188,12 @@ class RatioSchedule(abc.ABC):
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
+def named(make: _Make) -> _Make:
+    """Decorator: lets `get` find a schedule by the name of the function."""
+    BY_NAME[make.__name__] = make
+    return make
+
+
 def check_fits(schedule: RatioSchedule, total_steps: int) -> None:
     """Warns if no step of the run has the schedule's final ratio.
 
@@ -254,3 +265,69 @@ def warn_if_partial(final_ratio: float, allow_partial: bool) -> None:
             "`allow_partial=True` if this is meant.",
             stacklevel=3,
         )
+
+
+def get(identifier: Any) -> RatioSchedule:
+    """Returns the schedule that the identifier means.
+
+    Args:
+        identifier: A `RatioSchedule`, a name in `BY_NAME`, a list of ratios
+            (equally long stages), or what `serialize` returned.
+
+    Raises:
+        ValueError: If the name is not known.
+        TypeError: If it is something else.
+
+    Example:
+        >>> get("exponential") == get([0.5, 0.75, 0.875, 1.0])
+        True
+    """
+    if isinstance(identifier, Sequence) and not isinstance(identifier, str):
+        stages = keras.saving.get_registered_object("keras_sq>Stages")
+        identifier = stages(identifier)
+    expected = (
+        "Argument `schedule` must be a `RatioSchedule`, one of the names {names}, a "
+        "list of ratios or a serialized schedule."
+    )
+    by_name = dict(sorted(BY_NAME.items()))
+    return named_objects.lookup(
+        identifier, RatioSchedule, by_name, deserialize, "schedule", expected
+    )
+
+
+def serialize(schedule: RatioSchedule) -> Config:
+    """Returns a JSON-serializable description of the schedule.
+
+    Example:
+        >>> deserialize(serialize(get("cubic"))) == get("cubic")
+        True
+    """
+    config: Config = keras.saving.serialize_keras_object(schedule)
+    return config
+
+
+def deserialize(
+    config: Config, custom_objects: dict[str, Any] | None = None
+) -> RatioSchedule:
+    """Returns the schedule that `serialize` described.
+
+    Args:
+        config: What `serialize` returned.
+        custom_objects: Class name -> class, for classes that are not registered.
+
+    Raises:
+        ValueError: If `config` describes no schedule.
+
+    Example:
+        >>> deserialize(serialize(get([0.5, 1.0]))).ratios
+        (0.5, 1.0)
+    """
+    schedule = None
+    if isinstance(config, dict) and "class_name" in config:
+        schedule = keras.saving.deserialize_keras_object(config, custom_objects)
+    if not isinstance(schedule, RatioSchedule):
+        raise ValueError(
+            "Argument `config` must be what `keras_sq.schedules.serialize` returned. "
+            f"Received: config={config!r}"
+        )
+    return schedule

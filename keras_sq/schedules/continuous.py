@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,6 +15,7 @@ from keras_sq.schedules.base import (
     RatioSchedule,
     check_length,
     length_unknown,
+    named,
     nearest_step,
     unit_scale,
     warn_if_partial,
@@ -150,3 +152,39 @@ class Continuous(RatioSchedule):
             "unit": self.unit,
             "allow_partial": self.allow_partial,
         }
+
+
+@named
+def linear(**arguments: Any) -> Continuous:
+    """Returns `Continuous("linear", ...)`.
+
+    Example:
+        >>> schedule = linear().bind(total_steps=100, steps_per_epoch=None)
+        >>> float(schedule(0)), float(schedule(100))
+        (0.0, 1.0)
+    """
+    return Continuous("linear", **arguments)
+
+
+@named
+def cosine(**arguments: Any) -> Continuous:
+    """Returns `Continuous("cosine", ...)`: slow at both ends.
+
+    Example:
+        >>> schedule = cosine().bind(total_steps=100, steps_per_epoch=None)
+        >>> float(schedule(0)), float(schedule(100))
+        (0.0, 1.0)
+    """
+    return Continuous("cosine", **arguments)
+
+
+@named
+def cubic(**arguments: Any) -> Continuous:
+    """Returns `Continuous("cubic", ...)`: slow first, StoMPP's `(t/T)^3`.
+
+    Example:
+        >>> schedule = cubic().bind(total_steps=100, steps_per_epoch=None)
+        >>> float(schedule(0)), float(schedule(100))
+        (0.0, 1.0)
+    """
+    return Continuous("cubic", **arguments)

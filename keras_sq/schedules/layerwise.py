@@ -1,12 +1,12 @@
 """Schedules that quantize one layer after the other.
 
-How long each turn lasts, and what the ratios are in it: an ordinary schedule. Which
-layer has which turn is in `turn_order.py`.
+Each layer has a turn, in which its ratio follows an ordinary schedule. `turn_order.py`
+decides which layer has which turn.
 
 Design note: **ratios by turn, not by layer.** A bound schedule knows how long each
-turn lasts, and returns the ratios in the order of the turns; which layers these are
-is what `visits(model)` says. So the schedule stays a function of the step, with a
-configuration that names no object, and the same one serves two models.
+turn lasts, and returns the ratios in the order of the turns; `visits(model)` returns
+their layers. So the schedule stays a function of the step, its configuration names no
+object, and one schedule serves two models.
 
 References:
     - [Smith & Islam, 2026](https://arxiv.org/abs/2601.22660) (StoMPP)
@@ -26,10 +26,12 @@ from keras import ops
 from keras_sq.core import checks
 from keras_sq.core.types import Config, Layer, Model, Tensor
 from keras_sq.schedules.base import (
+    BY_NAME,
     MAX_STEPS,
     UNITS,
     RatioSchedule,
     check_length,
+    get,
     length_unknown,
     nearest_step,
     unit_scale,
@@ -202,11 +204,11 @@ class Layerwise(RatioSchedule):
     def stage_starts(self) -> tuple[int, ...]:
         """The step at which each turn, or each stage in it, begins; then the rest."""
         self._require_bound()
-        found = {0, int(sum(self.lengths or ()))}
+        steps = {0, int(sum(self.lengths or ()))}
         for turn in self._turns:
             if turn.length:
-                found |= {turn.start + step for step in turn.inner.stage_starts}
-        return tuple(sorted(found))
+                steps |= {turn.start + step for step in turn.inner.stage_starts}
+        return tuple(sorted(steps))
 
     @property
     def end_step(self) -> int:
@@ -323,9 +325,6 @@ def _warn_if_short(steps: Sequence[float]) -> None:
 
 
 def _inner(identifier: Any) -> RatioSchedule:
-    # Which takes its classes from here.
-    from keras_sq.schedules import get
-
     inner = get(identifier)
     unit = getattr(inner, "unit", "fraction")
     if isinstance(inner, Layerwise) or unit != "fraction":
@@ -358,3 +357,6 @@ def _lengths(lengths: Any, unit: str) -> tuple[float, ...]:
     if unit == "steps":
         checks.integer("sum(lengths)", sum(checked), maximum=MAX_STEPS)
     return checked
+
+
+BY_NAME["layerwise"] = Layerwise

@@ -49,28 +49,28 @@ def layers_in_order(
     Raises:
         ValueError: If a name matches no quantized layer, or a layer has no turn.
     """
-    found = [
+    pairs = [
         (place.path, place.layer)
         for place in places(model, lambda x: isinstance(x, StochasticallyQuantized))
     ]
-    seen = {id(layer) for _, layer in found}
+    seen = {id(layer) for _, layer in pairs}
     # Such as a layer that a model holds beside its graph.
-    found += [pair for pair in quantized_layers(model) if id(pair[1]) not in seen]
+    pairs += [pair for pair in quantized_layers(model) if id(pair[1]) not in seen]
     if order == "reverse":
-        return found[::-1]
-    return found if isinstance(order, str) else _listed(model, order, found)
+        return pairs[::-1]
+    return pairs if isinstance(order, str) else _listed(model, order, pairs)
 
 
 def _listed(
-    model: Model, order: Sequence[str], found: list[tuple[str, Layer]]
+    model: Model, order: Sequence[str], pairs: list[tuple[str, Layer]]
 ) -> list[tuple[str, Layer]]:
     """Returns the layers in the order of the names; what is left goes nowhere."""
     paths = layer_paths(model)
-    left, chosen = found, []
+    left, chosen = pairs, []
     for key in order:
         hits = matching_paths(key, paths, model)
-        if not any(path in hits for path, _ in found):
-            known = [path for path, _ in found]
+        if not any(path in hits for path, _ in pairs):
+            known = [path for path, _ in pairs]
             raise ValueError(
                 f"Argument `order` names {key!r}, which matches no quantized layer of "
                 f"model '{model.name}'. These are: {checks.listed(known)}."

@@ -220,7 +220,7 @@ def measure(name, build, folder):
     from keras_sq.export.lce.runtime import LarqRunner
     from keras_sq.export.micro.signature import signature_names
     from keras_sq.export.tflite.flatbuffer import TFLiteFile
-    from keras_sq.export.verification import verify
+    from keras_sq.export.verification import differences
 
     keras.utils.set_random_seed(0)
     model = build()
@@ -242,7 +242,9 @@ def measure(name, build, folder):
     agree = []
     for number in range(IMAGES):
         one = {k: v[number : number + 1] for k, v in arrays.items()}
-        agree += verify.agreeing(runner(one), called(model, one, False), 1, TOLERANCE)
+        agree += differences.agreeing(
+            runner(one), called(model, one, False), 1, TOLERANCE
+        )
     names = {k: signature_names(TFLiteFile(v))[0] for k, v in contents.items()}
     times = [
         milliseconds(contents[target], arrays, names[target], xnnpack)

@@ -89,7 +89,7 @@ def export_all(folder, chosen):
     import numpy as np
 
     import keras_sq
-    from keras_sq.export import targets
+    from keras_sq.export import kinds
 
     quantizers = {
         "binary": keras_sq.quantizers.BinaryQuantizer(),
@@ -98,7 +98,7 @@ def export_all(folder, chosen):
         "13 levels": keras_sq.quantizers.UniformQuantizer(4, num_levels=13),
     }
     cases = {}
-    for name, target in targets.TARGETS.items():
+    for name, target in kinds.KINDS.items():
         if target.single or (chosen and name not in chosen):
             continue
         cases[name] = (name, target.needs_examples)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_sq.core import call_hooks
+from keras_sq.core import call_hooks, keras_copying
 from keras_sq.core import keras_internals as internals
 
 
@@ -129,19 +129,19 @@ def test_graph_models_are_told_from_subclassed_ones():
         (Own(), False, False),
     ):
         assert internals.has_graph(model) == graph, type(model)
-        assert internals.describes_layers(model) == layers, type(model)
+        assert keras_copying.describes_layers(model) == layers, type(model)
 
 
 def test_references_to_shared_objects_are_answered():
     layer, copy = keras.layers.Dense(2), keras.layers.Dense(2)
     serialize = keras.saving.serialize_keras_object
     deserialize = keras.saving.deserialize_keras_object
-    with internals.shared_references({id(layer)}):
+    with keras_copying.shared_references({id(layer)}):
         config = serialize(layer)
         other = serialize(copy), serialize(copy)
     assert config["shared_object_id"] == id(layer)
     assert not any("shared_object_id" in entry for entry in other)
-    with internals.shared_objects({id(layer): copy}.get):
+    with keras_copying.shared_objects({id(layer): copy}.get):
         assert deserialize(config) is copy
     assert deserialize(config) is not copy
 

@@ -17,10 +17,11 @@ import tensorflow as tf
 from keras import layers as kl
 
 import keras_sq
-from keras_sq.export import ExportError, ExportReport, errors, targets
+from keras_sq.export import ExportError, ExportReport, errors, examples, targets
 from keras_sq.export.conversion import convert, inputs, precision
 from keras_sq.export.tflite import flatbuffer, runtime
-from keras_sq.export.verification import verify
+from keras_sq.export.verification import comparison as comparing
+from keras_sq.export.verification import differences
 from keras_sq.files import atomic_files
 
 
@@ -128,8 +129,9 @@ def test_large_models_take_another_way_to_the_same_file(make, monkeypatch):
     large = convert.float_file(model, signature)
     assert large.signature == small.signature
     assert len(large.content) > 4 * model.count_params()
-    comparison = verify.compare(large, model, None, tolerance=1e-5)
-    expected = verify.compare(small, model, None, tolerance=1e-5)
+    none = examples.Examples()
+    comparison = comparing.compare_float(large, model, none, tolerance=1e-5)
+    expected = comparing.compare_float(small, model, none, tolerance=1e-5)
     assert comparison.outputs == expected.outputs
 
 
@@ -299,12 +301,12 @@ def test_many_representative_examples_are_thinned_out():
     signature = inputs.input_signature(small_model())
     data = np.arange(6000.0).reshape(1000, 6)
     batches = [
-        batch[0]
-        for kind, batch in verify.batches(signature, [data], 0)
-        if kind == "representative"
+        batch.arrays[0]
+        for batch in examples.Examples([data]).comparison(signature)
+        if batch.kind == "representative"
     ]
     seen = np.concatenate(batches)
-    assert len(seen) == verify.MAX_EXAMPLES
+    assert len(seen) == examples.MAX_COMPARED
     np.testing.assert_array_equal(seen[[0, -1]], data[[0, -1]])
 
 
@@ -316,8 +318,8 @@ def test_many_representative_examples_are_thinned_out():
     ],
 )
 def test_representative_data_by_name(data):
-    signature = inputs.input_signature(several_inputs())
-    arrays = inputs.representative_examples(signature, data)
+    _, prepared, _ = inputs.prepare(several_inputs(), data)
+    arrays = prepared.arrays
     assert [array.shape for array in arrays] == [(3, 4), (3, 5)]
     assert {array.dtype for array in arrays} == {np.dtype("float32")}
 
@@ -354,11 +356,9 @@ def test_floats_for_an_integer_input_are_an_error(tmp_path):
 
 
 def test_different_numbers_of_examples_are_an_error():
-    signature = inputs.input_signature(several_inputs())
+    data = {"alpha": np.ones((2, 4)), "beta": np.ones((3, 5))}
     with pytest.raises(ValueError, match=r"same number of examples.*\[2, 3\]"):
-        inputs.representative_examples(
-            signature, {"alpha": np.ones((2, 4)), "beta": np.ones((3, 5))}
-        )
+        inputs.prepare(several_inputs(), data)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_different_numbers_of_examples_are_an_error():
     ],
 )
 def test_relative_error(actual, expected, error):
-    assert verify.relative_error(np.array(actual), np.array(expected)) == error
+    assert differences.relative_error(np.array(actual), np.array(expected)) == error
 
 
 # Refusals.
@@ -388,16 +388,15 @@ def test_relative_error(actual, expected, error):
 
 def corrupting(monkeypatch, corrupt):
     """Puts a hook behind the converter."""
-    float_target = targets.TARGETS["float"]
+    original = targets.TARGETS["float"].make
 
     def make(request):
-        made = float_target.make(request)
-        content = corrupt(made.converted.content, request.model)
-        converted = dataclasses.replace(made.converted, content=content)
-        return dataclasses.replace(made, converted=converted)
+        candidate = original(request)
+        content = corrupt(candidate.converted.content, request.model)
+        converted = dataclasses.replace(candidate.converted, content=content)
+        return dataclasses.replace(candidate, converted=converted)
 
-    changed = dataclasses.replace(float_target, make=make)
-    monkeypatch.setitem(targets.TARGETS, "float", changed)
+    monkeypatch.setattr(targets.TARGETS["float"], "make", make)
 
 
 def kernel_bytes(model):

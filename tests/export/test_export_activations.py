@@ -10,6 +10,7 @@ import pytest
 from keras import layers as kl
 
 import keras_sq
+from keras_sq.conversion import strip
 from keras_sq.export import ExportError
 from keras_sq.export import report as reporting
 from keras_sq.export.activations import forms as activation_forms
@@ -19,7 +20,7 @@ from keras_sq.export.conversion import inputs
 from keras_sq.export.tflite import flatbuffer, runtime
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TFLiteFile, indices
 from keras_sq.export.verification import activations as activation_checks
-from keras_sq.export.verification import verify
+from keras_sq.export.verification import differences
 from keras_sq.layers import (
     BinaryActivation,
     LearnedActivationQuantizer,
@@ -661,10 +662,10 @@ def test_wrong_integers_are_refused(rule, change, match, monkeypatch, tmp_path):
 def test_agreement_counts_examples():
     expected = {"a": np.array([[1.0, 2.0], [3.0, 4.0], [np.nan, 0.0]], "float32")}
     actual = {"a": expected["a"] + np.array([[0.0], [1e-3], [0.0]], "float32")}
-    assert verify.agreeing(actual, expected, 3) == [True, False, True]
-    assert verify.agreeing({}, expected, 3) == [False] * 3
+    assert differences.agreeing(actual, expected, 3) == [True, False, True]
+    assert differences.agreeing({}, expected, 3) == [False] * 3
     classes = {"c": np.array([1, 2, 3])}
-    assert verify.agreeing({"c": np.array([1, 5, 3])}, classes, 3) == [
+    assert differences.agreeing({"c": np.array([1, 5, 3])}, classes, 3) == [
         True,
         False,
         True,
@@ -692,7 +693,7 @@ def test_ranges_hold_the_levels_exactly():
 def test_copy_quantizes_like_the_model():
     # Against Keras alone, without a file: the inputs of every quantized layer.
     model = cnn("lq-2")
-    plain = keras_sq.conversion.plain_copy(model)
+    plain = strip.plain_copy(model)
     quantizers = activations.deploy(model, plain)
     assert [x.path for x in quantizers] == PATHS
     x = data(10, 10, 4, seed=5)

@@ -18,7 +18,7 @@ import keras_sq
 from keras_sq.analysis.operation_counts import count_operations
 from keras_sq.core import memory_bounds
 from keras_sq.export import __main__ as command
-from keras_sq.export import targets
+from keras_sq.export import kinds
 from keras_sq.export.inspection import reader
 
 DATA = np.random.default_rng(0).normal(size=(12, 6)).astype("float32")
@@ -65,9 +65,7 @@ def refused(*arguments, status=1):
     return error.removeprefix("keras_sq.export: error: ").rstrip()
 
 
-@pytest.mark.parametrize(
-    "target", [x for x, y in targets.TARGETS.items() if not y.single]
-)
+@pytest.mark.parametrize("target", [x for x, y in kinds.KINDS.items() if not y.single])
 def test_command_does_what_the_function_does(target, model, saved, tmp_path):
     data = tmp_path / "data.npy"
     np.save(data, DATA)
@@ -326,7 +324,7 @@ def test_command_runs_as_a_process(saved, tmp_path):
     assert reader.read(path)["report"]["target"] == "float"
     assert "There is no model 'no_such.keras'" in outputs[1][1].splitlines()[-1]
     assert "value should be one of <float|" in outputs[2][1].splitlines()[-1]
-    for target in targets.TARGETS:
+    for target in kinds.KINDS:
         assert f"{target}: " in " ".join(outputs[3][0].split())
     for _, error in outputs:
         assert "Traceback" not in error

@@ -15,7 +15,7 @@ from keras import layers as kl
 from tensorflow.lite.python import schema_py_generated as schema
 
 import keras_sq
-from keras_sq.conversion import quantize as conversion
+from keras_sq.conversion import strip
 from keras_sq.export import ExportError
 from keras_sq.export.activations import levels as activations
 from keras_sq.export.activations.levels import NODE_NAME
@@ -268,7 +268,7 @@ def test_open_size_is_refused(standing_in, tmp_path):
 
 def test_signs_are_a_comparison_that_the_converter_knows():
     model = network()
-    plain = conversion.plain_copy(model)
+    plain = strip.plain_copy(model)
     (quantizer,) = activations.deploy(model, plain)
     assert quantizer.is_sign
     quantizer.compares = True

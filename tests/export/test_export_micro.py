@@ -15,6 +15,7 @@ from micro_comparison import check_same
 
 from keras_sq.export import ExportError
 from keras_sq.export.conversion import inputs, integer
+from keras_sq.export.examples import Examples
 from keras_sq.export.micro import compression, lookup_tables, splitting
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.runtime import MicroRunner
@@ -69,7 +70,7 @@ def int8_file(model, num_levels=2, kernels=None):
         for tensor in model.inputs
     ]
     signature = inputs.input_signature(model, data if len(data) > 1 else data[0])
-    return integer.int8_file(model, signature.with_batch(1), data).content
+    return integer.int8_file(model, signature.with_batch(1), Examples(data)).content
 
 
 def sequence(shape, *made):
@@ -717,7 +718,7 @@ def test_kernel_that_is_looked_up_is_compressed():
     signature = inputs.input_signature(model, np.zeros((2, 4), np.int32))
     signature = signature.with_batch(1)
     data = np.random.default_rng(0).integers(0, 200, (8, 4)).astype(np.int32)
-    file = TFLiteFile(integer.int8_file(model, signature, [data]).content)
+    file = TFLiteFile(integer.int8_file(model, signature, Examples([data])).content)
     names = [file.operator_name(operator) for operator in file.subgraphs[0].operators]
     assert "GATHER" in names
     content = file.pack()

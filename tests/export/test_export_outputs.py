@@ -12,9 +12,11 @@ from keras import layers as kl
 import keras_sq
 from keras_sq.export import ExportError
 from keras_sq.export.conversion import inputs, integer
+from keras_sq.export.examples import Batch
 from keras_sq.export.report import OutputError, TensorReport
 from keras_sq.export.tflite import runtime
-from keras_sq.export.verification import differences, output_notes, verify
+from keras_sq.export.verification import comparison as comparing
+from keras_sq.export.verification import differences, output_notes, running
 
 
 def data(*shape, count=48, seed=0):
@@ -163,10 +165,8 @@ def test_float_files_have_figures_too(tmp_path):
 )
 def test_notes_name_entries(error, match):
     output = TensorReport("y", (None, 3), "int8", 0.1, 0)
-    comparison = verify.Comparison(
-        0.0, 0.0, 1.0, None, 4, 4, "LiteRT", (), (output,), (error,)
-    )
-    notes = output_notes.notes(comparison, None, False)
+    comparison = comparing.Comparison(0.0, 0.0, 4, 4, "LiteRT", (), (output,), (error,))
+    notes = output_notes.notes(comparison, jumps=False)
     if match is None:
         assert notes == ()
     else:
@@ -221,8 +221,8 @@ def test_layer_that_hardly_opens_gets_steps_that_kernels_take():
     signature, examples, _ = inputs.prepare(model, x)
     content = integer.int8_file(model, signature, examples).content
     runner = runtime.Runner(content)  # With XNNPACK, which is particular.
-    batch = [x[:1]]
-    (found,) = verify.file_outputs(runner, signature, batch).values()
+    batch = Batch("representative", (signature.inputs[0].name,), [x[:1]])
+    (found,) = running.file_outputs(runner, batch).values()
     assert runner.dequantized("output_0", found).max() < 0.1
 
 
@@ -231,23 +231,23 @@ def test_rounding_of_what_cancels_is_no_difference(noise):
     # Keras's, or the file's: which of them is exactly 0 hangs on the processor.
     zeros, other = np.zeros((3, 2), "float32"), np.full((3, 2), 1e-8, "float32")
     for actual, expected in ((zeros, other), (other, zeros)):
-        assert verify.relative_error(actual, expected) <= 1e-8 + 1e-12
-        assert verify.agreeing({"y": actual}, {"y": expected}, 3) == [True] * 3
-        errors = verify.Errors()
+        assert differences.relative_error(actual, expected) <= 1e-8 + 1e-12
+        assert differences.agreeing({"y": actual}, {"y": expected}, 3) == [True] * 3
+        errors = differences.Errors()
         errors.add(0.0, actual, expected)
         assert errors.silent and errors.mean <= 1.1e-8
-    assert verify.relative_error(zeros + 1, zeros) == 1.0
-    assert verify.relative_error(zeros, zeros + 1e-3) == pytest.approx(1.0)
+    assert differences.relative_error(zeros + 1, zeros) == 1.0
+    assert differences.relative_error(zeros, zeros + 1e-3) == pytest.approx(1.0)
 
 
 def test_a_step_beside_silence_is_no_fault():
-    errors = verify.Errors(differences.SILENT_STEPS * 0.1)
+    errors = differences.Errors(differences.SILENT_STEPS * 0.1)
     errors.add(0.0, np.full(9, 0.1, "float32"), np.zeros(9, "float32"))
     assert errors.mean == pytest.approx(0.25)
-    assert errors.mean < verify.MAX_MEAN_ERROR
-    errors = verify.Errors(differences.SILENT_STEPS * 0.1)
+    assert errors.mean < comparing.MAX_MEAN_ERROR
+    errors = differences.Errors(differences.SILENT_STEPS * 0.1)
     errors.add(0.0, np.full(9, 1.0, "float32"), np.zeros(9, "float32"))
-    assert errors.mean > verify.MAX_MEAN_ERROR
+    assert errors.mean > comparing.MAX_MEAN_ERROR
 
 
 # NaN.

@@ -10,11 +10,11 @@ import tensorflow as tf
 from keras import layers as kl
 
 import keras_sq
-from keras_sq.export import ExportError, building, runtimes
+from keras_sq.export import ExportError, building, runtimes, targets
 from keras_sq.export.conversion import inputs
 from keras_sq.export.tflite import choice, flatbuffer, runtime, weights
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TFLiteFile, indices
-from keras_sq.export.verification import verify
+from keras_sq.export.verification import running
 
 FOUR_BITS = keras_sq.quantizers.UniformQuantizer(4, num_levels=13)
 FLOAT_TARGETS = ("float", "fast", "int4", "int2", "small")
@@ -556,12 +556,7 @@ def test_integers_that_differ_in_the_mean_are_refused(monkeypatch, tmp_path):
         converted = dataclasses.replace(made.converted, content=file.pack())
         return dataclasses.replace(made, converted=converted)
 
-    target = keras_sq.export.__globals__["targets"].TARGETS["int8"]
-    monkeypatch.setitem(
-        keras_sq.export.__globals__["targets"].TARGETS,
-        "int8",
-        dataclasses.replace(target, make=wrong),
-    )
+    monkeypatch.setattr(targets.TARGETS["int8"], "make", wrong)
     model = keras_sq.quantize_model(cnn(), "binary", overrides={})
     with pytest.raises(ExportError, match="in the mean. The difference begins at "):
         untrained(
@@ -576,10 +571,10 @@ def test_metadata_that_breaks_the_file_is_noticed():
     from keras_sq.export.conversion import convert
 
     converted = convert.float_file(model, signature)
-    verify.check_same(converted, converted.content)
+    running.check_same(converted, converted.content)
     other = convert.float_file(cnn(), signature)
     with pytest.raises(ExportError, match="is not that of the unpacked file"):
-        verify.check_same(converted, other.content)
+        running.check_same(converted, other.content)
 
 
 # Bad arguments.

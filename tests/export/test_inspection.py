@@ -20,7 +20,7 @@ from keras import layers as kl
 from tensorflow.lite.python import schema_py_generated as schema
 
 import keras_sq
-from keras_sq.export import report, targets
+from keras_sq.export import kinds, report
 from keras_sq.export.inspection import command as inspect
 from keras_sq.export.inspection import reader, table
 from keras_sq.export.inspection.contents import REPORT_NAME, contents, count_levels
@@ -263,9 +263,7 @@ def test_levels_are_counted_over_the_tensor_and_by_filter(
     assert weight["channel_levels"] == max(len(np.unique(row)) for row in rows) == 3
 
 
-@pytest.mark.parametrize(
-    "target", [x for x, y in targets.TARGETS.items() if not y.single]
-)
+@pytest.mark.parametrize("target", [x for x, y in kinds.KINDS.items() if not y.single])
 def test_every_target_is_understood(target, ternary, float_file, tmp_path):
     data = np.random.default_rng(0).normal(size=(20, 12, 12, 3)).astype("f4")
     path = tmp_path / "model.tflite"
@@ -274,7 +272,7 @@ def test_every_target_is_understood(target, ternary, float_file, tmp_path):
         path,
         target=target,
         allow_untrained=True,
-        representative_data=data if targets.TARGETS[target].needs_examples else None,
+        representative_data=data if kinds.KINDS[target].needs_examples else None,
     )
     result = contents(path.read_bytes())
     weights = result["weights"]
@@ -943,6 +941,6 @@ def test_command_runs_as_a_process(float_file, tmp_path):
 
 
 def test_packed_bits_come_back():
-    # Of `flatbuffer.py`, which the tests above build on.
+    # Of `keras_sq/export/tflite/flatbuffer.py`, which the tests above build on.
     codes = np.random.default_rng(0).integers(-2, 2, 13).astype("i1")
     np.testing.assert_array_equal(unpack_bits(pack_bits(codes, 2), 2, 13), codes)

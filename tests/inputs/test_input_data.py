@@ -67,8 +67,8 @@ class Examples:
 
 
 def read(model, data):
-    signature = inputs.input_signature(model)
-    return inputs.representative_examples(signature, data)
+    _, examples, _ = inputs.prepare(model, data)
+    return examples.arrays
 
 
 def dataset(*parts):
@@ -289,7 +289,7 @@ def test_subclassed_models_take_their_dtypes_from_what_is_yielded():
     model(X.astype("int32"))
     signature, examples, _ = inputs.prepare(model, dataset(X.astype("int64")).batch(5))
     assert signature.inputs[0].dtype == "int32"
-    assert examples[0].dtype == np.int32
+    assert examples.arrays[0].dtype == np.int32
 
 
 # How many.
@@ -302,9 +302,9 @@ def test_endless_data_ends(batch):
             yield np.full((3,) if batch is None else (batch, 3), number)
 
     signature, examples, notes = inputs.prepare(one(), forever)
-    assert len(examples[0]) == inputs.MAX_EXAMPLES == 512
+    assert len(examples.arrays[0]) == inputs.MAX_EXAMPLES == 512
     np.testing.assert_array_equal(
-        examples[0][:, 0], np.repeat(np.arange(512), batch or 1)[:512]
+        examples.arrays[0][:, 0], np.repeat(np.arange(512), batch or 1)[:512]
     )
     assert notes == ("used the first 512 representative examples; there are more",)
 
@@ -313,14 +313,14 @@ def test_all_of_what_ends_is_used_without_a_note():
     data = np.zeros((512, 3))
     for whole in (data, dataset(data).batch(32), dataset(data)):
         _, examples, notes = inputs.prepare(one(), whole)
-        assert (len(examples[0]), notes) == (512, ())
+        assert (len(examples.arrays[0]), notes) == (512, ())
 
 
 def test_large_arrays_are_thinned_out():
     data = np.arange(3000.0).reshape(1000, 3)
     _, examples, notes = inputs.prepare(one(), data)
-    np.testing.assert_array_equal(examples[0][[0, -1]], data[[0, -1]])
-    assert np.all(np.diff(examples[0][:, 0]) > 0)
+    np.testing.assert_array_equal(examples.arrays[0][[0, -1]], data[[0, -1]])
+    assert np.all(np.diff(examples.arrays[0][:, 0]) > 0)
     assert notes == ("used 512 of 1,000 representative examples, evenly spaced",)
 
 

@@ -21,7 +21,7 @@ import keras_sq
 from keras_sq import datasets, models, plots
 from keras_sq.conversion.plan import STAYS_FLOAT
 from keras_sq.experiments import catalogue as experiments
-from keras_sq.layers import derived, registry
+from keras_sq.layers import container, derived, promotion, registry
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -124,7 +124,8 @@ def public(module, names=None):
         tree = ast.parse(inspect.getsource(module))
         names = [
             alias.asname
-            for node in tree.body
+            # Not of the body only: some are imported when they are asked for.
+            for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
             if alias.asname == alias.name
@@ -209,7 +210,7 @@ def test_table_of_layers_is_that_of_the_package():
     containers = {
         name
         for name in names
-        if registry.static_container(getattr(keras.layers, name)) is not None
+        if container.static_container(getattr(keras.layers, name)) is not None
     }
     assert {row[0] for row in holders} == containers
     in_hub = {name for package, name in derived.ELSEWHERE if package == "keras_hub"}
@@ -224,7 +225,7 @@ def test_table_of_layers_is_that_of_the_package():
         )
     for name, reason in floats:
         layer_class = getattr(keras.layers, name)
-        assert registry.quantized_class(layer_class) is None
+        assert promotion.quantized_class(layer_class) is None
         assert STAYS_FLOAT.get(layer_class, reason) == reason
     # No layer of Keras with weights is forgotten.
     for layer_class in {getattr(keras.layers, name) for name in names}:

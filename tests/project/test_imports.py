@@ -33,7 +33,7 @@ NAMES_TENSORFLOW = {"layers.split_update", "core.backend", "export", "datasets"}
 NAMES_TENSORFLOW |= {"core.quiet_start", "experiments.train"}
 NAMES_TENSORFLOW |= {"callbacks.tensorboard"}  # Writes by it, on any backend.
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
-REACHES_BELOW_KERAS = {"core.keras_internals"}
+REACHES_BELOW_KERAS = {"core.keras_internals", "core.keras_copying"}
 
 
 def modules():
@@ -51,11 +51,11 @@ def modules():
 MODULES = modules()
 
 
-def imports(name, while_importing=False):
-    """Returns the modules that a module imports, inside functions too or not."""
+def imports(name):
+    """Returns the modules that a module imports, inside functions too."""
     tree = ast.parse(MODULES[name].read_text("utf-8"))
     found = set()
-    for node in tree.body if while_importing else ast.walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -67,9 +67,9 @@ def imports(name, while_importing=False):
     return found
 
 
-def own_imports(name, while_importing=False):
+def own_imports(name):
     prefix = "keras_sq."
-    found = imports(name, while_importing)
+    found = imports(name)
     return {x.removeprefix(prefix) for x in found if x.startswith(prefix)}
 
 
@@ -90,7 +90,7 @@ def test_imports_point_one_way(name):
 
 
 def test_imports_have_no_cycle():
-    graph = {name: own_imports(name, True) & set(MODULES) for name in MODULES}
+    graph = {name: own_imports(name) & set(MODULES) for name in MODULES}
     done = set()
 
     def visit(name, path):
@@ -105,35 +105,47 @@ def test_imports_have_no_cycle():
 
 
 # Of another repository; what a command writes.
-NOT_OURS = {"get_dataset.py", "failed/"}
+NOT_OURS = {"get_dataset.py", "larq.py", "cifar10-vgg-small.py"}
+NOT_OURS |= {"qat_resnet_cifar10.py", "failed/", "cifar10/", "kit/", "site/"}
 FILE_OR_FOLDER = re.compile(r"[\w/-]*\w\.py\b|(?<=`)[\w/-]+/(?=`)")
+ROOT = PACKAGE.parent
+TEXTS = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", ".ci/run", "setup.cfg")
+]
+TEXTS += sorted((ROOT / "docs").rglob("*.md"))
 
 
 def named_files(path):
-    """Returns the files and folders that comments and docstrings name."""
-    found = set()
+    """Returns the files and folders that a text, or comments and docstrings, name."""
+    if path.suffix != ".py":
+        text = path.read_text("utf-8")
+        return set(re.findall(r"\b(?:tests|keras_sq|docs)/[\w/.-]*\w", text))
+    names = set()
     with open(path, encoding="utf-8") as file:
         for token in tokenize.generate_tokens(file.readline):
             text = token.type == tokenize.STRING and '"""' in token.string[:5]
             if text or token.type == tokenize.COMMENT:
-                found.update(FILE_OR_FOLDER.findall(token.string))
-    return found - NOT_OURS
+                names.update(FILE_OR_FOLDER.findall(token.string))
+    return names - NOT_OURS
 
 
-def test_files_named_in_comments_are_there():
-    named = {path: named_files(path) for path in sorted(PACKAGE.rglob("*.py"))}
-    assert sum(map(len, named.values())) > 100
-    root = PACKAGE.parent
+def test_files_named_in_texts_and_comments_exist():
+    paths = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+    named = {path: named_files(path) for path in paths + TEXTS}
+    assert sum(map(len, named.values())) > 200
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
     missing = [
-        f"{path.relative_to(root)}: {name}"
+        f"{path.relative_to(ROOT)}: {name}"
         for path, names in named.items()
         for name in sorted(names)
         # From the folder of the file, or one above it.
         if not any(
             (folder / name).exists()
             for folder in path.parents
-            if folder.is_relative_to(root)
+            if folder.is_relative_to(ROOT)
         )
+        # Names of test files are unique: their folder need not be named.
+        and not (name in tests and path.is_relative_to(ROOT / "tests"))
     ]
     assert missing == []
 

@@ -1,7 +1,7 @@
 """Whether two files for microcontrollers compute the same, to the bit.
 
 For tests of files that no Keras model is at hand for; `keras_sq.export` compares in
-`keras_sq/export/verification/verify.py`.
+`keras_sq/export/verification/comparison.py`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -7,10 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_sq.analysis.plots import _style
-from keras_sq.callbacks.kernel_meter import Array
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import LayerKeys, Model
+from keras_sq.core.types import Array, LayerKeys, Model
 from keras_sq.layers import layer_paths
 from keras_sq.layers.layer_keys import as_keys, matching_paths, meant
 from keras_sq.layers.masks import require_quantized

@@ -34,7 +34,7 @@ from keras_sq.export.activations.levels import (
     SIGNS,
     TABLE,
     ActivationLevels,
-    Held,
+    StoredActivations,
 )
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TYPES, TFLiteFile, indices
 
@@ -107,7 +107,9 @@ def find(file: TFLiteFile, quantizers: Sequence[ActivationLevels]) -> list[Place
     ]
 
 
-def float_forms(file: TFLiteFile, quantizers: Sequence[ActivationLevels]) -> list[Held]:
+def float_forms(
+    file: TFLiteFile, quantizers: Sequence[ActivationLevels]
+) -> list[StoredActivations]:
     """Returns how a file of float activations holds the quantized ones."""
     return [
         _held(file, place, FLOAT_LEVELS, "exact; activations are float32")
@@ -135,7 +137,7 @@ def without_quantizers(content: bytes, quantizers: Sequence[ActivationLevels]) -
 
 def integer_forms(
     content: bytes, quantizers: Sequence[ActivationLevels]
-) -> tuple[bytes, list[Held]]:
+) -> tuple[bytes, list[StoredActivations]]:
     """Returns an int8 file that quantizes activations on integers.
 
     A table computes what the operators before do, to the bit; on a grid, halves may
@@ -165,9 +167,9 @@ class _Made:
     stored_as: str
     reason: str
 
-    def held(self, file: TFLiteFile) -> Held:
+    def held(self, file: TFLiteFile) -> StoredActivations:
         graph = self.place.subgraph
-        return Held(
+        return StoredActivations(
             self.place.quantizers,
             _index(file.subgraphs, graph),
             _index(graph.tensors, self.input),
@@ -354,6 +356,8 @@ def _index(entries: Sequence[Any], wanted: Any) -> int:
     return next(i for i, entry in enumerate(entries) if entry is wanted)
 
 
-def _held(file: TFLiteFile, place: Place, form: str, reason: str) -> Held:
+def _held(file: TFLiteFile, place: Place, form: str, reason: str) -> StoredActivations:
     number = _index(file.subgraphs, place.subgraph)
-    return Held(place.quantizers, number, place.input, place.output, form, reason)
+    return StoredActivations(
+        place.quantizers, number, place.input, place.output, form, reason
+    )

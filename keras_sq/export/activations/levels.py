@@ -132,7 +132,7 @@ class ActivationLevels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class StoredActivations:
     """How a file holds a place.
 
     Attributes:
@@ -213,7 +213,7 @@ def deploy(model: Model, plain: Model) -> tuple[ActivationLevels, ...]:
 
 
 def reports(
-    quantizers: Sequence[ActivationLevels], held: Sequence[Held]
+    quantizers: Sequence[ActivationLevels], held: Sequence[StoredActivations]
 ) -> tuple[ActivationReport, ...]:
     """Returns what the report says of each activation quantizer."""
     found = []

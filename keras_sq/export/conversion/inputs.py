@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_sq.core.types import Model
+from keras_sq.export.examples import Examples
 from keras_sq.inputs import input_data
 from keras_sq.inputs.model_inputs import UNKNOWN_SIZE as UNKNOWN_SIZE
 from keras_sq.inputs.model_inputs import Array as Array
@@ -24,8 +25,8 @@ ARGUMENT = "representative_data"
 
 def prepare(
     model: Model, representative_data: Any
-) -> tuple[InputSignature, list[Array] | None, tuple[str, ...]]:
-    """Returns what a model takes, checked examples, and what to know of them.
+) -> tuple[InputSignature, Examples, tuple[str, ...]]:
+    """Returns the signature of a model, checked examples, and notes on them.
 
     Args:
         model: A built model.
@@ -39,34 +40,14 @@ def prepare(
     """
     signature = input_signature(model)
     if representative_data is None:
-        return signature, None, ()
+        return signature, Examples(), ()
     arrays, notes = _read(signature, representative_data)
     signature = input_signature(model, arrays)
-    return signature, _all_checked(signature, arrays), notes
-
-
-def representative_examples(
-    signature: InputSignature, representative_data: Any
-) -> list[Array]:
-    """Returns checked examples, one array an input.
-
-    Args:
-        signature: What the model takes.
-        representative_data: As in `keras_sq.export`.
-
-    Raises:
-        TypeError: As `prepare`.
-        ValueError: As `prepare`.
-    """
-    arrays, _ = _read(signature, representative_data)
-    return _all_checked(signature, arrays)
-
-
-def _all_checked(signature: InputSignature, arrays: Sequence[Any]) -> list[Array]:
-    return [
+    checked = [
         _checked(entry, array)
         for entry, array in zip(signature.inputs, arrays, strict=True)
     ]
+    return signature, Examples(checked), notes
 
 
 def _read(signature: InputSignature, data: Any) -> tuple[list[Any], tuple[str, ...]]:

@@ -11,7 +11,7 @@ times as large they would be rounded 127 times as coarsely.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,9 @@ from keras_sq.export.activations import shared_scales
 from keras_sq.export.conversion import convert
 from keras_sq.export.conversion.inputs import Array, InputSignature
 from keras_sq.export.errors import ExportError, layer_of
+from keras_sq.export.examples import Examples
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, float_outputs, indices
 from keras_sq.export.tflite.runtime import AllTensors, quiet
-
-MAX_CALIBRATION_EXAMPLES = 512
-"""Examples to measure ranges on; evenly spaced ones of more."""
 
 MAX_WIDENINGS = 4
 """How often ranges are made wider: those behind a wider one may be too narrow then."""
@@ -34,14 +32,11 @@ MAX_WIDENINGS = 4
 ROWS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
 """Operators that read rows of a table -> which input holds the numbers of the rows."""
 
-MAX_CHECKED_EXAMPLES = 32
-"""Examples on which every tensor is looked at before."""
-
 
 def int8_file(
     model: Model,
     signature: InputSignature,
-    examples: Sequence[Array],
+    examples: Examples,
     with_ranges: Callable[[bytes], bytes] | None = None,
     float_file: bytes | None = None,
 ) -> convert.Converted:
@@ -53,8 +48,7 @@ def int8_file(
     Args:
         model: A plain Keras model that computes in float32.
         signature: What it takes.
-        examples: Representative inputs, one array an input, on which the
-            ranges of the activations are measured.
+        examples: Examples on which the ranges of the activations are measured.
         with_ranges: Returns the float file with measured ranges with other ones.
         float_file: The float file of the model to make it from, if it is not as the
             converter makes it.
@@ -65,7 +59,7 @@ def int8_file(
     """
 
     def representative_dataset() -> Iterator[dict[str, Array]]:
-        return _one_by_one(signature, examples, MAX_CALIBRATION_EXAMPLES)
+        return examples.calibration(signature)
 
     if float_file is not None:
         content = shared_scales.joined(_calibrated(float_file, representative_dataset))
@@ -145,7 +139,7 @@ def check_ranges(
     float_file: bytes,
     model: Model,
     signature: InputSignature,
-    examples: Sequence[Array],
+    examples: Examples,
 ) -> None:
     """Makes sure that there are ranges to measure: that all values are finite.
 
@@ -155,7 +149,7 @@ def check_ranges(
         float_file: The float file of the model.
         model: What it is of, for the message.
         signature: What it takes.
-        examples: Representative inputs, one array an input.
+        examples: Representative examples.
 
     Raises:
         ExportError: If a layer gives NaN or infinite values.
@@ -164,8 +158,8 @@ def check_ranges(
     file = TFLiteFile(float_file)
     graph = file.subgraphs[0]
     order = float_outputs(graph)
-    for inputs in _one_by_one(signature, examples, MAX_CHECKED_EXAMPLES):
-        found = tensors.not_finite(inputs, order)
+    for batch in examples.quick(signature):
+        found = tensors.not_finite(batch.by_name, order)
         if found is not None:
             name = graph.tensors[found].name.decode()
             layer = layer_of(name, model)
@@ -181,7 +175,7 @@ def check_rows(
     float_file: bytes,
     model: Model,
     signature: InputSignature,
-    examples: Sequence[Array],
+    examples: Examples,
 ) -> None:
     """Makes sure that row numbers of embeddings do not become int8 as float inputs.
 
@@ -191,7 +185,7 @@ def check_rows(
         float_file: The float file of the model.
         model: What it is of, for the message.
         signature: What it takes.
-        examples: Representative inputs, one array an input.
+        examples: Representative examples.
 
     Raises:
         ExportError: If rows that an input of floats names would not be read.
@@ -200,10 +194,9 @@ def check_rows(
     graph = file.subgraphs[0]
     entries = (file.model.signatureDefs or [None])[0]
     names = {x.tensorIndex: x.name.decode() for x in entries.inputs} if entries else {}
-    values = {
-        entry.name: array
-        for entry, array in zip(signature.inputs, examples, strict=True)
-    }
+    assert examples.arrays is not None  # Activations become int8 with examples only.
+    inputs = [entry.name for entry in signature.inputs]
+    values = dict(zip(inputs, examples.arrays, strict=True))
     producers = {
         index: operator
         for operator in graph.operators
@@ -265,14 +258,3 @@ def _keeps_integers(values: Array) -> bool:
     zero = np.round(-128 - low / step)
     codes = np.clip(np.round(whole / step) + zero, -128, 127) - zero
     return bool(np.all((codes.astype("f4") * step).astype("i4") == whole))
-
-
-def _one_by_one(
-    signature: InputSignature, examples: Sequence[Array], most: int
-) -> Iterator[dict[str, Array]]:
-    """Yields evenly spaced examples, as batches of one by name."""
-    names = [entry.name for entry in signature.inputs]
-    count = len(examples[0])
-    for index in np.linspace(0, count - 1, min(count, most)).astype(int):
-        values = [array[index : index + 1] for array in examples]
-        yield dict(zip(names, values, strict=True))

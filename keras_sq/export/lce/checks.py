@@ -18,69 +18,55 @@ was trained, may come out on either side (in one file, 1 to 3 % of those in padd
 convolutions did); in Keras likewise, if the weights are ±scale.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_sq.core.types import Model
 from keras_sq.export.activations.levels import NODE_NAME, ActivationLevels
 from keras_sq.export.conversion.inputs import Array, InputSignature
+from keras_sq.export.examples import Batch
 from keras_sq.export.lce import signs
 from keras_sq.export.lce.runtime import LarqRunner
-from keras_sq.export.micro.signature import signature_names
-from keras_sq.export.targets import Made
+from keras_sq.export.request import Candidate, Request
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
-from keras_sq.export.verification import verify
+from keras_sq.export.tflite.runtime import signature_names
+from keras_sq.export.verification import running
+from keras_sq.export.verification.activations import wrong_levels
 from keras_sq.export.verification.differences import FLOAT_TOLERANCE, relative_error
 
-MAX_BATCHES = 32
-"""Batches of one example that are compared."""
 
-
-def check_parts(
-    made: Made,
-    copy: Model,
-    quantizers: Sequence[ActivationLevels],
-    examples: Sequence[Array] | None,
-) -> None:
+def check_parts(candidate: Candidate, request: Request) -> None:
     """Compares a file with the copy that was converted, from level to level.
-
-    Args:
-        made: The file.
-        copy: The copy that `activations.deploy` changed.
-        quantizers: What quantizes its activations.
-        examples: Representative examples, one array an input.
 
     Raises:
         ExportError: If they differ.
     """
-    signature = made.converted.signature
-    content, places = _with_levels(made.converted.content)
-    runner = verify.loaded(content, LarqRunner, False)
-    batches = itertools.islice(verify.batches(signature, examples, 0), MAX_BATCHES)
-    for number, (kind, batch) in enumerate(batches):
+    quantizers = request.quantizers
+    signature = candidate.converted.signature
+    content, places = _with_levels(candidate.converted.content)
+    runner = running.loaded(content, LarqRunner, False)
+    for number, batch in enumerate(request.examples.quick(signature)):
         if not number:
-            inputs, _ = _keras(copy, signature, batch, quantizers, {})
+            inputs, _ = _keras(request, signature, batch, {})
             places = _with_merged(places, inputs, quantizers)
             shapes = {call: array.shape for call, array in inputs.items()}
-        found = verify.file_outputs(runner, signature, batch)
-        given = {
-            call: _real(found[name], bits, shapes[call])
+        actual = running.file_outputs(runner, batch)
+        levels = {
+            call: _real(actual[name], bits, shapes[call])
             for call, (name, bits) in places.items()
         }
-        inputs, expected = _keras(copy, signature, batch, quantizers, given)
+        inputs, expected = _keras(request, signature, batch, levels)
         for quantizer in quantizers:
-            for (owner, call), levels in given.items():
+            for (owner, call), values in levels.items():
                 if owner == quantizer.number:
-                    _check_levels(quantizer, inputs[owner, call], levels)
+                    _check_levels(quantizer, inputs[owner, call], values)
         for name, value in expected.items():
-            difference = relative_error(found[name], value)
+            difference = relative_error(actual[name], value)
             if not difference <= FLOAT_TOLERANCE:
-                raise verify.refusal(
-                    f"on {kind} inputs, output '{name}' differs by {difference:.2g} "
-                    f"of its largest value (allowed: {FLOAT_TOLERANCE:.0e}), "
-                    "from the same quantized activations"
+                raise running.refusal(
+                    f"on {batch.kind} inputs, output '{name}' differs by "
+                    f"{difference:.2g} of its largest value (allowed: "
+                    f"{FLOAT_TOLERANCE:.0e}), from the same quantized activations"
                 )
 
 
@@ -105,33 +91,31 @@ def _with_levels(content: bytes) -> tuple[bytes, dict[signs.Call, tuple[str, boo
 
 
 def _keras(
-    copy: Model,
+    request: Request,
     signature: InputSignature,
-    batch: Sequence[Array],
-    quantizers: Sequence[ActivationLevels],
-    given: Mapping[signs.Call, Array],
+    batch: Batch,
+    levels: Mapping[signs.Call, Array],
 ) -> tuple[dict[signs.Call, Array], dict[str, Array]]:
-    """Returns what the quantizers of the copy get, and its outputs.
+    """Returns the inputs of the copy's quantizers, and its outputs.
 
     Args:
-        copy: The copy.
-        signature: What it takes.
+        request: What the file was made from.
+        signature: Inputs of the file.
         batch: The inputs.
-        quantizers: Its quantizers.
-        given: What they give, as far as that is not computed.
+        levels: Outputs of the quantizers that are not to be computed.
     """
-    for quantizer in quantizers:
-        own = {k: x for (number, k), x in given.items() if number == quantizer.number}
-        quantizer.give(own)
+    for quantizer in request.quantizers:
+        number = quantizer.number
+        quantizer.give({call: x for (n, call), x in levels.items() if n == number})
     try:
-        outputs = verify.keras_outputs(copy, signature, batch)
+        outputs = running.keras_outputs(request.model, signature, batch)
         inputs = {
             (quantizer.number, call): array
-            for quantizer in quantizers
+            for quantizer in request.quantizers
             for call, array in enumerate(quantizer.seen)
         }
     finally:
-        for quantizer in quantizers:
+        for quantizer in request.quantizers:
             quantizer.give(None)
     return inputs, outputs
 
@@ -161,7 +145,7 @@ def _with_merged(
             and np.array_equal(inputs[other], array)
         ]
         if not same:
-            raise verify.refusal(
+            raise running.refusal(
                 f"the quantized activations of '{quantizer.path}' are not in it"
             )
         found[call] = same[0]
@@ -171,7 +155,7 @@ def _with_merged(
 def _real(values: Array, bits: bool, shape: tuple[int, ...]) -> Array:
     levels = signs.unpacked(values, shape[-1]) if bits else values
     if levels.shape != shape:
-        raise verify.refusal(
+        raise running.refusal(
             f"quantized activations have the shape {levels.shape}, not {shape}"
         )
     return levels
@@ -182,7 +166,4 @@ def _check_levels(quantizer: ActivationLevels, x: Array, levels: Array) -> None:
     lower = quantizer.expected((x - blur).astype(np.float32))
     upper = quantizer.expected((x + blur).astype(np.float32))
     if not np.all((lower <= levels) & (levels <= upper)):
-        raise verify.refusal(
-            f"the quantized activations of '{quantizer.path}' are not on the levels of "
-            f"rule '{quantizer.rule.name}'"
-        )
+        raise wrong_levels(quantizer)

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keras_sq.core import checks as _checks
+from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
 from keras_sq.export import building, missing_kernels
@@ -32,16 +32,16 @@ from keras_sq.export.activations.levels import ActivationLevels
 from keras_sq.export.conversion import convert
 from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.errors import ExportError
-from keras_sq.export.lce import checks, kernels, runtime, signs
-from keras_sq.export.targets import Made, Request
-from keras_sq.export.tflite import choice, folding, plans
+from keras_sq.export.lce import kernels, runtime, signs
+from keras_sq.export.request import Candidate, Request
+from keras_sq.export.tflite import choice, folding, forms
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
 
-FORMS = (*plans.PACKED_FORMS, "INT8")
+FORMS = (*forms.PACKED_FORMS, "INT8")
 """Forms of the weights that are not computed on bits."""
 
 
-def make(request: Request) -> Made:
+def make(request: Request) -> Candidate:
     """Makes a file for Larq Compute Engine.
 
     Raises:
@@ -79,20 +79,19 @@ def make(request: Request) -> Made:
         kernels.with_reason(report, reasons[id(weight.tensor)])
         for report, weight in zip(rest, weights, strict=True)
     ]
-    held = [
-        *signs.held(file, compared),
+    activations = [
+        *signs.stored(file, compared),
         *activation_forms.float_forms(
             file, [x for x in request.quantizers if x not in compared]
         ),
     ]
-    return Made(
+    return Candidate(
         converted=convert.Converted(file.pack(), request.signature),
         kernels=missing_kernels.with_missing([*bits, *rest], request),
         float_bytes=len(plain.content),
         runtimes=(runtime.RUNTIME,),
-        activations=tuple(held),
+        activations=tuple(activations),
         load=runtime.LarqRunner,
-        check=checks.check_parts,
     )
 
 
@@ -115,7 +114,7 @@ def _check_groups(file: TFLiteFile, model: Model) -> None:
         ]
         raise ExportError(
             "Larq Compute Engine's standard kernels do not load binary convolutions "
-            f"with groups. Received: layer {_checks.listed(names)} of model "
+            f"with groups. Received: layer {checks.listed(names)} of model "
             f"'{model.name}', "
             'behind a layer of signs. Give it an `input_quantizer="binary"` in place '
             "of that layer: it then stays float here."

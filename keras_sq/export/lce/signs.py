@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_sq.export.activations.levels import BITS, NODE_NAME, ActivationLevels, Held
+from keras_sq.export.activations.levels import (
+    BITS,
+    NODE_NAME,
+    ActivationLevels,
+    StoredActivations,
+)
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices
 from keras_sq.export.tflite.runtime import Array
 
@@ -68,11 +73,13 @@ def find(file: TFLiteFile) -> dict[Call, Place]:
     return found
 
 
-def held(file: TFLiteFile, quantizers: Sequence[ActivationLevels]) -> list[Held]:
+def stored(
+    file: TFLiteFile, quantizers: Sequence[ActivationLevels]
+) -> list[StoredActivations]:
     """Returns how a file holds the signs of quantizers."""
     by_number = {quantizer.number: quantizer for quantizer in quantizers}
     found = [
-        Held(
+        StoredActivations(
             (by_number[number],),
             0,
             -1,
@@ -86,7 +93,7 @@ def held(file: TFLiteFile, quantizers: Sequence[ActivationLevels]) -> list[Held]
     known = {id(quantizer) for entry in found for quantizer in entry.quantizers}
     if merged := tuple(x for x in quantizers if id(x) not in known):
         reason = "exact; one with those of another layer, of the same input"
-        found.append(Held(merged, 0, -1, -1, BITS, reason))
+        found.append(StoredActivations(merged, 0, -1, -1, BITS, reason))
     return found
 
 

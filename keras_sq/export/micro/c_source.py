@@ -17,7 +17,6 @@ from keras_sq.export.errors import ExportError
 from keras_sq.export.micro import compression, lookup_tables
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.operators import add_methods
-from keras_sq.export.micro.signature import signature_names
 from keras_sq.export.tflite.flatbuffer import (
     ALIGNMENT,
     TYPE_NAMES,
@@ -25,6 +24,7 @@ from keras_sq.export.tflite.flatbuffer import (
     indices,
     shape_of,
 )
+from keras_sq.export.tflite.runtime import signature_names
 
 USAGE_BEGIN = "// Usage:"
 USAGE_END = "// End of usage."

@@ -4,7 +4,7 @@
 weight, within a bound on memory. The parts: `lookup_tables.py` (what can be
 compressed, and how), `splitting.py`, `arena_planning.py` (which kernels, whole or in
 parts) and `runtime.py` (running with TensorFlow Lite Micro). What makes the int8 file,
-what checks that the result computes the same to the bit (`verification/verify.py`),
+what checks that the result computes the same to the bit (`verification/comparison.py`),
 and the C sources of the result (`c_source.py`) are not here.
 """
 

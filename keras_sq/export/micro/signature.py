@@ -5,13 +5,12 @@ signature.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from keras_sq.export.micro.runtime import MicroRunner
-from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
-from keras_sq.export.tflite.runtime import Array, FileRunner
+from keras_sq.export.tflite.flatbuffer import TFLiteFile
+from keras_sq.export.tflite.runtime import Array, FileRunner, signature_names
 
 
 class NamedMicroRunner(FileRunner):
@@ -57,7 +56,7 @@ class NamedMicroRunner(FileRunner):
 def loader(
     int8_file: bytes, arena_bytes: int | None = None
 ) -> Callable[[bytes, bool], FileRunner]:
-    """Returns what makes the interpreter of a file, for `verify.compare`.
+    """Returns what makes the interpreter of a file, for the comparison with Keras.
 
     Args:
         int8_file: The file that the compressed one was made from.
@@ -71,25 +70,3 @@ def loader(
         return NamedMicroRunner(content, names, size)
 
     return load
-
-
-def signature_names(file: TFLiteFile) -> tuple[list[str], list[str]]:
-    """Returns the names of inputs and outputs, in the order of the graph's.
-
-    What the signature leaves out has the tensor's name.
-    """
-    graph = file.subgraphs[0]
-    signatures = file.model.signatureDefs or []
-
-    def named(places: Any, maps: list[Any]) -> list[str]:
-        by_index = {entry.tensorIndex: entry.name for entry in maps}
-        names = [
-            by_index.get(index) or graph.tensors[index].name or b""
-            for index in indices(places)
-        ]
-        return [name.decode() for name in names]
-
-    return (
-        named(graph.inputs, [x for entry in signatures for x in entry.inputs]),
-        named(graph.outputs, [x for entry in signatures for x in entry.outputs]),
-    )

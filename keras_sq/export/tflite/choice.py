@@ -8,21 +8,15 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from keras_sq.export.report import KernelReport
-from keras_sq.export.tflite import forms, plans
+from keras_sq.export.tflite import plans
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
-from keras_sq.export.tflite.levels import FilterLevels, filters_first
-from keras_sq.export.tflite.plans import Plan, Table
+from keras_sq.export.tflite.forms import TABLE_BYTES, Table
+from keras_sq.export.tflite.levels import FilterLevels
+from keras_sq.export.tflite.plans import Plan
+from keras_sq.export.tflite.rewriter import Rewriter
 from keras_sq.export.tflite.weights import WeightTensor
-
-Array = np.ndarray[Any, Any]
-
-PACKED = "packed levels"
-"""What reports call the forms of packed indices."""
 
 UNSURE = 0.1
 UNSURE_BYTES = 4000
@@ -40,7 +34,7 @@ def store_float_weights(
     Args:
         file: The file, changed in place.
         weights: Its weight tensors.
-        forms: Types of codes, and `plans.PACKED_FORMS`.
+        forms: Names of forms.
 
     Returns:
         What became of each tensor.
@@ -136,7 +130,7 @@ def store_int8_weights(
 
 
 def _store(file: TFLiteFile, found: Sequence[Plan]) -> list[KernelReport]:
-    rewriter = forms.Rewriter(file)
+    rewriter = Rewriter(file)
     return [_put(rewriter, plan) for plan in found]
 
 
@@ -180,60 +174,20 @@ def _total_bytes(found: Sequence[Plan]) -> int:
         option.total_bytes if option else plan.num_bytes
         for plan, option in zip(found, best, strict=True)
     )
-    return weights + forms.TABLE_BYTES * len(tables)
+    return weights + TABLE_BYTES * len(tables)
 
 
-def _put(rewriter: forms.Rewriter, plan: Plan) -> KernelReport:
+def _put(rewriter: Rewriter, plan: Plan) -> KernelReport:
     """Stores a tensor in its best form."""
     weight, best = plan.weight, plan.best()
-    reasons = [plan.reason] if plan.reason else []
-    if best is None or plan.levels is None:
+    if best is None:
+        reason = plan.reason
         if plan.options or plan.dear:
-            reasons.append(plans.TOO_SMALL)
-        return kept(weight, plan.levels, "; ".join(reasons))
-    array = rewriter.file.array(weight.tensor)
-    assert array is not None  # Or there would be no option.
-    matrix = filters_first(array, weight.axis)
-    if best.form == plans.SHARED:
-        values = np.unique(array)
-        digits = np.searchsorted(values, array).astype(np.uint8)
-        levels = [int(value) for value in values]
-        # One bit is the least.
-        levels = levels * 2 if len(levels) == 1 else levels
-        rewriter.looked_up(weight.subgraph, weight.index, digits, levels)
-        reasons.append("the same levels for all filters")
-    elif best.form in (plans.GATHERED, plans.TRANSPOSED):
-        rewriter.gathered(
-            weight.subgraph,
-            weight.index,
-            plan.levels.indices(matrix),
-            plan.levels.values,
-            weight.axis,
-        )
-        reasons.append("levels of each filter")
-    else:
-        codes = plan.codes
-        assert codes is not None  # Or it would be no option.
-        found = plan.levels.indices(matrix).astype(np.intp)
-        whole = _in_place(np.take_along_axis(codes.codes, found, axis=1), weight)
-        tensor = weight.subgraph, weight.index
-        if best.form == plans.SCALED:
-            assert best.table is not None  # As of all packed forms.
-            digits = np.searchsorted(best.table[1], whole).astype(np.uint8)
-            rewriter.scaled(*tensor, digits, best.table[1], codes.scale, weight.axis)
-        else:
-            rewriter.dequantized(*tensor, whole, codes.scale, weight.axis, best.form)
-        reasons.insert(0, f"codes {codes.smallest} to {codes.largest}")
-    stored = f"{best.form} codes" if best.form in plans.RANGES else PACKED
-    reason = "; ".join(reasons)
-    return reported(weight, plan.levels, stored, best.constant_bytes, reason)
-
-
-def _in_place(matrix: Array, weight: WeightTensor) -> Array:
-    """Returns a matrix `(filters, weights)` in the tensor's own layout."""
-    others = [size for axis, size in enumerate(weight.shape) if axis != weight.axis]
-    array = matrix.reshape(weight.shape[weight.axis], *others)
-    return np.ascontiguousarray(np.moveaxis(array, 0, weight.axis))
+            reason = "; ".join(filter(None, [reason, plans.TOO_SMALL]))
+        return kept(weight, plan.levels, reason)
+    best.store(rewriter, weight)
+    reason = best.described(plan.reason)
+    return reported(weight, plan.levels, best.stored_as, best.constant_bytes, reason)
 
 
 def kept(

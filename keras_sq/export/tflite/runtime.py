@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
+
 Array = np.ndarray[Any, Any]
 
 
@@ -153,6 +155,28 @@ class AllTensors:
                 if not np.all(values < np.finfo(np.float32).max):
                     return index
         return None
+
+
+def signature_names(file: TFLiteFile) -> tuple[list[str], list[str]]:
+    """Returns the names of inputs and outputs, in the order of the graph's.
+
+    What the signature leaves out has the tensor's name.
+    """
+    graph = file.subgraphs[0]
+    signatures = file.model.signatureDefs or []
+
+    def named(places: Any, maps: list[Any]) -> list[str]:
+        by_index = {entry.tensorIndex: entry.name for entry in maps}
+        names = [
+            by_index.get(index) or graph.tensors[index].name or b""
+            for index in indices(places)
+        ]
+        return [name.decode() for name in names]
+
+    return (
+        named(graph.inputs, [x for entry in signatures for x in entry.inputs]),
+        named(graph.outputs, [x for entry in signatures for x in entry.outputs]),
+    )
 
 
 def real_values(tensor: Any, values: Array) -> tuple[Array, float]:

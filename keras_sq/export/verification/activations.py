@@ -13,39 +13,30 @@ So each part is checked by itself, and strictly:
 3. every quantizer, on the activations that the file itself gives it: its levels
    must be those of the rule.
 
-How the file as a whole compares is measured by `verify.compare`, and reported. Files
-for Larq Compute Engine, which this interpreter cannot run: `lce/checks.py`.
+How the file as a whole compares is measured by `comparison.compare`, and reported.
+Files for Larq Compute Engine, which this interpreter cannot run: `lce/checks.py`.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
-from keras_sq.core.types import Model
 from keras_sq.export.activations import forms as activation_forms
 from keras_sq.export.activations.levels import (
     FLOAT_LEVELS,
     GRID,
     ActivationLevels,
-    Held,
+    StoredActivations,
     bypassed,
 )
-from keras_sq.export.conversion.convert import Converted
 from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.errors import ExportError
-from keras_sq.export.targets import Made
+from keras_sq.export.examples import Batch
+from keras_sq.export.request import Candidate, Request
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
 from keras_sq.export.tflite.runtime import AllTensors, Runner, real_values
-from keras_sq.export.verification import verify
+from keras_sq.export.verification import comparison, running
 from keras_sq.export.verification.differences import SILENT_STEPS, Errors, agreeing
-
-CHECKED_BATCHES = 3
-"""Batches that the copy and the quantizers are run on."""
-
-MAX_INTEGER_BATCHES = 32
-"""Batches that int8 files are compared on from quantizer to quantizer."""
 
 MAX_LEVEL_ERROR = 0.7
 """Root mean square of the difference of levels, over that of the levels.
@@ -64,65 +55,23 @@ LEAST_AGREEING = 0.5
 """Fraction of the examples on which the copy must agree with the model."""
 
 
-def check(
-    made: Made,
-    model: Model | None,
-    copy: Model,
-    quantizers: Sequence[ActivationLevels],
-    examples: Sequence[Array] | None,
-    integer: bool,
-) -> None:
-    """Checks all parts of a file.
+def check_copy(candidate: Candidate, request: Request) -> None:
+    """Compares the copy that was converted with the user's model, in Keras.
 
-    Args:
-        made: The file.
-        model: The model; `None` if it computes in another precision than the file.
-        copy: The copy that `activations.deploy` changed.
-        quantizers: What quantizes its activations.
-        examples: Representative examples, one array an input.
-        integer: Whether it is a file of int8 activations.
-
-    Raises:
-        ExportError: If a part differs.
-    """
-    if model is not None:
-        check_copy(model, copy, made.converted, examples)
-    if made.check is not None:
-        made.check(made, copy, quantizers, examples)
-        return
-    check_levels(made, quantizers, examples)
-    if integer:
-        assert examples is not None  # They make a file one of integers.
-        check_integers(made, copy, quantizers, examples)
-    else:
-        check_parts(made.converted, copy, quantizers, examples)
-
-
-def check_copy(
-    model: Model,
-    copy: Model,
-    converted: Converted,
-    examples: Sequence[Array] | None,
-) -> None:
-    """Compares the copy that is converted with the model, in Keras.
-
-    Args:
-        model: The model.
-        copy: The copy that `activations.deploy` changed.
-        converted: The file, for what it takes.
-        examples: Representative examples, one array an input.
+    Not where the user's computes in another precision than the copy.
 
     Raises:
         ExportError: If they differ on more than single examples.
     """
-    signature = converted.signature
+    model, copy = request.reference, request.model
+    if model is copy:
+        return
+    signature = candidate.converted.signature
     agree: list[bool] = []
-    for _, batch in itertools.islice(
-        verify.batches(signature, examples, 0), CHECKED_BATCHES
-    ):
-        expected = verify.keras_outputs(model, signature, batch)
-        found = verify.keras_outputs(copy, signature, batch)
-        agree += agreeing(found, expected, len(batch[0]))
+    for batch in request.examples.quick(signature):
+        expected = running.keras_outputs(model, signature, batch)
+        actual = running.keras_outputs(copy, signature, batch)
+        agree += agreeing(actual, expected, batch.size)
     if np.mean(agree) < LEAST_AGREEING:
         raise ExportError(
             f"The quantized activations of model '{model.name}' could not be taken "
@@ -132,28 +81,36 @@ def check_copy(
         )
 
 
-def check_parts(
-    converted: Converted,
-    copy: Model,
-    quantizers: Sequence[ActivationLevels],
-    examples: Sequence[Array] | None,
-) -> None:
+def check(candidate: Candidate, request: Request) -> None:
+    """Checks the quantizers of a file, and what lies between them.
+
+    Raises:
+        ExportError: If a part differs.
+    """
+    check_levels(candidate, request)
+    if request.integer:
+        check_integers(candidate, request)
+    else:
+        check_parts(candidate, request)
+
+
+def check_parts(candidate: Candidate, request: Request) -> None:
     """Compares a float file with the copy, both without quantized activations.
 
     Raises:
         ExportError: If they differ.
     """
-    content = activation_forms.without_quantizers(converted.content, quantizers)
-    with bypassed(quantizers):
-        verify.compare(dataclasses.replace(converted, content=content), copy, examples)
+    converted = candidate.converted
+    content = activation_forms.without_quantizers(converted.content, request.quantizers)
+    with bypassed(request.quantizers):
+        comparison.compare_float(
+            dataclasses.replace(converted, content=content),
+            request.model,
+            request.examples,
+        )
 
 
-def check_integers(
-    made: Made,
-    copy: Model,
-    quantizers: Sequence[ActivationLevels],
-    examples: Sequence[Array],
-) -> None:
+def check_integers(candidate: Candidate, request: Request) -> None:
     """Compares an int8 file with the copy, from one quantizer to the next.
 
     A layer that is called several times quantizes for itself in the copy, too: which
@@ -162,35 +119,22 @@ def check_integers(
     Raises:
         ExportError: If they differ in the mean.
     """
-    content = made.equals or made.converted.content
-    file, signature = TFLiteFile(content), made.converted.signature
-    tensors, runner = AllTensors(content), verify.loaded(content, Runner, False)
-    batches = [
-        batch
-        for kind, batch in verify.batches(signature, examples, 0)
-        if kind == "representative"
-    ][:MAX_INTEGER_BATCHES]
-    for quantizer in quantizers:
-        quantizer.calls = 0
-    verify.keras_outputs(copy, signature, batches[0])
-    single = [
-        (entry, quantizer)
-        for entry in made.activations
-        for quantizer in entry.quantizers
-        if quantizer.calls == 1
-        and entry.subgraph == 0
-        and sum(quantizer in other.quantizers for other in made.activations) == 1
-    ]
+    file = TFLiteFile(candidate.unpacked)
+    signature = candidate.converted.signature
+    tensors = AllTensors(candidate.unpacked)
+    runner = running.loaded(candidate.unpacked, Runner, False)
+    batches = list(request.examples.quick(signature))
+    single = _called_once(candidate, request, batches[0])
     parts: dict[str, Errors] = {}
     outputs: dict[str, Errors] = {}
     for batch in batches:
-        inputs = verify.file_inputs(runner, signature, batch)
+        inputs = running.file_inputs(runner, batch)
         arrays = tensors.values(inputs, [entry.output for entry, _ in single])
         for (entry, quantizer), array in zip(single, arrays, strict=True):
             tensor = file.subgraphs[0].tensors[entry.output]
             quantizer.give({0: real_values(tensor, array)[0].astype(np.float32)})
         try:
-            expected = verify.keras_outputs(copy, signature, batch)
+            expected = running.keras_outputs(request.model, signature, batch)
             for _, quantizer in single:
                 least = SPARSE_LEVELS * float(np.max(np.abs(quantizer.levels)))
                 part = parts.setdefault(quantizer.path, Errors(least))
@@ -200,81 +144,91 @@ def check_integers(
         finally:
             for _, quantizer in single:
                 quantizer.give(None)
-        found = runner(inputs)
+        actual = runner(inputs)
         for name, value in expected.items():
             again = runner.dequantized(name, runner.quantized(name, value))
-            real = runner.dequantized(name, found[name])
+            real = runner.dequantized(name, actual[name])
             step = SILENT_STEPS * runner.step(name)
             outputs.setdefault(name, Errors(step)).add(0.0, real, again)
     for what, errors, limit in (
         ("the levels of", parts, MAX_LEVEL_ERROR),
-        ("output", outputs, verify.MAX_MEAN_ERROR),
+        ("output", outputs, comparison.MAX_MEAN_ERROR),
     ):
         for name, error in errors.items():
             if not error.mean <= limit:
-                raise verify.refusal(
+                raise running.refusal(
                     f"on representative inputs, {what} '{name}' differ by "
                     f"{error.mean:.2g} of their size in the mean, from the same levels "
                     "before. Is `representative_data` prepared like the training data?"
                 )
 
 
-def check_levels(
-    made: Made,
-    quantizers: Sequence[ActivationLevels],
-    examples: Sequence[Array] | None,
-) -> None:
+def _called_once(
+    candidate: Candidate, request: Request, batch: Batch
+) -> list[tuple[StoredActivations, ActivationLevels]]:
+    """Returns the quantizers that the model calls once and the file has once."""
+    for quantizer in request.quantizers:
+        quantizer.calls = 0
+    running.keras_outputs(request.model, candidate.converted.signature, batch)
+    stored = candidate.activations
+    return [
+        (entry, quantizer)
+        for entry in stored
+        for quantizer in entry.quantizers
+        if quantizer.calls == 1
+        and entry.subgraph == 0
+        and sum(quantizer in other.quantizers for other in stored) == 1
+    ]
+
+
+def check_levels(candidate: Candidate, request: Request) -> None:
     """Compares every quantizer of a file with its rule.
 
-    Args:
-        made: The file; if it must agree with another one, that one is looked at.
-        quantizers: Of the model.
-        examples: Representative examples, one array an input.
+    Of a file that must equal another one, that one is looked at.
 
     Raises:
         ExportError: If one is missing, or gives other levels.
     """
-    content, held = made.equals or made.converted.content, made.activations
-    signature = made.converted.signature
-    file = TFLiteFile(content)
-    places = activation_forms.find(file, quantizers)
+    stored = candidate.activations
+    file = TFLiteFile(candidate.unpacked)
+    places = activation_forms.find(file, request.quantizers)
     present = {id(x) for place in places for x in place.quantizers}
     present |= {
         id(x)
-        for entry in held
+        for entry in stored
         if entry.stored_as != FLOAT_LEVELS
         for x in entry.quantizers
     }
-    for quantizer in quantizers:
+    for quantizer in request.quantizers:
         if quantizer.calls and id(quantizer) not in present:
-            raise verify.refusal(f"the thresholds of '{quantizer.path}' are not in it")
+            raise running.refusal(f"the thresholds of '{quantizer.path}' are not in it")
     for place in places:
         levels = file.array(place.subgraph.tensors[indices(place.gather.inputs)[0]])
         if levels is not None and levels.dtype == np.int8:
             continue  # Of an int8 file: not exact, and in no loop.
         if levels is None or not np.array_equal(levels, place.quantizers[0].levels):
-            raise _wrong_levels(place.quantizers[0])
+            raise wrong_levels(place.quantizers[0])
     # A loop's tensors are those of its last step, and gone; see above for them.
-    outside = [entry for entry in held if entry.subgraph == 0]
+    outside = [entry for entry in stored if entry.subgraph == 0]
     if not outside:
         return
-    tensors = AllTensors(content)
-    runner = verify.loaded(content, Runner, False)
+    tensors = AllTensors(candidate.unpacked)
+    runner = running.loaded(candidate.unpacked, Runner, False)
     wanted = [index for entry in outside for index in (entry.input, entry.output)]
-    for _, batch in itertools.islice(
-        verify.batches(signature, examples, 0), CHECKED_BATCHES
-    ):
-        arrays = tensors.values(verify.file_inputs(runner, signature, batch), wanted)
+    for batch in request.examples.quick(candidate.converted.signature):
+        arrays = tensors.values(running.file_inputs(runner, batch), wanted)
         for entry, x, y in zip(outside, arrays[::2], arrays[1::2], strict=True):
             _check_place(file, entry, x, y)
 
 
-def _check_place(file: TFLiteFile, entry: Held, x: Array, y: Array) -> None:
+def _check_place(
+    file: TFLiteFile, entry: StoredActivations, x: Array, y: Array
+) -> None:
     quantizer = entry.quantizers[0]
     if entry.stored_as == FLOAT_LEVELS and x.dtype == y.dtype == np.float32:
         known = ~np.isnan(x)
         if not np.array_equal(y[known], quantizer.expected(x)[known]):
-            raise _wrong_levels(quantizer)
+            raise wrong_levels(quantizer)
         return
     tensors = file.subgraphs[entry.subgraph].tensors
     x, fine = real_values(tensors[entry.input], x)
@@ -286,11 +240,12 @@ def _check_place(file: TFLiteFile, entry: Held, x: Array, y: Array) -> None:
     upper = quantizer.expected((x + blur).astype(np.float32))
     bound = 0.51 * step + 1e-6 * float(np.max(np.abs(quantizer.levels)))
     if not np.all((y >= lower - bound) & (y <= upper + bound)):
-        raise _wrong_levels(quantizer)
+        raise wrong_levels(quantizer)
 
 
-def _wrong_levels(quantizer: ActivationLevels) -> ExportError:
-    return verify.refusal(
+def wrong_levels(quantizer: ActivationLevels) -> ExportError:
+    """Returns the error for activations that are not on a rule's levels."""
+    return running.refusal(
         f"the quantized activations of '{quantizer.path}' are not on the levels of "
         f"rule '{quantizer.rule.name}'"
     )

@@ -13,7 +13,7 @@ from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.report import OutputError
 
 FLOAT_TOLERANCE = 1e-4
-"""Largest difference of a float file from Keras, see `verify.Comparison`."""
+"""Largest difference of a float file from Keras, see `comparison.py`."""
 
 SILENT = 2.0**-23
 """Outputs that are no larger count as 0: terms of about 1 that cancel leave as much."""

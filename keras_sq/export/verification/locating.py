@@ -1,22 +1,20 @@
 """Where in a network something goes wrong, for the messages of a refusal."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from keras_sq.core.types import Model
 from keras_sq.export.conversion import convert
-from keras_sq.export.conversion.inputs import Array, InputSignature
+from keras_sq.export.conversion.convert import Converted
 from keras_sq.export.errors import layer_of
-from keras_sq.export.targets import Made
+from keras_sq.export.examples import Examples
+from keras_sq.export.request import Candidate, Request
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, float_outputs, indices
 from keras_sq.export.tflite.runtime import AllTensors, Runner, real_values
-from keras_sq.export.verification import verify
+from keras_sq.export.verification import running
 from keras_sq.export.verification.differences import Errors
-
-MAX_EXAMPLES = 32
-"""Examples on which all tensors of a file are looked at."""
 
 
 @dataclasses.dataclass
@@ -36,23 +34,20 @@ class _Tensor:
     count: int = 0
 
 
-def first_nan(
-    content: bytes, model: Model, signature: InputSignature, batch: Sequence[Array]
-) -> str | None:
+def first_nan(converted: Converted, model: Model, examples: Examples) -> str | None:
     """Returns the layer whose values are NaN first in a float file, if it is known.
 
     Args:
-        content: The file.
-        model: What it is of.
-        signature: What it takes.
-        batch: Inputs on which there is NaN.
+        converted: The file.
+        model: Model of the file.
+        examples: Examples on which there is NaN.
     """
-    file = TFLiteFile(content)
+    file = TFLiteFile(converted.content)
     graph = file.subgraphs[0]
     order = float_outputs(graph)
-    inputs = {x.name: y for x, y in zip(signature.inputs, batch, strict=True)}
+    batch = next(examples.quick(converted.signature))
     try:
-        values = AllTensors(content).values(inputs, order)
+        values = AllTensors(converted.content).values(batch.by_name, order)
     except (RuntimeError, ValueError):  # Of a runtime of its own, with its operators.
         return None
     for index, array in zip(order, values, strict=True):
@@ -61,45 +56,27 @@ def first_nan(
     return None
 
 
-def explanation(
-    made: Made, model: Model, examples: Sequence[Array]
-) -> Callable[[float], str]:
-    """Returns `where_it_differs` for a file, which takes the mean error.
-
-    Args:
-        made: The file.
-        model: The plain Keras model that it is of.
-        examples: Representative examples, one array an input.
-    """
-    content, signature = made.equals or made.converted.content, made.converted.signature
-    return lambda error: where_it_differs(content, model, signature, examples, error)
+def explanation(candidate: Candidate, request: Request) -> Callable[[float], str]:
+    """Returns `where_it_differs` for a file, which takes the mean error."""
+    return lambda error: where_it_differs(candidate, request, error)
 
 
-def where_it_differs(
-    content: bytes,
-    model: Model,
-    signature: InputSignature,
-    examples: Sequence[Array],
-    error: float,
-) -> str:
+def where_it_differs(candidate: Candidate, request: Request, error: float) -> str:
     """Returns a sentence on where an int8 file starts to differ from the float file.
 
     Follows the difference from the outputs back to the operation that has none in its
     inputs yet.
 
     Args:
-        content: The int8 file, unpacked.
-        model: The plain Keras model that it is of.
-        signature: What it takes.
-        examples: Representative examples, one array an input.
+        candidate: The int8 file.
+        request: What the file was made from.
         error: Mean error of the output.
 
     Returns:
-        The sentence, or an empty string if nothing was found.
+        The sentence, or an empty string if nothing is found.
     """
-    plain = convert.float_file(model, signature).content
-    file = TFLiteFile(content)
-    tensors = _compared(file, content, plain, signature, examples)
+    file = TFLiteFile(candidate.unpacked)
+    tensors = _compared(file, candidate, request)
     graph = file.subgraphs[0]
     limit = min(error, 1.0) / 2
     producers = {
@@ -131,7 +108,7 @@ def where_it_differs(
             key=lambda index: tensors[index].errors.mean if index in tensors else 0.0,
         )
     operator = file.operator_name(producers[current])
-    layer = layer_of(graph.tensors[current].name.decode(), model)
+    layer = layer_of(graph.tensors[current].name.decode(), request.model)
     if layer:
         operator += f" of layer '{layer}'"
     elif current in indices(graph.outputs):
@@ -155,13 +132,11 @@ def _sentence(operator: str, tensor: _Tensor | None) -> str:
 
 
 def _compared(
-    file: TFLiteFile,
-    content: bytes,
-    plain: bytes,
-    signature: InputSignature,
-    examples: Sequence[Array],
+    file: TFLiteFile, candidate: Candidate, request: Request
 ) -> dict[int, _Tensor]:
     """Returns the tensors of an int8 file that the float file has by the same name."""
+    signature = candidate.converted.signature
+    plain = convert.float_file(request.model, signature).content
     graph = file.subgraphs[0]
     by_name = {
         tensor.name: index
@@ -173,29 +148,19 @@ def _compared(
         for index in indices(operator.outputs)
         if graph.tensors[index].name in by_name
     ]
-    runner = verify.loaded(content, Runner, False)
-    ours, theirs = AllTensors(content), AllTensors(plain)
-    found: dict[int, _Tensor] = {}
-    batches = (
-        batch
-        for kind, batch in verify.batches(signature, examples, 0)
-        if kind == "representative"
-    )
-    seen = 0
-    for batch in batches:
-        if seen >= MAX_EXAMPLES:
-            break
-        seen += len(batch[0])
-        inputs = verify.file_inputs(runner, signature, batch)
-        named = {x.name: y for x, y in zip(signature.inputs, batch, strict=True)}
+    runner = running.loaded(candidate.unpacked, Runner, False)
+    ours, theirs = AllTensors(candidate.unpacked), AllTensors(plain)
+    tensors: dict[int, _Tensor] = {}
+    for batch in request.examples.quick(signature):
+        inputs = running.file_inputs(runner, batch)
         actual = ours.values(inputs, [index for index, _ in pairs])
-        expected = theirs.values(named, [index for _, index in pairs])
+        expected = theirs.values(batch.by_name, [index for _, index in pairs])
         for (index, _), x, y in zip(pairs, actual, expected, strict=True):
             if y.dtype != np.float32 or x.shape != y.shape:
                 continue
             real, step = real_values(graph.tensors[index], x)
-            tensor = found.setdefault(index, _Tensor(Errors(step), step))
+            tensor = tensors.setdefault(index, _Tensor(Errors(step), step))
             tensor.errors.add(0.0, real, y)
             tensor.count += int(np.count_nonzero(y))
             tensor.below += int(np.count_nonzero((np.abs(y) < step / 2) & (y != 0)))
-    return found
+    return tensors

@@ -1,10 +1,8 @@
 """What the report notes of outputs that are far from Keras's."""
 
-from collections.abc import Callable
-
 from keras_sq.export.report import OutputError, TensorReport
+from keras_sq.export.verification.comparison import Comparison
 from keras_sq.export.verification.differences import FEW_STEPS, SILENT, listed
-from keras_sq.export.verification.verify import Comparison
 
 COARSE_ERROR = 0.1
 """Mean difference of int8 outputs from Keras that is worth a note."""
@@ -19,19 +17,16 @@ FIXED_STEP = (1 / 256, -128)
 """Scale and zero point that int8 softmax and sigmoid have, whatever their values."""
 
 
-def notes(
-    comparison: Comparison, explain: Callable[[float], str] | None, jumps: bool
-) -> tuple[str, ...]:
+def notes(comparison: Comparison, jumps: bool) -> tuple[str, ...]:
     """Returns notes on the outputs of a file.
 
     Args:
         comparison: How the file compares with Keras.
-        explain: Returns a sentence on where a mean error comes from.
         jumps: Whether activations are rounded to levels, where single examples may
             differ by much.
     """
-    found = list(_coarse(comparison, explain))
-    found += [
+    texts = list(_coarse(comparison))
+    texts += [
         f"{fraction:.1%} of the integers of {name} are those of Keras: int8 steps "
         "decide between values that are close"
         for name, fraction in comparison.equal_integers.items()
@@ -39,17 +34,15 @@ def notes(
     ]
     tensors = {output.name: output for output in comparison.outputs}
     for error in comparison.output_errors:
-        found += [*_silent(error), *_nan(error)]
+        texts += [*_silent(error), *_nan(error)]
         narrow = _narrow(error, tensors[error.name])
-        found += narrow
+        texts += narrow
         if not narrow and not jumps:
-            found += _coarse_entry(error)
-    return tuple(found)
+            texts += _coarse_entry(error)
+    return tuple(texts)
 
 
-def _coarse(
-    comparison: Comparison, explain: Callable[[float], str] | None
-) -> tuple[str, ...]:
+def _coarse(comparison: Comparison) -> tuple[str, ...]:
     if comparison.mean_error <= COARSE_ERROR:
         return ()
     steps = [
@@ -63,6 +56,7 @@ def _coarse(
     )
     if steps:
         note += f"; the steps of int8 are {', '.join(steps)}"
+    explain = comparison.explain
     where = explain(comparison.mean_error) if explain is not None else ""
     return (f"{note}. {where}".rstrip(". "),)
 

@@ -16,11 +16,13 @@ stand-alone layers for its input. But then copies, stripped models and the keys 
 layers inside containers would all have to tell these layers from the model's own.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
 
-from keras_sq.core import checks
+from keras_sq.core import checks, named_objects
 from keras_sq.core.types import Config
 from keras_sq.quantizers.activations.base import ActivationRule as ActivationRule
 from keras_sq.quantizers.activations.base import StateSpec as StateSpec
@@ -28,6 +30,14 @@ from keras_sq.quantizers.activations.base import register as register
 from keras_sq.quantizers.activations.binary import BinaryRule as BinaryRule
 from keras_sq.quantizers.activations.learned import LearnedRule as LearnedRule
 from keras_sq.quantizers.activations.uniform import UniformRule as UniformRule
+
+_BITS = range(1, 9)
+_BY_NAME: dict[str, Callable[[], ActivationRule]] = {
+    "binary": BinaryRule,
+    **{f"lq-{bits}": partial(LearnedRule, bits) for bits in _BITS},
+    **{f"lq-{bits}-signed": partial(LearnedRule, bits, signed=True) for bits in _BITS},
+    **{f"uniform-{bits}": partial(UniformRule, bits) for bits in _BITS},
+}
 
 
 def names() -> list[str]:
@@ -37,9 +47,7 @@ def names() -> list[str]:
         >>> keras_sq.activation_rules.names()[:2]
         ['binary', 'lq-1']
     """
-    bits = range(1, 9)
-    kinds = ("lq-{}", "lq-{}-signed", "uniform-{}")
-    return ["binary", *(kind.format(b) for kind in kinds for b in bits)]
+    return list(_BY_NAME)
 
 
 def get(identifier: Any) -> ActivationRule:
@@ -58,26 +66,12 @@ def get(identifier: Any) -> ActivationRule:
         LearnedRule(num_bits=2, signed=False)
     """
     rule = getattr(identifier, "activation_rule", identifier)
-    if isinstance(rule, ActivationRule):
-        return rule
-    if isinstance(rule, dict):
-        return deserialize(rule)
-    if isinstance(rule, str):
-        checks.one_of("input_quantizer", rule, names())
-        if rule == "binary":
-            return BinaryRule()
-        kind, bits, *signed = rule.split("-")
-        if kind == "lq":
-            return LearnedRule(int(bits), signed=bool(signed))
-        return UniformRule(int(bits))
-    hint = ""
-    if isinstance(rule, type):
-        hint = f" Pass an instance: {rule.__name__}(…)."
-    raise TypeError(
-        "An activation quantizer must be a name "
-        f"({', '.join(map(repr, names()))}), a layer such as "
-        "`keras_sq.layers.LearnedActivationQuantizer(2)` or a serialized rule. "
-        f"Received: {identifier!r} (of type {type(identifier).__name__}).{hint}"
+    expected = (
+        "An activation quantizer must be a name ({names}), a layer such as "
+        "`keras_sq.layers.LearnedActivationQuantizer(2)` or a serialized rule."
+    )
+    return named_objects.lookup(
+        rule, ActivationRule, _BY_NAME, deserialize, "input_quantizer", expected
     )
 
 

@@ -70,12 +70,12 @@ class LearnedRule(ActivationRule):
         levels = self.levels(*state)
         thresholds = codebook.thresholds_of(levels)
         if self.num_bits > codebook.MAX_UNROLLED_BITS:
-            found = ops.take(levels, _ranks(x, thresholds))
+            level = ops.take(levels, _ranks(x, thresholds))
         else:
-            found = ops.broadcast_to(levels[0], ops.shape(x))
+            level = ops.broadcast_to(levels[0], ops.shape(x))
             for t in range(2**self.num_bits - 1):
-                found = ops.where(x > thresholds[t], levels[t + 1], found)
-        return ops.where(ops.isnan(x), x, found)
+                level = ops.where(x > thresholds[t], levels[t + 1], level)
+        return ops.where(ops.isnan(x), x, level)
 
     def backward(
         self, upstream: Tensor, x: Tensor, *state: Tensor
@@ -141,10 +141,10 @@ class LearnedRule(ActivationRule):
 
 def _ranks(x: Tensor, thresholds: Tensor) -> Tensor:
     """Returns how many thresholds each activation exceeds, by bisection."""
-    found = ops.zeros(ops.shape(x), "int32")
+    ranks = ops.zeros(ops.shape(x), "int32")
     half = 2 ** (math.ceil(math.log2(int(thresholds.shape[0]) + 1)) - 1)
     while half:
-        above = x > ops.take(thresholds, found + (half - 1))
-        found = found + half * ops.cast(above, "int32")
+        above = x > ops.take(thresholds, ranks + (half - 1))
+        ranks = ranks + half * ops.cast(above, "int32")
         half //= 2
-    return found
+    return ranks
