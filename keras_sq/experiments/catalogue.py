@@ -157,19 +157,14 @@ def _experiments() -> dict[str, Experiment]:
     """Returns name -> experiment, of all files, sorted by name."""
     experiments: dict[str, Experiment] = {}
     for path in _FOLDER.glob("*.json"):
-        tables = file_checks.read_json(path, object)
-        if isinstance(tables, dict):  # Of an earlier version: one experiment a file.
-            tables = [
-                {**tables, "rows": {path.stem: {"published": tables["published"]}}}
-            ]
-        for table in tables:
+        for table in file_checks.read_json(path, list):
             for name, row in table["rows"].items():
-                experiments.setdefault(name, _experiment(name, table, dict(row)))
+                experiments[name] = _experiment(name, table, dict(row))
     return dict(sorted(experiments.items()))
 
 
 def _experiment(name: str, table: Mapping[str, Any], row: dict[str, Any]) -> Experiment:
-    titles = (row.pop("title", ""), table.get("title", ""))
+    titles = (row.pop("title"), table.get("title"))
     source = row.pop("source", table["source"])
     published = row.pop("published", {})
     settings = {
