@@ -1,7 +1,7 @@
 """The command `python -m keras_sq.inspect`: see `export/inspection/command.py`."""
 
-from keras_sq.core import command_line
+from keras_sq.core import commands
 from keras_sq.export.inspection import command
 
 if __name__ == "__main__":
-    command_line.run(command.PROGRAM, command.define_flags, command.main)
+    commands.start(command.PROGRAM, command.define_flags, command.main_of_process)

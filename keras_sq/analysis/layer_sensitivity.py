@@ -22,7 +22,7 @@ from keras_sq import quantizers
 from keras_sq.analysis import kernel_sizes
 from keras_sq.conversion import quantize as conversion
 from keras_sq.conversion.copying import require_built
-from keras_sq.core import checks
+from keras_sq.core import checks, text_tables
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Array, Config, LayerKeys, Model, Variable
 from keras_sq.layers import QuantizedActivation, layer_paths, quantized_layers
@@ -133,14 +133,7 @@ class Sensitivity:
             for path in worst
         ]
         header = ["layer", "weights", *names]
-        widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
-        lines = [
-            "  ".join(
-                [cells[0].ljust(widths[0])]
-                + [c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)]
-            )
-            for cells in (header, *table)
-        ]
+        lines = text_tables.aligned([header, *table])
         lines.insert(1, "-" * len(lines[0]))
         title = f"{self.metric} with one layer quantized; float: {self.baseline:.4g}"
         return "\n".join([title, *lines])

@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from keras_sq.core import text_tables
+
 COLUMNS = (
     "run",
     "epoch",
@@ -121,15 +123,9 @@ def table(
         )
         for method, found in reports.items()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = text_tables.aligned(rows)
     everything = [report for found in reports.values() for report in found]
     quantized = max(everything, key=lambda report: report.quantized_weights)
     # Of one accuracy; of a difference of two it is up to 1.4 times that.

@@ -37,6 +37,24 @@ class Column:
         return max(map(len, (self.title, *self.cells)))
 
 
+def aligned(rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> list[str]:
+    """Returns rows as lines of columns as wide as they need to be.
+
+    Args:
+        rows: Cells, the same number in each row; the heading first.
+        words: Columns of words, which begin at the left. Others are numbers, which
+            end at the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        GAP.join(
+            cell.ljust(width) if column in words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def terminal_width() -> int:
     """Returns the columns of the terminal, or 80 where there is none."""
     return max(MIN_WIDTH, shutil.get_terminal_size().columns)

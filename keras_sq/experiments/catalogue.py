@@ -1,11 +1,13 @@
-"""The papers' experiments: a row of a table is a small JSON file of this folder.
+"""The papers' experiments: a row of a table in a JSON file of this folder.
 
     python -m keras_sq.train --experiment=cifar10_resnet56_sq_twn --scale=0.05
 
-A file holds a title, its source, what was published, and settings: attributes of
-`keras_sq.experiments.config.TrainConfig`, so that an experiment is nothing that flags
-could not say. `--protocol=equal` trains for as long as the baselines; the files have
-the papers' protocol. Many at once: `keras_sq.sweep`.
+There is one file for each paper, and `own.json`. A file is a list of tables, each of
+one network on one data set: the source, the end of the titles, settings that the rows
+share, and the rows. A row has a title, settings of its own, and what was published.
+Settings are attributes of `keras_sq.experiments.config.TrainConfig`: an experiment says
+nothing that flags could not. `--protocol=equal` trains for as long as the baselines;
+the files have the papers' protocol. Many at once: `keras_sq.sweep`.
 
 What was published and could not be looked up again is marked `"confirmed": false`, and
 said so wherever it is printed.
@@ -48,7 +50,7 @@ class Experiment:
     """Settings with a name.
 
     Attributes:
-        name: That of its file.
+        name: Name of its row.
         title: For people: method, network, data set.
         source: Where the settings are from.
         published: What was published: numbers by name, such as `"test_error"`
@@ -125,11 +127,11 @@ def names(patterns: Sequence[str] = ("*",)) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        hits = fnmatch.filter(_all_names(), pattern)
+        hits = fnmatch.filter(_experiments(), pattern)
         if not hits:
             raise ValueError(
                 f"There is no experiment {pattern!r}."
-                f"{checks.did_you_mean(pattern, _all_names())} "
+                f"{checks.did_you_mean(pattern, _experiments())} "
                 "`python -m keras_sq.train --list` prints them all."
             )
         found.update(dict.fromkeys(hits))
@@ -147,14 +149,28 @@ def get(name: str) -> Experiment:
         'ternary'
     """
     (name,) = names([name.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")])
-    found: dict[str, Any] = file_checks.read_json(_FOLDER / f"{name}.json", dict)
-    settings = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in found.pop("settings").items()
-    }
-    return Experiment(name=name, settings=settings, **found)
+    return _experiments()[name]
 
 
 @functools.cache
-def _all_names() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+def _experiments() -> dict[str, Experiment]:
+    """Returns name -> experiment, of all files, sorted by name."""
+    experiments: dict[str, Experiment] = {}
+    for path in _FOLDER.glob("*.json"):
+        for table in file_checks.read_json(path, list):
+            for name, row in table["rows"].items():
+                experiments[name] = _experiment(name, table, dict(row))
+    return dict(sorted(experiments.items()))
+
+
+def _experiment(name: str, table: Mapping[str, Any], row: dict[str, Any]) -> Experiment:
+    titles = (row.pop("title"), table.get("title"))
+    source = row.pop("source", table["source"])
+    published = row.pop("published", {})
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in {**table["settings"], **row}.items()
+    }
+    return Experiment(
+        name, ", ".join(filter(None, titles)), source, published, settings
+    )

@@ -35,6 +35,8 @@ from keras_sq.experiments import run_folder, sweep_report
 from keras_sq.experiments.config import MAX_SEEDS, PROTOCOLS
 from keras_sq.experiments.training_files import DamagedRunError, write_text
 
+PROGRAM = "keras_sq.sweep"
+
 GRACE = 30
 """Seconds that a process is given to stop."""
 
@@ -349,8 +351,7 @@ def main(values: flags.FlagValues) -> int:
     try:
         return sweep(SweepConfig(**given))
     except (DamagedRunError, OSError, TypeError, ValueError) as error:
-        print(f"keras_sq.sweep: error: {error}", file=sys.stderr)
-        return 2
+        return commands.fail(PROGRAM, error, commands.WRONG_REQUEST)
 
 
 def main_of_process(argv: Sequence[str]) -> int:
@@ -358,9 +359,9 @@ def main_of_process(argv: Sequence[str]) -> int:
     # As after Ctrl-C, the training must not go on alone.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return commands.run(
-        main,
+        PROGRAM,
+        lambda values, _: main(values),
         argv,
-        name="keras_sq.sweep",
         example="--seeds=3",
         goes_on="The same command goes on.",
     )

@@ -55,6 +55,8 @@ from keras_sq.experiments.training_files import (
 )
 from keras_sq.export import ExportError, export
 
+PROGRAM = "keras_sq.train"
+
 PICTURE = "training.png"
 
 
@@ -343,27 +345,23 @@ def _main(values: flags.FlagValues, held: contextlib.ExitStack) -> int:
         config = config_from_flags(values)
         prepared = _prepare(config, held)
     except (OSError, TypeError, ValueError) as error:
-        print(f"keras_sq.train: error: {error}", file=sys.stderr)
-        return 2
+        return commands.fail(PROGRAM, error, commands.WRONG_REQUEST)
     try:
         _finish(config, prepared)
     except DamagedRunError as error:
-        print(f"keras_sq.train: error: {error}", file=sys.stderr)
-        return 1
+        return commands.fail(PROGRAM, error)
     except NotFiniteError as error:
-        print(
-            f"keras_sq.train: error: {error} With the same flags the run would end "
-            "here again: choose others and another `--output_dir`, or `--overwrite`.",
-            file=sys.stderr,
+        return commands.fail(
+            PROGRAM,
+            f"{error} With the same flags the run would end here again: choose others "
+            "and another `--output_dir`, or `--overwrite`.",
         )
-        return 1
     except (ExportError, OSError) as error:
-        print(
-            f"keras_sq.train: error: {error} What was trained is kept: go on with the "
-            "same flags and --resume.",
-            file=sys.stderr,
+        return commands.fail(
+            PROGRAM,
+            f"{error} What was trained is kept: go on with the same flags and "
+            "--resume.",
         )
-        return 1
     return 0
 
 
@@ -375,9 +373,9 @@ def main_of_process(argv: Sequence[str]) -> int:
     # For the whole process, and not to be undone: hence here and not in `run`.
     tf.config.experimental.enable_op_determinism()
     return commands.run(
-        main,
+        PROGRAM,
+        lambda values, _: main(values),
         argv,
-        name="keras_sq.train",
         example="--epochs=3",
         goes_on="Go on with the same flags and --resume.",
         tensorflow=True,

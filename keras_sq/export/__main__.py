@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from keras_sq.core import command_line
+from keras_sq.core import commands
 from keras_sq.export import kinds
 from keras_sq.export.errors import ExportError, require_tensorflow
 from keras_sq.export.exporter import export
@@ -90,11 +90,11 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         wrong.
     """
     if len(arguments) != 2:
-        return command_line.fail(
+        return commands.fail(
             PROGRAM,
             "expected the paths of a model and of the file to write, got "
             f"{len(arguments)} arguments. See --help.",
-            command_line.WRONG_REQUEST,
+            commands.WRONG_REQUEST,
         )
     path, destination = arguments
     options: dict[str, Any] = {"target": values.target}
@@ -119,9 +119,14 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
             **options,
         )
     except (ExportError, ImportError, OSError, TypeError, ValueError) as error:
-        return command_line.fail(PROGRAM, error)
+        return commands.fail(PROGRAM, error)
     print(json.dumps(report.to_dict(), indent=2) if values.json else report)
     return 0
+
+
+def main_of_process(argv: Sequence[str]) -> int:
+    """Runs the command with the flags of this process; returns the exit status."""
+    return commands.run(PROGRAM, main, argv, tensorflow=True)
 
 
 def load_examples(path: str) -> Any:
@@ -170,4 +175,4 @@ def _import(name: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(PROGRAM, define_flags, main, tensorflow=True)
+    commands.start(PROGRAM, define_flags, main_of_process)

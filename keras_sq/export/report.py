@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from keras_sq.core import text_tables
+
 METADATA_NAME = "keras_sq.report"
 """The entry of a file's metadata that holds its report, as compressed JSON."""
 
@@ -317,7 +319,7 @@ class ExportReport:
             )
             for kernel in self.kernels
         ]
-        return _aligned(rows, words=(0, 3, 5))
+        return _indented(text_tables.aligned(rows, words=(0, 3, 5)))
 
     def _activation_table(self) -> list[str]:
         rows = [("activations", "rule", "levels", "held as", "because")]
@@ -325,7 +327,7 @@ class ExportReport:
             (entry.path, entry.rule, str(entry.levels), entry.stored_as, entry.reason)
             for entry in self.activations
         ]
-        return _aligned(rows, words=(0, 1, 3, 4))
+        return _indented(text_tables.aligned(rows, words=(0, 1, 3, 4)))
 
 
 def _compressed(content: dict[str, Any]) -> bytes:
@@ -333,14 +335,5 @@ def _compressed(content: dict[str, Any]) -> bytes:
     return zlib.compress(text.encode(), 9)
 
 
-def _aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> list[str]:
-    """Returns the rows of a table, with the columns of words to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if column in words else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

@@ -1,10 +1,6 @@
 """Checks of the accelerator's runner that need JAX: run in a process of their own.
 
-<<<<<<<< HEAD:tests/accelerator/runner_checks.py
-    KERAS_BACKEND=jax python tests/accelerator/runner_checks.py same sq
-========
     KERAS_BACKEND=jax python tests/benchmarks/accelerator_checks.py same:sq
->>>>>>>> 177a869bf74571ce72440cbf64f0d16798641fe9:tests/benchmarks/accelerator_checks.py
 
 `test_accelerator_runner.py` starts it. Prints what was compared; an assertion that
 fails ends it with an error.
@@ -20,11 +16,7 @@ import subprocess
 import sys
 import time
 
-<<<<<<<< HEAD:tests/accelerator/runner_checks.py
-FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks/accelerator"
-========
 FOLDER = pathlib.Path(__file__).parent / "accelerator"
->>>>>>>> 177a869bf74571ce72440cbf64f0d16798641fe9:tests/benchmarks/accelerator_checks.py
 sys.path.insert(0, str(FOLDER))
 
 import augmentation  # noqa: E402
@@ -41,11 +33,7 @@ from row import Row  # noqa: E402
 from session import Session, load_images  # noqa: E402
 from training import Trainer  # noqa: E402
 
-<<<<<<<< HEAD:tests/accelerator/runner_checks.py
-========
 import keras_sq  # noqa: E402
-from keras_sq import _keras_internals as internals  # noqa: E402
->>>>>>>> 177a869bf74571ce72440cbf64f0d16798641fe9:tests/benchmarks/accelerator_checks.py
 from keras_sq import models, presets, schedules  # noqa: E402
 from keras_sq.core import keras_internals as internals  # noqa: E402
 

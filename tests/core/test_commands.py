@@ -11,37 +11,42 @@ from absl import flags
 
 from keras_sq.core import commands
 
-SAID = {"name": "tool", "example": "--size=3", "goes_on": "Call it again."}
+SAID = {"example": "--size=3", "goes_on": "Call it again."}
 
 
 def test_returns_the_status_of_the_command_which_gets_the_flags():
-    given = []
-    assert commands.run(lambda f: given.append(f) or 7, ["tool"], **SAID) == 7
-    assert given == [flags.FLAGS]
+    calls = []
+
+    def main(*arguments):
+        calls.append(arguments)
+        return 7
+
+    assert commands.run("tool", main, ["tool", "a.txt"]) == 7
+    assert calls == [(flags.FLAGS, ["a.txt"])]
 
 
 def test_refuses_what_is_no_flag_before_anything_runs(capsys):
-    def main(_):
+    def main(*_):
         pytest.fail("ran")
 
-    assert commands.run(main, ["tool", "size=4"], **SAID) == 2
+    assert commands.run("tool", main, ["tool", "size=4"], **SAID) == 2
     message = capsys.readouterr().err
     assert "tool: error: unknown argument 'size=4'" in message
     assert "--size=3" in message
 
 
 def test_an_interrupted_command_says_how_it_goes_on(capsys):
-    def main(_):
+    def main(*_):
         raise KeyboardInterrupt
 
-    assert commands.run(main, ["tool"], **SAID) == 130
+    assert commands.run("tool", main, ["tool"], **SAID) == 130
     assert "Call it again." in capsys.readouterr().err
 
 
 def test_letters_that_the_terminal_lacks_end_no_command(monkeypatch):
     output = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii"))
-    assert commands.run(lambda _: print("in b\xe4 \udcff") or 0, ["tool"], **SAID) == 0
+    assert commands.run("tool", lambda *_: print("in b\xe4 \udcff") or 0, ["tool"]) == 0
     sys.stdout.flush()
     assert output.getvalue() == b"in b? ?\n"
 
@@ -57,7 +62,9 @@ def test_commands_start_without_small_talk():
         capture_output=True,
         text=True,
     )
-    assert "Unknown command line flag 'no_such_flag'" in made.stdout + made.stderr
+    assert made.returncode == 2
+    assert made.stderr.startswith("keras_sq.train: error: Unknown command line flag ")
+    assert made.stderr.count("\n") == 1
     for words in ("WARNING: All log messages", "oneDNN", "cuda", "rebuild TensorFlow"):
         assert words not in made.stderr
 

@@ -180,16 +180,23 @@ def test_bad_request_is_refused_and_nothing_made(arguments, message, tmp_path, c
 
 
 def test_file_of_another_shape_of_settings_is_told(tmp_path, monkeypatch):
-    text = json.loads((FOLDER / "digits_twn.json").read_text())
-    text["settings"]["modle"] = "mlp"
-    (tmp_path / "own.json").write_text(json.dumps(text))
+    tables = json.loads((FOLDER / "own.json").read_text())
+    (tmp_path / "own.json").write_text(
+        json.dumps([{**table, "settings": {"modle": "mlp"}} for table in tables])
+    )
     monkeypatch.setattr(experiments, "_FOLDER", tmp_path)
-    experiments._all_names.cache_clear()
+    experiments._experiments.cache_clear()
     try:
         with pytest.raises(TypeError, match="modle"):
-            experiments.get("own").config(output_dir=str(tmp_path / "run"))
+            experiments.get("digits_fwn").config(output_dir=str(tmp_path / "run"))
     finally:
-        experiments._all_names.cache_clear()
+        experiments._experiments.cache_clear()
+
+
+def test_experiment_is_in_one_table():
+    tables = [t for x in FOLDER.glob("*.json") for t in json.loads(x.read_text())]
+    names = [name for table in tables for name in table["rows"]]
+    assert len(names) == len(set(names)) == len(NAMES)
 
 
 def test_paper_protocol_leaves_methods_without_stages_alone():

@@ -204,12 +204,12 @@ def test_table_has_what_earlier_sweeps_in_the_folder_finished(quick, capsys):
 HANGING = """
 import sys
 from absl import app, flags
-from keras_sq import experiments, sweep, sweep_report
+from keras_sq.experiments import sweep
 training = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); "
 training += "time.sleep(300)"
 sweep.Run.command = lambda run: [sys.executable, "-c", training, sys.argv[-1]]
 sweep.define_flags(flags.FLAGS)
-app.run(sweep._main_of_process, [*sys.argv[:-1]])
+app.run(sweep.main_of_process, [*sys.argv[:-1]])
 """
 
 

@@ -57,7 +57,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         if path.suffix in (".json", ".npz", ".py", ".typed") or path.name == "README.md"
     }
     assert {"keras_sq/py.typed", "keras_sq/datasets/data/digits.npz"} <= expected
-    assert "keras_sq/experiments/digits_twn.json" in expected
+    assert "keras_sq/experiments/sq.json" in expected
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == expected
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from keras_sq.core import command_line
+from keras_sq.core import commands
 from keras_sq.export.inspection import reader, table
 
 PROGRAM = "keras_sq.inspect"
@@ -44,17 +44,17 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         the request was wrong.
     """
     if len(arguments) != 1:
-        return command_line.fail(
+        return commands.fail(
             PROGRAM,
             f"expected the path of one file, got {len(arguments)} arguments. See "
             "--help.",
-            command_line.WRONG_REQUEST,
+            commands.WRONG_REQUEST,
         )
     (path,) = arguments
     try:
         contents = reader.read(path)
     except (OSError, ValueError) as error:
-        return command_line.fail(PROGRAM, error)
+        return commands.fail(PROGRAM, error)
     if values.json:
         text = json.dumps(contents, indent=2, allow_nan=False)
     else:
@@ -64,3 +64,8 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # Such as of `head`, which has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def main_of_process(argv: Sequence[str]) -> int:
+    """Runs the command with the flags of this process; returns the exit status."""
+    return commands.run(PROGRAM, main, argv)

@@ -294,9 +294,9 @@ def _main_of_process(argv: list[str]) -> int:
     from keras_sq.core import commands
 
     return commands.run(
-        main,
+        "run.py",
+        lambda values, _: main(values),
         argv,
-        name="run.py",
         example="--minutes=9",
         goes_on="Go on with the same flags.",
     )
