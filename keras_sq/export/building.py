@@ -166,22 +166,18 @@ def integer_file(
 
     And how it holds quantized activations.
     """
-    plain = convert.float_file(request.model, request.signature)
+    plain = convert.float_file(request.model, request.signature, integers=True)
     _check_loops(TFLiteFile(plain.content), request.model)
-    integer.check_ranges(
-        plain.content, request.model, plain.signature, request.examples
-    )
-    integer.check_rows(plain.content, request.model, plain.signature, request.examples)
+    integer.check_ranges(plain, request.model, request.examples)
+    integer.check_rows(plain, request.model, request.examples)
     quantizers = request.quantizers
     unfolded = folding.without_row_scales(plain.content, request.codes)
     converted = integer.int8_file(
-        request.model,
-        request.signature,
+        dataclasses.replace(plain, content=unfolded),
         request.examples,
         (lambda x: activation_ranges.with_ranges(x, quantizers))
         if quantizers
         else None,
-        None if unfolded is plain.content else unfolded,
     )
     content, held = converted.content, list[StoredActivations]()
     if quantizers:

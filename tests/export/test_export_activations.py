@@ -10,6 +10,7 @@ import pytest
 from keras import layers as kl
 
 import keras_sq
+from keras_sq.conversion import quantize
 from keras_sq.export import ExportError
 from keras_sq.export import report as reporting
 from keras_sq.export.activations import forms as activation_forms
@@ -692,7 +693,7 @@ def test_ranges_hold_the_levels_exactly():
 def test_copy_quantizes_like_the_model():
     # Against Keras alone, without a file: the inputs of every quantized layer.
     model = cnn("lq-2")
-    plain = keras_sq.conversion.plain_copy(model)
+    plain = quantize.plain_copy(model)
     quantizers = activations.deploy(model, plain)
     assert [x.path for x in quantizers] == PATHS
     x = data(10, 10, 4, seed=5)

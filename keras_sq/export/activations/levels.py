@@ -24,6 +24,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, Model, Tensor
@@ -112,8 +113,6 @@ class ActivationLevels:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns quantized activations, as the converter understands them."""
-        import tensorflow as tf
-
         self.calls += 1
         if not self.active:
             return x

@@ -23,6 +23,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
@@ -155,8 +157,6 @@ def _comparing(quantizers: Sequence[ActivationLevels]) -> Iterator[None]:
 
 
 def _converted(package: Any, function: Any, holder: Any) -> bytes:
-    import tensorflow as tf
-
     holder.serve = function  # Else the variables would not be found.
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(holder, folder, signatures=function)
