@@ -71,7 +71,7 @@ def int8_file(model, num_levels=2, kernels=None):
     ]
     signature = inputs.input_signature(model, data if len(data) > 1 else data[0])
     floats = convert.float_file(model, signature.with_batch(1), integers=True)
-    return integer.int8_file(floats, Examples(data)).content
+    return integer.int8_file(floats, Examples(data))
 
 
 def sequence(shape, *made):
@@ -719,7 +719,7 @@ def test_kernel_that_is_looked_up_is_compressed():
     signature = inputs.input_signature(model, np.zeros((2, 4), np.int32))
     floats = convert.float_file(model, signature.with_batch(1), integers=True)
     data = np.random.default_rng(0).integers(0, 200, (8, 4)).astype(np.int32)
-    file = TFLiteFile(integer.int8_file(floats, Examples([data])).content)
+    file = TFLiteFile(integer.int8_file(floats, Examples([data])))
     names = [file.operator_name(operator) for operator in file.subgraphs[0].operators]
     assert "GATHER" in names
     content = file.pack()

@@ -220,7 +220,7 @@ def test_layer_that_hardly_opens_gets_steps_that_kernels_take():
     model.layers[0].bias.assign(1e-5 - top)
     signature, examples, _ = inputs.prepare(model, x)
     floats = convert.float_file(model, signature, integers=True)
-    content = integer.int8_file(floats, examples).content
+    content = integer.int8_file(floats, examples)
     runner = runtime.Runner(content)  # With XNNPACK, which is particular.
     batch = Batch("representative", (signature.inputs[0].name,), [x[:1]])
     (found,) = running.file_outputs(runner, batch).values()

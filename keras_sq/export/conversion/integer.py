@@ -10,8 +10,7 @@ are stored as multiples of the kernel's scale times the input's: with a scale 12
 times as large they would be rounded 127 times as coarsely.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from tensorflow.lite.python.optimize import calibrator
 from keras_sq.core.types import Model
 from keras_sq.export.activations import ranges as activation_ranges
 from keras_sq.export.activations import shared_scales
+from keras_sq.export.activations.levels import ActivationLevels
 from keras_sq.export.conversion import convert
 from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.errors import ExportError, layer_of
@@ -39,8 +39,8 @@ ROWS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
 def int8_file(
     float_file: convert.Converted,
     examples: Examples,
-    with_ranges: Callable[[bytes], bytes] | None = None,
-) -> convert.Converted:
+    quantizers: Sequence[ActivationLevels] = (),
+) -> bytes:
     """Returns a float file as a full-integer file, inputs and outputs included.
 
     Float inputs and outputs become int8, with a scale and a zero point that the
@@ -49,16 +49,15 @@ def int8_file(
     Args:
         float_file: The float file, traced for integers.
         examples: Examples on which the ranges of the activations are measured.
-        with_ranges: Function that returns the float file with measured ranges with
-            other ones.
+        quantizers: Quantizers of activations, which need other ranges than measured.
 
     Raises:
         ExportError: If an operation has no int8 form.
     """
     content = _calibrated(float_file, examples)
-    if with_ranges is not None:
-        content = with_ranges(content)
-    return dataclasses.replace(float_file, content=_with_wide_ranges(content))
+    if quantizers:
+        content = activation_ranges.with_ranges(content, quantizers)
+    return _with_wide_ranges(content)
 
 
 def _with_wide_ranges(calibrated: bytes) -> bytes:

@@ -1,9 +1,10 @@
 """Makes the file of target `"mcu"`, and names the layers that stop it."""
 
+import dataclasses
+
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
 from keras_sq.export import building, errors
-from keras_sq.export.conversion import convert
 from keras_sq.export.micro import compression, runtime, signature
 from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
@@ -26,10 +27,11 @@ def make(request: Request) -> Candidate:
     """Makes a file of int8 activations and lookup tables, for microcontrollers."""
     # Before the conversion, which takes longest.
     runtime.require()
-    converted, float_bytes, held = building.integer_file(request)
-    file = TFLiteFile(converted.content)
+    candidate = building.integer_file(request)
+    content = candidate.converted.content
+    file = TFLiteFile(content)
     try:
-        packed = compression.compress(converted.content, request.max_decode_bytes)
+        packed = compression.compress(content, request.max_decode_bytes)
     except errors.UnsupportedOperatorError as error:
         raise _with_layers(error, file, request.model) from error
     named = {weight.name: weight for weight in building.matched(request, file)}
@@ -38,16 +40,13 @@ def make(request: Request) -> Candidate:
         for kernel in packed.kernels
         if kernel.name in named
     ]
-    return Candidate(
-        converted=convert.Converted(
-            packed.content, converted.signature, converted.notes
-        ),
+    return dataclasses.replace(
+        candidate,
+        converted=dataclasses.replace(candidate.converted, content=packed.content),
         kernels=with_missing(kernels, request),
-        float_bytes=float_bytes,
-        activations=held,
         runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
-        equals=converted.content,
-        load=signature.loader(converted.content, packed.arena_bytes),
+        equals=content,
+        load=signature.loader(content, packed.arena_bytes),
         arena_bytes=packed.arena_bytes,
         int8_arena_bytes=packed.int8_arena_bytes,
     )

@@ -103,11 +103,9 @@ def check_parts(candidate: Candidate, request: Request) -> None:
     converted = candidate.converted
     content = activation_forms.without_quantizers(converted.content, request.quantizers)
     with bypassed(request.quantizers):
-        comparison.compare_float(
-            dataclasses.replace(converted, content=content),
-            request.model,
-            request.examples,
-        )
+        converted = dataclasses.replace(converted, content=content)
+        comparer = comparison.Comparer(converted, request.model, request.examples)
+        comparer.compare_float()
 
 
 def check_integers(candidate: Candidate, request: Request) -> None:

@@ -119,7 +119,7 @@ def int8_file():
     examples = generator.normal(size=(16, 16, 16, 3)).astype("float32")
     signature = inputs.input_signature(model, examples).with_batch(1)
     floats = convert.float_file(model, signature, integers=True)
-    return integer.int8_file(floats, Examples([examples])).content
+    return integer.int8_file(floats, Examples([examples]))
 
 
 def on_host(folder, content):
