@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations.levels import (
     FLOAT_LEVELS,
     GRID,
@@ -37,8 +38,6 @@ from keras_sq.export.activations.levels import (
     StoredActivations,
 )
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TYPES, TFLiteFile, indices
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,14 +27,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Layer, Model, Tensor
+from keras_sq.core.types import Array, Layer, Model, Tensor
 from keras_sq.export.report import ActivationReport
 from keras_sq.layers import QuantizedActivation, layer_paths
 from keras_sq.layers.inputs import QuantizedInputs, with_quantized_input
 from keras_sq.layers.recurrent import QuantizedRecurrent, QuantizedTimeDistributed
 from keras_sq.quantizers.activations import ActivationRule
-
-Array = np.ndarray[Any, Any]
 
 NODE_NAME = "keras_sq_activation_"
 """Start of the names of nodes; the numbers of quantizer and call follow."""

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations.forms import Place, find
 from keras_sq.export.activations.levels import ActivationLevels
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
-
-Array = np.ndarray[Any, Any]
 
 ORDER_PRESERVING = ("MAX_POOL_2D", "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS")
 """Operators that only move values: a narrower range may as well hold before them."""

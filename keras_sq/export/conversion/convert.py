@@ -30,9 +30,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_sq.core.types import Model, Variable
+from keras_sq.core.types import Array, Model, Variable
 from keras_sq.export.conversion import equivalents
-from keras_sq.export.conversion.inputs import Array, InputSignature
+from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.errors import ExportError, conversion_error
 from keras_sq.export.tflite.runtime import quiet
 from keras_sq.inputs.model_inputs import flat_keys

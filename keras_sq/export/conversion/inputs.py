@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.core.types import Model
+from keras_sq.core.types import Array, Model
 from keras_sq.export.examples import Examples
 from keras_sq.inputs import input_data
 from keras_sq.inputs.model_inputs import UNKNOWN_SIZE as UNKNOWN_SIZE
-from keras_sq.inputs.model_inputs import Array as Array
 from keras_sq.inputs.model_inputs import InputSignature as InputSignature
 from keras_sq.inputs.model_inputs import ModelInput as ModelInput
 from keras_sq.inputs.model_inputs import input_signature as input_signature

@@ -18,12 +18,11 @@ import tensorflow as tf
 from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.optimize import calibrator
 
-from keras_sq.core.types import Model
+from keras_sq.core.types import Array, Model
 from keras_sq.export.activations import ranges as activation_ranges
 from keras_sq.export.activations import shared_scales
 from keras_sq.export.activations.levels import ActivationLevels
 from keras_sq.export.conversion import convert
-from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.errors import ExportError, layer_of
 from keras_sq.export.examples import Examples
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, float_outputs, indices

@@ -22,8 +22,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations.levels import NODE_NAME, ActivationLevels
-from keras_sq.export.conversion.inputs import Array, InputSignature
+from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.examples import Batch
 from keras_sq.export.lce import signs
 from keras_sq.export.lce.runtime import LarqRunner

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
-from keras_sq.export.tflite.runtime import Array, FileRunner, quiet, signature_names
+from keras_sq.export.tflite.runtime import FileRunner, quiet, signature_names
 
 RUNTIME = "Larq Compute Engine >= 0.16"
 """The oldest version that files were tried on."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations.levels import (
     BITS,
     NODE_NAME,
@@ -13,7 +14,6 @@ from keras_sq.export.activations.levels import (
     StoredActivations,
 )
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices
-from keras_sq.export.tflite.runtime import Array
 
 WORD = 32
 """Channels that share an int32 number, the first in the lowest bit."""

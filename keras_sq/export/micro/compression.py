@@ -11,7 +11,6 @@ and the C sources of the result (`c_source.py`) are not here.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,6 @@ from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.arena_planning import Choice, Plan, Planner
 from keras_sq.export.micro.lookup_tables import Kernel
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
-
-Array = np.ndarray[Any, Any]
 
 ARENA_RATIO = 1.2
 """Memory that the compressed file may take, as a multiple of the int8 file's."""

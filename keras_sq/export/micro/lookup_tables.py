@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.errors import ExportError
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.tflite.flatbuffer import (
@@ -30,8 +31,6 @@ from keras_sq.export.tflite.flatbuffer import (
 )
 from keras_sq.export.tflite.levels import filters_first
 from keras_sq.export.tflite.runtime import quiet
-
-Array = np.ndarray[Any, Any]
 
 KERNEL_INPUTS = {
     "BATCH_MATMUL": (0, 1),

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.micro.runtime import MicroRunner
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
-from keras_sq.export.tflite.runtime import Array, FileRunner, signature_names
+from keras_sq.export.tflite.runtime import FileRunner, signature_names
 
 
 class NamedMicroRunner(FileRunner):

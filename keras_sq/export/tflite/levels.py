@@ -6,11 +6,10 @@ weights or filters.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from keras_sq.core.types import Array
 
 MAX_CODE = 127
 """Largest absolute code that is looked for."""

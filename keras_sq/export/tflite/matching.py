@@ -8,14 +8,12 @@ file.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from keras_sq.analysis.kernel_codes import KernelCodes
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.levels import filter_levels
-
-Array = np.ndarray[Any, Any]
 
 MAX_LEVELS = 256
 """The most values a filter of a quantized kernel has."""

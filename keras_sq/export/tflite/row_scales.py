@@ -11,11 +11,10 @@ Pure NumPy; `folding.py` takes the factors out of a file.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from keras_sq.core.types import Array
 
 TOLERANCE = 2.0**-19
 """Relative difference of the product and a constant that counts as equal.

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
-
-Array = np.ndarray[Any, Any]
 
 
 class FileRunner(abc.ABC):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_sq.analysis.kernel_codes import KernelCodes
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TFLiteFile, Use, shape_of
 from keras_sq.export.tflite.levels import filter_levels, filters_first
 from keras_sq.export.tflite.matching import (
@@ -26,8 +27,6 @@ from keras_sq.export.tflite.matching import (
     path_of,
 )
 from keras_sq.export.tflite.row_scales import RowScales, row_scales
-
-Array = np.ndarray[Any, Any]
 
 FILTER_AXES: dict[tuple[str, int], int] = {
     ("CONV_2D", 1): 0,

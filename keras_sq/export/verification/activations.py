@@ -21,6 +21,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations import forms as activation_forms
 from keras_sq.export.activations.levels import (
     FLOAT_LEVELS,
@@ -29,7 +30,6 @@ from keras_sq.export.activations.levels import (
     StoredActivations,
     bypassed,
 )
-from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.errors import ExportError
 from keras_sq.export.examples import Batch
 from keras_sq.export.request import Candidate, Request

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.core.types import Model
+from keras_sq.core.types import Array, Model
 from keras_sq.export.conversion.convert import Converted
-from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.errors import ExportError
 from keras_sq.export.examples import Batch, Examples
 from keras_sq.export.report import OutputError, TensorReport

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from keras_sq.export.conversion.inputs import Array
+from keras_sq.core.types import Array
 from keras_sq.export.report import OutputError
 
 FLOAT_TOLERANCE = 1e-4
