@@ -121,8 +121,8 @@ def _named_besides(
     """
     paths = {row.path for row in rows}
     codes = {path: x for path, x in request.codes.items() if path not in paths}
-    found = named(dataclasses.replace(request, codes=codes), file)
-    return [weight for weight in found if weight.tensor.name or not rows]
+    weights = named(dataclasses.replace(request, codes=codes), file)
+    return [weight for weight in weights if weight.tensor.name or not rows]
 
 
 def _drop_bias_scales(
@@ -177,13 +177,13 @@ def integer_file(request: Request) -> Candidate:
 
 def float_operators(file: TFLiteFile) -> list[str]:
     """Returns the names of operators that compute floats in an int8 file."""
-    found = set()
+    names = set()
     for subgraph in file.subgraphs:
         for operator in subgraph.operators:
             types = [subgraph.tensors[i].type for i in indices(operator.outputs)]
             if TYPES["FLOAT32"] in types:
-                found.add(file.operator_name(operator))
-    return sorted(found - {"DEQUANTIZE"})
+                names.add(file.operator_name(operator))
+    return sorted(names - {"DEQUANTIZE"})
 
 
 def _check_loops(file: TFLiteFile, model: Model) -> None:
@@ -200,10 +200,10 @@ def _check_loops(file: TFLiteFile, model: Model) -> None:
 
 def named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
     """Returns the weight tensors of a file, with the names of kernels or layers."""
-    found = [with_layer_name(x, request.model) for x in matched(request, file)]
-    there = {weight.kernel for weight in found}
-    missing = [path for path in request.codes if path not in there]
-    return [_as_part(file, weight, missing) for weight in found]
+    weights = [with_layer_name(x, request.model) for x in matched(request, file)]
+    present = {weight.kernel for weight in weights}
+    missing = [path for path in request.codes if path not in present]
+    return [_as_part(file, weight, missing) for weight in weights]
 
 
 def _as_part(

@@ -68,19 +68,19 @@ def _fused_attention(model: Model) -> dict[Any, str]:
     Returns:
         Layer -> name of the attribute that holds its rate of dropout.
     """
-    found = {}
+    attributes = {}
     for layer in internals.flatten_layers(model):
         if isinstance(layer, _ATTENTION):
             name = "_dropout" if hasattr(layer, "_dropout") else "dropout"
             if not getattr(layer, name):
-                found[layer] = name
-    return found
+                attributes[layer] = name
+    return attributes
 
 
 def _calling(operation: Any, rule: "_Rule") -> _Call:
     def call(original: _Call, *args: Any, **kwargs: Any) -> Any:
-        made = rule(operation, *args, **kwargs)
-        return original(*args, **kwargs) if made is None else made
+        result = rule(operation, *args, **kwargs)
+        return original(*args, **kwargs) if result is None else result
 
     return call
 
@@ -252,10 +252,10 @@ def _place(operation: Any, x: Tensor, function: _Call) -> Tensor | None:
     if x.dtype != tf.float32 or not x.shape.rank:
         return None
     if operation.axis is None:
-        made = function(tf.reshape(x, [-1]), 0, tf.int32)
-        return tf.reshape(made, [1] * x.shape.rank) if operation.keepdims else made
-    made = function(x, operation.axis, tf.int32)
-    return tf.expand_dims(made, operation.axis) if operation.keepdims else made
+        places = function(tf.reshape(x, [-1]), 0, tf.int32)
+        return tf.reshape(places, [1] * x.shape.rank) if operation.keepdims else places
+    places = function(x, operation.axis, tf.int32)
+    return tf.expand_dims(places, operation.axis) if operation.keepdims else places
 
 
 def _time_distributed(
@@ -282,8 +282,8 @@ def _masked_softmax(layer: Any, x: Tensor, mask: Any = None) -> Tensor | None:
         return None
     if mask.dtype != tf.bool:
         mask = tf.cast(mask, tf.float32) > 0.5
-    made = tf.nn.softmax(_masked(x, mask, integers=True), axis)
-    return tf.where(mask, made, 0.0)
+    weights = tf.nn.softmax(_masked(x, mask, integers=True), axis)
+    return tf.where(mask, weights, 0.0)
 
 
 def _softmax_of_attention(integers: bool) -> "_Rule":

@@ -116,15 +116,15 @@ def _checked(entry: ModelInput, column: Any) -> Array:
             f"dtype {entry.dtype}). Received: dtype={array.dtype}"
         )
     with np.errstate(over="ignore"):
-        found: Array = array.astype(entry.dtype)
-    if not np.all(np.isfinite(found)):
+        converted: Array = array.astype(entry.dtype)
+    if not np.all(np.isfinite(converted)):
         raise ValueError(
             f"Argument `{ARGUMENT}` must be finite. Received NaN or infinite values "
             f"for input '{entry.name}'."
         )
-    if integers and not np.array_equal(found, array):
+    if integers and not np.array_equal(converted, array):
         raise ValueError(
             f"Argument `{ARGUMENT}` must fit into {entry.dtype} for input "
             f"'{entry.name}'. Received: values from {array.min()} to {array.max()}"
         )
-    return found
+    return converted

@@ -113,9 +113,9 @@ def check_ranges(
     graph = file.subgraphs[0]
     order = float_outputs(graph)
     for batch in examples.quick(float_file.signature):
-        found = tensors.not_finite(batch.by_name, order)
-        if found is not None:
-            name = graph.tensors[found].name.decode()
+        place = tensors.not_finite(batch.by_name, order)
+        if place is not None:
+            name = graph.tensors[place].name.decode()
             layer = layer_of(name, model)
             where = f"Layer '{layer}' of model" if layer else "Model"
             raise ExportError(
@@ -155,20 +155,20 @@ def check_rows(float_file: convert.Converted, model: Model, examples: Examples) 
         if kind not in ROWS:
             continue
         rows = indices(operator.inputs)[ROWS[kind]]
-        found = [
+        wrong = [
             name
             for index in _sources(file, graph, producers, rows)
             if (name := names.get(index)) in values
             and graph.tensors[index].type == TYPES["FLOAT32"]
             and not _keeps_integers(values[name])
         ]
-        if not found:
+        if not wrong:
             continue
         output = graph.tensors[indices(operator.outputs)[0]].name.decode()
         layer = layer_of(output, model)
         of = f" of layer '{layer}'" if layer else ""
         raise ExportError(
-            f"Input '{found[0]}' of model '{model.name}' holds row numbers{of}, but is "
+            f"Input '{wrong[0]}' of model '{model.name}' holds row numbers{of}, but is "
             "float32, so its int8 form would name other rows. Make it integers: "
             "`keras.Input(..., dtype='int32')`."
         )

@@ -74,8 +74,8 @@ def make(request: Request) -> Candidate:
     ]
     reasons = {id(x.tensor): kernels.why_float(file, x) for x in weights}
     if not bits:
-        found = [f"'{x.kernel or x.name}': {reasons[id(x.tensor)]}" for x in weights]
-        raise _nothing(request.model, "; ".join(found[:3]))
+        words = [f"'{x.kernel or x.name}': {reasons[id(x.tensor)]}" for x in weights]
+        raise _nothing(request.model, "; ".join(words[:3]))
     rest = choice.store_float_weights(file, weights, FORMS)
     rest = [
         kernels.with_reason(report, reasons[id(weight.tensor)])

@@ -118,7 +118,7 @@ def find_kernels(file: TFLiteFile) -> list[Kernel]:
     Kernels that would save next to nothing are among those that cannot be
     compressed.
     """
-    found = []
+    kernels = []
     for number, graph in enumerate(file.subgraphs):
         uses = file.uses(graph)
         outputs = set(indices(graph.outputs))
@@ -129,8 +129,8 @@ def find_kernels(file: TFLiteFile) -> list[Kernel]:
             kernel = _kernel(file, number, index, tensor, reads)
             if not kernel.obstacle and index in outputs:
                 kernel = dataclasses.replace(kernel, obstacle="is an output too")
-            found.append(kernel)
-    return _with_their_aliases(file, found)
+            kernels.append(kernel)
+    return _with_their_aliases(file, kernels)
 
 
 def part(file: TFLiteFile, kernel: Kernel, index: int) -> Kernel:

@@ -56,7 +56,7 @@ def _with_layers(
     error: errors.UnsupportedOperatorError, file: TFLiteFile, model: Model
 ) -> errors.ExportError:
     """Returns the error with the Keras layers that need the operators."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for graph in file.subgraphs:
         for operator in graph.operators:
             if file.operator_name(operator) in error.operators:
@@ -65,12 +65,12 @@ def _with_layers(
                     name = graph.tensors[index].name.decode() if index >= 0 else ""
                     path = errors.layer_of(name, model)
                     if path is not None:
-                        found[path] = errors.described(path, model)
+                        named[path] = errors.described(path, model)
                         break
-    if not found:
+    if not named:
         return error
-    layers = ", ".join(list(found.values())[:3]) + (", ..." if len(found) > 3 else "")
-    names = {path.rpartition("/")[2] for path in found}
+    layers = ", ".join(list(named.values())[:3]) + (", ..." if len(named) > 3 else "")
+    names = {path.rpartition("/")[2] for path in named}
     applied = [
         errors.activation_name(layer)
         for layer in internals.flatten_layers(model)

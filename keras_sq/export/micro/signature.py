@@ -38,13 +38,14 @@ class NamedMicroRunner(FileRunner):
         self.runtime = self._run.runtime
         tensors = dict(zip(names[0], self._run.inputs, strict=True))
         self.inputs = {name: tensor.dtype for name, tensor in tensors.items()}
-        found = dict(zip(names[1], self._run.outputs, strict=True))
+        results = dict(zip(names[1], self._run.outputs, strict=True))
         self.outputs = {
-            name: (tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()
+            name: (tuple(tensor.shape), tensor.dtype)
+            for name, tensor in results.items()
         }
         self.quantization = {
             name: (tensor.scale, tensor.zero_point)
-            for name, tensor in [*tensors.items(), *found.items()]
+            for name, tensor in [*tensors.items(), *results.items()]
             if tensor.dtype == "int8" and tensor.scale
         }
 

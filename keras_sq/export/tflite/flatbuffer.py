@@ -139,13 +139,13 @@ class TFLiteFile:
 
     def uses(self, subgraph: Any) -> dict[int, list[Use]]:
         """Returns where each tensor of a graph is read, by its index."""
-        found: dict[int, list[Use]] = {}
+        readers: dict[int, list[Use]] = {}
         for operator in subgraph.operators:
             for position, index in enumerate(indices(operator.inputs)):
                 if index >= 0:  # -1 stands for an input left out.
                     use = Use(operator, self.operator_name(operator), position)
-                    found.setdefault(index, []).append(use)
-        return found
+                    readers.setdefault(index, []).append(use)
+        return readers
 
     # Changing.
 

@@ -89,7 +89,7 @@ def _input_factors(entry: WeightTensor) -> Array | None:
         channels = entry.shape[-2]
     else:
         channels = entry.shape[-1]
-    found = []
+    factors = []
     for scales in entry.scales:
         rows = scales.rows.reshape(-1, channels)
         # 1 is also of rows of zeros, which have any factor.
@@ -98,8 +98,8 @@ def _input_factors(entry: WeightTensor) -> Array | None:
         different = (rows != 1.0) & (np.abs(rows - means) > TOLERANCE * np.abs(means))
         if different.any():
             return None
-        found.append(means)
-    return np.concatenate(found)
+        factors.append(means)
+    return np.concatenate(factors)
 
 
 def _data(entry: WeightTensor, use: Use, channels: int) -> int | None:

@@ -50,14 +50,14 @@ def kernel_paths(
         path: _pattern(kernel_matrix(kernel.codes, filter_axes(kernel)))
         for path, kernel in codes.items()
     }
-    found = []
+    paths = []
     for matrix in matrices:
         pattern = None if matrix is None else _pattern(matrix)
         path = None
         if pattern is not None:
             path = _best_match(pattern, patterns) or _holder(pattern, patterns)
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def path_of(matrix: Array, kernels: Mapping[str, KernelCodes]) -> str | None:
