@@ -211,7 +211,7 @@ def working_tree_bytes() -> int | None:
 
 def version_of_package() -> str:
     """Returns the version of the package beside these scripts."""
-    return str(runpy.run_path(str(ROOT / "keras_sq" / "_version.py"))["__version__"])
+    return str(runpy.run_path(str(ROOT / "keras_sq/core/version.py"))["__version__"])
 
 
 def pack(out: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-KIT = pathlib.Path(__file__).parent / "benchmarks" / "accelerator"
+KIT = pathlib.Path(__file__).parents[1] / "benchmarks" / "accelerator"
 sys.path.insert(0, str(KIT))
 
 import dividing  # noqa: E402
