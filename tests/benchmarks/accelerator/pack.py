@@ -7,18 +7,21 @@ wheels, keras_sq and these scripts, and writes `code.tar`, `piece-1.tar`,
 `piece-2.tar`, ... and `manifest.json` with their checksums. README.md says how they
 travel. Takes about two minutes on two cores.
 
-Another commit of the same version changes `code.tar` only: the other pieces come out
-equal, byte for byte, and need not travel again.
+A change of the code changes `code.tar` only: the other pieces come out equal, byte for
+byte, and need not travel again. `--code_only` packs the code anew in a few seconds.
 """
 
+import dataclasses
 import io
 import os
 import pathlib
 import platform
+import runpy
 import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib import metadata
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -28,6 +31,7 @@ import wheels
 from absl import app, flags, logging
 from dividing import Files, archive, divide
 from pieces import (
+    CODE,
     IMAGES,
     LABELS,
     MANIFEST,
@@ -46,6 +50,10 @@ from pieces import (
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+TRANSFER_MIB = 64
+"""What a machine reached by copying files may take at a time, at most."""
+
+SPLITS = ("train", "test")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 DATA_DIR = flags.DEFINE_string(
@@ -67,6 +75,9 @@ PYTHON = flags.DEFINE_string(
     "python",
     None,
     "Python of the machine with the GPU: 3.12, or with --wheels=installed this one.",
+)
+CODE_ONLY = flags.DEFINE_bool(
+    "code_only", False, "Pack keras_sq and the scripts anew, and leave the rest."
 )
 WHEEL_SOURCE = flags.DEFINE_enum(
     "wheels",
@@ -95,7 +106,7 @@ def read_cifar10(data_dir: str | None, images: int | None) -> dict[str, np.ndarr
     except (FileNotFoundError, ValueError) as error:
         raise KitError(" ".join(str(error).split())) from error
     arrays = {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         x, labels = splits[split]
         if x.shape[1:] != (pictures.SIDE, pictures.SIDE, 3) or x.dtype != np.uint8:
             raise KitError(
@@ -110,7 +121,7 @@ def read_cifar10(data_dir: str | None, images: int | None) -> dict[str, np.ndarr
 def data_files(arrays: dict[str, np.ndarray]) -> Files:
     """Returns the images as pictures, and the labels."""
     files: Files = {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         labels = io.BytesIO()
         np.save(labels, arrays[f"{split}_labels.npy"])
         files[f"{LABELS}{split}.npy"] = labels.getvalue()
@@ -120,12 +131,8 @@ def data_files(arrays: dict[str, np.ndarray]) -> Files:
     return files
 
 
-def code_files(folder: pathlib.Path) -> Files:
-    """Returns the package and these scripts, each as a zip file.
-
-    Args:
-        folder: Path of a folder for temporary files.
-    """
+def code_files() -> Files:
+    """Returns the package and these scripts, each as a zip file."""
     files = {}
     for name, top in ((PACKAGE_FILE, ROOT / "keras_sq"), (SCRIPTS_FILE, HERE)):
         base = top.parent if name == PACKAGE_FILE else top
@@ -134,8 +141,9 @@ def code_files(folder: pathlib.Path) -> Files:
             for path in top.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
-        wheels.write_zip(folder / "code.zip", paths)
-        files[name] = (folder / "code.zip").read_bytes()
+        content = io.BytesIO()
+        wheels.write_zip(content, paths)
+        files[name] = content.getvalue()
     return files
 
 
@@ -154,16 +162,16 @@ def wheel_files(folder: pathlib.Path, source: str, python: str) -> Files:
     return {f"{WHEELS}{x.name}": x.read_bytes() for x in sorted(folder.iterdir())}
 
 
-def write(parts: dict[str, Files], manifest: dict[str, object]) -> Manifest:
-    """Writes the pieces, and the list of them last.
+def write_pieces(out: pathlib.Path, parts: dict[str, Files]) -> list[Piece]:
+    """Writes pieces, and removes the list, which `Manifest.write` writes at the end.
+
+    Without the list nobody takes pieces of two packings for one.
 
     Args:
+        out: Path of the folder for the pieces.
         parts: Dictionary: name of a piece -> its files.
-        manifest: Dictionary of the other attributes of the `Manifest`.
     """
-    out = pathlib.Path(OUT.value).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    # Without the list nobody takes pieces of two packings for one.
     (out / MANIFEST).unlink(missing_ok=True)
     pieces = []
     for name, files in parts.items():
@@ -175,12 +183,7 @@ def write(parts: dict[str, Files], manifest: dict[str, object]) -> Manifest:
         pieces.append(piece)
         note = " (as before)" if unchanged else ""
         print(f"{name:12} {mib(len(content)):>10}  {piece.sha256[:16]}{note}")
-    for path in out.glob("piece-*.tar"):
-        if path.name not in parts:
-            path.unlink()
-    result = Manifest(**manifest, pieces=tuple(pieces))
-    result.write(out / MANIFEST)
-    return result
+    return pieces
 
 
 def unpacked_bytes(parts: dict[str, Files], arrays: dict[str, np.ndarray]) -> int:
@@ -206,8 +209,17 @@ def working_tree_bytes() -> int | None:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def pack() -> int:
-    """Packs; returns the exit status."""
+def version_of_package() -> str:
+    """Returns the version of the package beside these scripts."""
+    return str(runpy.run_path(str(ROOT / "keras_sq" / "_version.py"))["__version__"])
+
+
+def pack(out: pathlib.Path) -> None:
+    """Packs everything.
+
+    Args:
+        out: Path of the folder for the pieces.
+    """
     source = WHEEL_SOURCE.value
     python = PYTHON.value or ("3.12" if source == "download" else RUNNING)
     if source == "installed" and python != RUNNING:
@@ -219,46 +231,54 @@ def pack() -> int:
         raise KitError(
             f"Argument `piece_mib` must be above 0. Received: {PIECE_MIB.value}"
         )
-    logging.set_verbosity(logging.ERROR)
-    # The package beside these scripts, whichever is installed.
-    sys.path.insert(0, str(ROOT))
-    import keras
-
-    import keras_sq
-
     arrays = read_cifar10(DATA_DIR.value, IMAGES_FLAG.value)
     with tempfile.TemporaryDirectory() as name:
-        temporary = pathlib.Path(name)
-        code = code_files(temporary)
-        (temporary / "wheels").mkdir()
-        packages = wheel_files(temporary / "wheels", source, python)
-    data = data_files(arrays)
-    parts = divide(code, {**packages, **data}, int(PIECE_MIB.value * MIB))
-    machine = wheels.MACHINE if source == "download" else platform.machine()
-    manifest = write(
-        parts,
-        {
-            "keras_sq": keras_sq.__version__,
-            "keras": keras.__version__,
-            "python": python,
-            "machine": machine,
-            "arrays": {
-                file: {
-                    "shape": list(array.shape),
-                    "sha256": pictures.array_checksum(array),
-                }
-                for file, array in arrays.items()
-            },
-            "unpacked_bytes": unpacked_bytes(parts, arrays),
-        },
+        packages = wheel_files(pathlib.Path(name), source, python)
+    files = {**packages, **data_files(arrays)}
+    parts = divide(code_files(), files, int(PIECE_MIB.value * MIB))
+    described = {
+        name: {"shape": list(array.shape), "sha256": pictures.array_checksum(array)}
+        for name, array in arrays.items()
+    }
+    pieces = write_pieces(out, parts)
+    manifest = Manifest(
+        keras_sq=version_of_package(),
+        keras=metadata.version("keras"),
+        python=python,
+        machine=wheels.MACHINE if source == "download" else platform.machine(),
+        arrays=described,
+        unpacked_bytes=unpacked_bytes(parts, arrays),
+        pieces=tuple(pieces),
     )
-    report(manifest, arrays)
-    return 0
+    manifest.write(out / MANIFEST)
+    for path in out.glob("piece-*.tar"):
+        if path.name not in parts:
+            path.unlink()
+    report(manifest)
 
 
-def report(manifest: Manifest, arrays: dict[str, np.ndarray]) -> None:
+def pack_code(out: pathlib.Path) -> None:
+    """Packs the code anew, for pieces that have been packed before.
+
+    Args:
+        out: Path of the folder of the pieces.
+    """
+    if not (out / MANIFEST).exists():
+        raise KitError(
+            f"{out / MANIFEST} does not exist: pack everything before --code_only."
+        )
+    old = Manifest.read(out / MANIFEST)
+    pieces = write_pieces(out, {CODE: code_files()})
+    manifest = dataclasses.replace(
+        old, keras_sq=version_of_package(), pieces=(*pieces, *old.pieces[1:])
+    )
+    manifest.write(out / MANIFEST)
+    report(manifest)
+
+
+def report(manifest: Manifest) -> None:
     """Prints what travels when."""
-    numbers = [len(arrays[f"{split}_labels.npy"]) for split in ("train", "test")]
+    numbers = [manifest.arrays[f"{x}_labels.npy"]["shape"][0] for x in SPLITS]
     print(
         f"keras_sq {manifest.keras_sq}, Keras {manifest.keras}, wheels for Python "
         f"{manifest.python} on {manifest.machine}; {numbers[0]} + {numbers[1]} images"
@@ -268,6 +288,8 @@ def report(manifest: Manifest, arrays: dict[str, np.ndarray]) -> None:
         size = sum(piece.bytes for piece in pieces)
         names = " + ".join(piece.name for piece in pieces)
         whole = "" if tree is None else f"; with the working tree {mib(size + tree)}"
+        if size + (tree or 0) > TRANSFER_MIB * MIB:
+            whole += f", more than {TRANSFER_MIB} MiB: pack with a smaller --piece_mib"
         print(f"transfer {number}: {MANIFEST} + {names}, {mib(size)}{whole}")
 
 
@@ -277,7 +299,12 @@ def main(argv: list[str]) -> None:
     def command(arguments: list[str]) -> int:
         if arguments:
             raise KitError(f"unknown argument {arguments[0]!r}. See --helpfull.")
-        return pack()
+        logging.set_verbosity(logging.ERROR)
+        # The package beside these scripts, whichever is installed.
+        sys.path.insert(0, str(ROOT))
+        out = pathlib.Path(OUT.value).expanduser()
+        pack_code(out) if CODE_ONLY.value else pack(out)
+        return 0
 
     sys.argv = list(argv)
     sys.exit(run("pack.py", command))

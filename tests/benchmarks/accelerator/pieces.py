@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 MANIFEST = "manifest.json"
 CODE = "code.tar"
@@ -82,7 +83,7 @@ class Manifest:
     keras: str
     python: str
     machine: str
-    arrays: dict[str, dict[str, object]]
+    arrays: dict[str, dict[str, Any]]
     unpacked_bytes: int
     pieces: tuple[Piece, ...]
 

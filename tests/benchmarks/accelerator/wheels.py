@@ -5,11 +5,11 @@ Runs where the kit is packed. A wheel is a zip file whose content is put on
 """
 
 import pathlib
-import platform
 import subprocess
 import sys
 import zipfile
 from importlib import metadata
+from typing import Any
 
 from pieces import KitError
 
@@ -107,19 +107,14 @@ def from_installed(folder: pathlib.Path) -> None:
         write_zip(folder / f"{stem}.whl", files)
 
 
-def installed_machine() -> str:
-    """Returns the kind of this processor, as the manifest names it."""
-    return platform.machine()
-
-
-def write_zip(path: pathlib.Path, files: dict[str, pathlib.Path]) -> None:
+def write_zip(target: Any, files: dict[str, pathlib.Path]) -> None:
     """Writes a zip file.
 
     Args:
-        path: Path of the zip file.
+        target: Path of the zip file, or a binary file to write to.
         files: Dictionary: name inside -> path of the file.
     """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, file in sorted(files.items()):
             entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.external_attr = 0o644 << 16
