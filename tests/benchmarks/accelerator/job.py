@@ -5,6 +5,7 @@ state and a result for each seed, is the same as if they had trained one by one,
 the rounding of another program.
 """
 
+import contextlib
 import datetime
 import json
 import time
@@ -39,6 +40,17 @@ def precision() -> str:
     return "tf32" if chosen == "tensorfloat32" else chosen
 
 
+def on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which single operations run on the CPU.
+
+    A network is made of hundreds of them, each of which is compiled first.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out.
+        return contextlib.nullcontext()
+
+
 def new_network(row: Row, seed: int, steps: int) -> keras.Model:
     """Returns a row's network with new weights, quantized and compiled.
 
@@ -49,8 +61,7 @@ def new_network(row: Row, seed: int, steps: int) -> keras.Model:
         seed: Of the run.
         steps: Of the whole run.
     """
-    # Hundreds of small operations, each of which an accelerator would compile slowly.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with on_cpu():
         keras.utils.set_random_seed(seed + 1)
         network = row.float_network()
         keras.utils.set_random_seed(seed + 2)
@@ -107,8 +118,7 @@ class Job:
             if (read[seed][0].epoch, read[seed][0].step) == (first.epoch, first.step)
         ]
         self.positions = [read[seed][0] for seed in self.seeds]
-        cpu = jax.local_devices(backend="cpu")[0]
-        with jax.default_device(cpu), warnings.catch_warnings():
+        with on_cpu(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             self.trainer = Trainer(
                 model,
@@ -311,7 +321,7 @@ class Job:
         ):
             if position.problem:
                 continue
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            with on_cpu():
                 self.trainer.put(values)
                 codes = keras_sq.get_codes(self.trainer.model)
             arrays = {}

@@ -22,6 +22,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -30,6 +31,9 @@ from absl import app, flags
 
 STARTED = time.time()
 """When the session began: imports count."""
+
+GRACE = 10.0
+"""Seconds after its time at which a session that still compiles is given up."""
 
 TOGETHER = ("auto", "vmap", "processes", "1")
 
@@ -136,9 +140,7 @@ def main(values: flags.FlagValues) -> int:
 
 
 def _main(values: flags.FlagValues) -> int:
-    import bundle
     import session as sessions
-    import state
     import together
 
     if values.data is None:
@@ -164,6 +166,28 @@ def _main(values: flags.FlagValues) -> int:
         row, seeds = _only(values.only)
         together.in_this_process(row, seeds, session)
         return 0
+    # What compiles cannot be interrupted otherwise.
+    watch = threading.Timer(session.left + GRACE, _give_up)
+    watch.daemon = True
+    watch.start()
+    try:
+        return _carry_out(values, session)
+    finally:
+        watch.cancel()
+
+
+def _give_up() -> None:
+    print("Time is up while a row is compiled; all that was trained is saved.")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _carry_out(values: flags.FlagValues, session: object) -> int:
+    """Measures and trains what is asked for; returns the exit status."""
+    import bundle
+    import state
+    import together
+
     bundle.unpack(session.state, session.out, session.state)
     pending = _pending(values, session)
     if values.restart:

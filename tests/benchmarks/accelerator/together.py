@@ -214,6 +214,11 @@ class Plan:
             if ENDS.is_set():
                 for process in running:
                     process.terminate()
+            if time.time() > self.session.deadline + 2.0:
+                for process in running:  # They compile, and have nothing to save.
+                    process.kill()
+                    process.wait()
+                return
             for process in [x for x in running if x.poll() is not None]:
                 row, seed, beside = running.pop(process)
                 if process.returncode == NO_MEMORY and beside > 1:
