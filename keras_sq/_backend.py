@@ -120,6 +120,32 @@ def value_now(variable: Variable) -> Tensor:
     return variable._value.read_value()
 
 
+def array_in_memory(variable: Variable) -> Any:
+    """Returns a variable's value as a NumPy array without a copy, if there is one.
+
+    There is none on another device than the CPU, nor while a function is traced.
+    """
+    import numpy as np
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        value = variable._value
+        if not tf.executing_eagerly() or not isinstance(value, tf.Variable):
+            return None
+        tensor = value.read_value()
+        return np.asarray(tensor) if "CPU" in tensor.device else None
+    if backend == "jax":
+        import jax
+
+        value = variable.value
+        if isinstance(value, jax.core.Tracer) or jax.default_backend() != "cpu":
+            return None
+        return np.asarray(value)
+    return None
+
+
 def same_memory(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
     """Whether eager tensors on the CPU, pair by pair, share their memory."""
     import numpy as np

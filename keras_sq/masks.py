@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -210,12 +211,25 @@ def _size(layer: StochasticallyQuantized, name: str) -> Tensor:
     return ops.sum(ops.abs(ops.cast(value, "float32")))
 
 
+def _array_size(array: Any) -> Any:
+    """As `_size`, of an array."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sum(np.abs(array.astype("float32", copy=False)))
+
+
 def finite_kernels(layers: Sequence[StochasticallyQuantized]) -> Tensor:
     """Returns, per layer, whether all its latent kernels are finite.
 
     So must be the sum of their absolute values, which the errors are found by.
     """
     # NaN and infinity survive the sum, so that one number a layer tells.
+    kernels = [
+        [_backend.array_in_memory(x.latent(name)) for name in x.quantized_weights]
+        for x in layers
+    ]
+    if all(kernel is not None for own in kernels for kernel in own):
+        # A tenth of the time of as many small operations.
+        return np.isfinite([sum(map(_array_size, own)) for own in kernels])
     sizes = [
         sum(_size(layer, name) for name in layer.quantized_weights) for layer in layers
     ]

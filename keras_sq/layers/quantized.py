@@ -303,22 +303,6 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         )
         return function(internals.read(self.latent(name)), *self.fitted(name))
 
-    def uniform_noise(self, name: str) -> Tensor:
-        """Returns fresh random numbers for a draw; advances the random state.
-
-        Args:
-            name: One of `mask_names`.
-
-        Returns:
-            Float32 in [0, 1), flat, `numbers_per_entry` of the selection for each
-            entry of the mask.
-        """
-        size = self.selection_of(name).numbers_per_entry
-        size *= math.prod(self.mask(name).shape)
-        return keras.random.uniform(
-            (size,), dtype="float32", seed=self.mask_seed_generator
-        )
-
     def _warn_uncontrolled(self) -> None:
         # Once for all layers of the model that is being called.
         for layer in internals.flatten_layers(internals.called_layer(), True):
