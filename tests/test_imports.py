@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "keras_sq"
 ROWS = [
     {"_version", "types", "_checks", "_quiet_start", "file_checks", "legacy_configs"},
     {"_commands"},
-    {"_backend", "functional"},
+    {"_backend", "_call_values", "functional"},
     {"_keras_internals"},
     {"split_update", "ranking"},
     {"quantizers", "selection", "learning_rates"}
@@ -57,7 +57,7 @@ RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 # The training path is written in `keras.ops`.
 NAMES_TENSORFLOW = {"split_update", "_backend", "export", "datasets", "train"}
 NAMES_TENSORFLOW |= {"tensorboard_logs"}  # Writes by it, on any backend.
-NAMES_TENSORFLOW |= {"_quiet_start"}
+NAMES_TENSORFLOW |= {"_quiet_start", "_call_values"}
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
 REACHES_BELOW_KERAS = {"_keras_internals"}
 

@@ -27,7 +27,6 @@ call is traced, not from a switch of ours: replicas run in threads that share
 the layer.
 """
 
-import math
 import threading
 import warnings
 import weakref
@@ -256,9 +255,12 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
     def inference_sources(self, name: str) -> list[Variable]:
         """Returns the variables that a kernel is computed from outside of training."""
         settings = self.quantization_settings
-        masks = [self.mask(name)] if settings.inference == "hybrid" else []
-        codebooks = [self.codebook(name)] if settings.kernel_quantizer.state_size else []
-        return [self.latent(name), *masks, *codebooks]
+        sources = [self.latent(name)]
+        if settings.inference == "hybrid":
+            sources.append(self.mask(name))
+        if settings.kernel_quantizer.state_size:
+            sources.append(self.codebook(name))
+        return sources
 
     def inference_kernel(self, name: str, dtype: str, *values: Tensor) -> Tensor:
         """Returns the kernel that a call computes with outside of training.
