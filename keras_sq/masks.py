@@ -172,7 +172,7 @@ def _noise(
         states: Int `(layers, 2)`: seed and number of draws.
     """
     rows = {id(layer): row for row, (layer, _) in enumerate(_first_masks(masked))}
-    draws = np.zeros(len(rows), "int64")
+    draws = [0] * len(rows)
     of_layer, earlier, lengths = [], [], []
     for index in order:
         layer, name = masked[index]
