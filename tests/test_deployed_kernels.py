@@ -10,7 +10,10 @@ import keras_sq
 from keras_sq.layers import deployed_kernels
 from keras_sq.layers.quantized import StochasticallyQuantized
 
-pytestmark = pytest.mark.filterwarnings("ignore:Training stochastically quantized")
+pytestmark = [
+    pytest.mark.tensorflow,
+    pytest.mark.filterwarnings("ignore:Training stochastically quantized"),
+]
 
 X = np.random.default_rng(0).random((16, 6, 6, 3), "float32")
 Y = np.arange(16) % 4
