@@ -55,9 +55,8 @@ def has_numbers(value: Any) -> bool:
     """Whether a tensor has its values already, and does not stand for ones to come."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        return hasattr(value, "_numpy_internal") or hasattr(
-            value, "__array_interface__"
-        )
+        # NumPy's arrays have the one, TensorFlow's eager tensors the other.
+        return hasattr(value, "__array_interface__") or hasattr(value, "numpy")
     if backend == "jax":
         import jax
 
@@ -65,71 +64,30 @@ def has_numbers(value: Any) -> bool:
     return True
 
 
-def can_take_values_at_call(variables: Sequence[Variable]) -> bool:
-    """Whether the function being traced can be given a value when it is called.
+def array_in_memory(variable: Variable) -> Any:
+    """Returns a variable's value as a NumPy array without a copy, if there is one.
 
-    A value that is computed from variables, and whose gradient nobody asks for.
+    There is none on another device than the CPU, nor while a function is traced.
     """
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    # Neither of these has a public name.
-    from tensorflow.python.eager.record import could_possibly_record
-    from tensorflow.python.ops.control_flow_v2_func_graphs import ControlFlowFuncGraph
-
-    if tf.executing_eagerly() or tf.distribute.has_strategy():
-        return False
-    values = [variable._value for variable in variables]
-    on_cpu = all(
-        isinstance(x, tf.Variable) and "CPU" in (x.device or "CPU") for x in values
-    )
-    if not on_cpu or could_possibly_record():
-        return False
-    handles = {id(x.handle) for x in values}
-    graph = tf.compat.v1.get_default_graph()
-    while graph is not None and hasattr(graph, "external_captures"):
-        # The function may have written what it has a handle of, or a later turn of
-        # a loop may.
-        if isinstance(graph, ControlFlowFuncGraph) or any(
-            id(x) in handles for x in graph.external_captures
-        ):
-            return False
-        graph = graph.outer_graph
-    return True
-
-
-def value_at_call(
-    compute: Callable[[], Tensor], key: Any, shape: tuple[int, ...], dtype: str
-) -> Tensor:
-    """Returns what is computed each time that the function being traced is called.
-
-    Args:
-        compute: Called before the function runs; returns an eager tensor.
-        key: Hashable, what tells values apart.
-        shape: The shape of the value.
-        dtype: The dtype of the value.
-    """
-    import tensorflow as tf
-
-    graph = tf.compat.v1.get_default_graph()
-    spec = tf.TensorSpec(shape, dtype)
-    return graph.capture_call_time_value(compute, spec, key=key)
-
-
-def value_now(variable: Variable) -> Tensor:
-    """Returns a variable's value, an eager tensor that shares its memory."""
-    return variable._value.read_value()
-
-
-def same_memory(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
-    """Whether eager tensors on the CPU, pair by pair, share their memory."""
     import numpy as np
 
-    def address(tensor: Tensor) -> int:
-        return int(np.asarray(tensor).__array_interface__["data"][0])
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
 
-    return all(address(x) == address(y) for x, y in zip(these, those, strict=True))
+        value = variable._value
+        if not tf.executing_eagerly() or not isinstance(value, tf.Variable):
+            return None
+        tensor = value.read_value()
+        return np.asarray(tensor) if "CPU" in tensor.device else None
+    if backend == "jax":
+        import jax
+
+        value = variable.value
+        if isinstance(value, jax.core.Tracer) or jax.default_backend() != "cpu":
+            return None
+        return np.asarray(value)
+    return None
 
 
 def uniform_numbers(seeds: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -23,7 +23,7 @@ the variable where it is read. So it is on JAX, on devices other than the CPU, a
 import weakref
 from typing import Any
 
-from keras_sq.core import backend
+from keras_sq.core import call_values
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Tensor
 
@@ -43,12 +43,12 @@ def deployed_kernel(layer: Any, name: str, dtype: str) -> Tensor | None:
         the function.
     """
     sources = layer.inference_sources(name)
-    if not backend.can_take_values_at_call(sources):
+    if not call_values.can_take_value(sources):
         return None
     if not internals.in_keras_inference():
         return None
     key, shape = (id(layer), name, dtype), tuple(layer.latent(name).shape)
-    return backend.value_at_call(
+    return call_values.value_at_call(
         lambda: _current(layer, name, dtype), key, shape, dtype
     )
 
@@ -60,11 +60,11 @@ def forget_kernels(layers: Any) -> None:
 
 
 def _current(layer: Any, name: str, dtype: str) -> Tensor:
-    sources = [backend.value_now(v) for v in layer.inference_sources(name)]
+    sources = [call_values.value_now(v) for v in layer.inference_sources(name)]
     kernels = _kept.setdefault(layer, {})
     settings = layer.quantization_settings
     known, before, kernel = kernels.get((name, dtype), (None, (), None))
-    if known is settings and backend.same_memory(before, sources):
+    if known is settings and call_values.same_memory(before, sources):
         return kernel
     kernel = layer.inference_kernel(name, dtype, *sources)
     kernels[name, dtype] = (settings, sources, kernel)

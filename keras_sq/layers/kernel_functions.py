@@ -33,6 +33,8 @@ def filters_last(
     order = others + axes
     filters = math.prod(shape[axis] for axis in axes)
     ordered = order == tuple(range(len(shape)))
+    if ordered and len(shape) == 2 and len(axes) == 1:
+        return kernel, lambda columns: columns
     moved = kernel if ordered else ops.transpose(kernel, order)
 
     def restore(columns: Tensor) -> Tensor:

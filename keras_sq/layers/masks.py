@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -171,7 +172,7 @@ def _noise(
         states: Int `(layers, 2)`: seed and number of draws.
     """
     rows = {id(layer): row for row, (layer, _) in enumerate(_first_masks(masked))}
-    draws = np.zeros(len(rows), "int64")
+    draws = [0] * len(rows)
     of_layer, earlier, lengths = [], [], []
     for index in order:
         layer, name = masked[index]
@@ -209,12 +210,25 @@ def _size(layer: StochasticallyQuantized, name: str) -> Tensor:
     return ops.sum(ops.abs(ops.cast(value, "float32")))
 
 
+def _array_size(array: Any) -> Any:
+    """As `_size`, of an array."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sum(np.abs(array.astype("float32", copy=False)))
+
+
 def finite_kernels(layers: Sequence[StochasticallyQuantized]) -> Tensor:
     """Returns, per layer, whether all its latent kernels are finite.
 
     So must be the sum of their absolute values, which the errors are found by.
     """
     # NaN and infinity survive the sum, so that one number a layer tells.
+    kernels = [
+        [backend.array_in_memory(x.latent(name)) for name in x.quantized_weights]
+        for x in layers
+    ]
+    if all(kernel is not None for own in kernels for kernel in own):
+        # A tenth of the time of as many small operations.
+        return np.isfinite([sum(map(_array_size, own)) for own in kernels])
     sizes = [
         sum(_size(layer, name) for name in layer.quantized_weights) for layer in layers
     ]

@@ -27,7 +27,6 @@ call is traced, not from a switch of ours: replicas run in threads that share
 the layer.
 """
 
-import math
 import threading
 import warnings
 import weakref
@@ -256,11 +255,12 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
     def inference_sources(self, name: str) -> list[Variable]:
         """Returns the variables that a kernel is computed from outside of training."""
         settings = self.quantization_settings
-        masks = [self.mask(name)] if settings.inference == "hybrid" else []
-        codebooks = (
-            [self.codebook(name)] if settings.kernel_quantizer.state_size else []
-        )
-        return [self.latent(name), *masks, *codebooks]
+        sources = [self.latent(name)]
+        if settings.inference == "hybrid":
+            sources.append(self.mask(name))
+        if settings.kernel_quantizer.state_size:
+            sources.append(self.codebook(name))
+        return sources
 
     def inference_kernel(self, name: str, dtype: str, *values: Tensor) -> Tensor:
         """Returns the kernel that a call computes with outside of training.
@@ -304,22 +304,6 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
             settings.granularity,
         )
         return function(internals.read(self.latent(name)), *self.fitted(name))
-
-    def uniform_noise(self, name: str) -> Tensor:
-        """Returns fresh random numbers for a draw; advances the random state.
-
-        Args:
-            name: One of `mask_names`.
-
-        Returns:
-            Float32 in [0, 1), flat, `numbers_per_entry` of the selection for each
-            entry of the mask.
-        """
-        size = self.selection_of(name).numbers_per_entry
-        size *= math.prod(self.mask(name).shape)
-        return keras.random.uniform(
-            (size,), dtype="float32", seed=self.mask_seed_generator
-        )
 
     def _warn_uncontrolled(self) -> None:
         # Once for all layers of the model that is being called.

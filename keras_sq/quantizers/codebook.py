@@ -18,6 +18,7 @@ References:
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,7 +88,8 @@ def ranks(weights: Tensor, thresholds: Tensor) -> Tensor:
     """
     count = int(thresholds.shape[0])
     if count < 2**MAX_UNROLLED_BITS:
-        above = [ops.cast(weights > thresholds[t], "int32") for t in range(count)]
+        limits = ops.unstack(thresholds, count)
+        above = [ops.cast(weights > limit, "int32") for limit in limits]
         return functools.reduce(ops.add, above)
     found = ops.zeros(weights.shape, "int32")
     half = (count + 1) // 2
@@ -109,10 +111,10 @@ def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
     if count > 2**MAX_UNROLLED_BITS:
         found = _picked(levels, ranks(weights, thresholds_of(levels)))
     else:
-        found = ops.broadcast_to(levels[0], weights.shape)
-        for t in range(count - 1):
-            threshold = (levels[t] + levels[t + 1]) / 2
-            found = ops.where(weights > threshold, levels[t + 1], found)
+        rows = levels if isinstance(levels, Sequence) else ops.unstack(levels, count)
+        found = ops.broadcast_to(rows[0], weights.shape)
+        for lower, upper in itertools.pairwise(rows):
+            found = ops.where(weights > (lower + upper) / 2, upper, found)
     return ops.where(weights == weights, found, weights)
 
 
@@ -156,7 +158,7 @@ def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
             *(ops.where(x, block, zero) for x in above),
         )
 
-    limits = [thresholds[t] for t in range(count)]
+    limits = ops.unstack(thresholds, count)
     total, *rest = functional.filter_sums(terms, weights, *limits)
     number = ops.full((filters,), float(functional.weights_per_filter(weights)))
     # Of the weights above each threshold; between two, the difference.

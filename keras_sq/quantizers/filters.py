@@ -69,7 +69,7 @@ def filter_sums(
         A float32 tensor `(filters,)` per term, or `(candidates, filters)`.
     """
     filters = kernel.shape[-1]
-    rows = ops.reshape(kernel, (-1, filters))
+    rows = _as_rows(kernel)
     count = rows.shape[0]
     size, limit = BLOCK_SIZE, BLOCKWISE_MIN_SIZE
     if not backend.inside_fused():
@@ -99,6 +99,13 @@ def filter_sums(
     return tuple(
         ops.sum(ops.reshape(x, (*x.shape[:-1], fold, filters)), axis=-2) for x in sums
     )
+
+
+def _as_rows(kernel: Tensor) -> Tensor:
+    """Returns a kernel as `(rows, filters)`; one that is so already as it is."""
+    if len(kernel.shape) == 2:
+        return kernel
+    return ops.reshape(kernel, (-1, kernel.shape[-1]))
 
 
 def _side_by_side(value: Tensor, fold: int) -> Tensor:
@@ -132,7 +139,7 @@ def absolute_maxima(kernel: Tensor) -> Tensor:
 
     From maximum and minimum: an `abs` before would be a copy of the kernel.
     """
-    rows = ops.reshape(ops.cast(kernel, "float32"), (-1, kernel.shape[-1]))
+    rows = _as_rows(ops.cast(kernel, "float32"))
     return ops.maximum(ops.max(rows, axis=0), -ops.min(rows, axis=0))
 
 

@@ -159,7 +159,7 @@ class LearnedQuantizer(Quantizer):
             return difference, ops.abs(weights)
 
         sums, norm = functional.filter_sums(
-            terms, kernel, *(levels[number] for number in range(self.num_levels))
+            terms, kernel, *ops.unstack(levels, self.num_levels)
         )
         return functional.relative_error(sums, norm)
 

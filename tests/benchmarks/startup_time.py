@@ -49,12 +49,13 @@ def network(name: str):
     from keras import layers
 
     if name in ("mobilenet", "efficientnet", "resnet50"):
+        size = 224 if name == "resnet50" else 64
         kind = {
             "mobilenet": keras.applications.MobileNetV3Small,
             "efficientnet": keras.applications.EfficientNetV2B0,
             "resnet50": keras.applications.ResNet50,
         }[name]
-        return kind(weights=None, input_shape=(64, 64, 3), classes=10)
+        return kind(weights=None, input_shape=(size, size, 3), classes=10)
     if name == "transformer":
         x = inputs = keras.Input((32,), dtype="int32")
         x = layers.Embedding(200, 32)(x)

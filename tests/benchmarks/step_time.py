@@ -42,7 +42,11 @@ NETWORKS = flags.DEFINE_list(
     "networks", ["vgg", "mlp", "resnet8"], "vgg, vgg_small, mlp, resnet8"
 )
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8", "64", "128"], "Batch sizes.")
-QUANTIZERS = flags.DEFINE_list("quantizers", ["binary", "ternary"], "Quantizers.")
+QUANTIZERS = flags.DEFINE_list(
+    "quantizers",
+    ["binary", "ternary", "default"],
+    "Names, or `default` for ternary with four bits for the smallest layers.",
+)
 INPUTS = flags.DEFINE_string("inputs", None, "Input quantizer too, such as lq-2.")
 XLA = flags.DEFINE_enum(
     "xla", "both", ["no", "yes", "both"], "Compile the step by XLA."
@@ -201,12 +205,12 @@ def run(rng, name: str, batch: int, xla: bool) -> None:
     steppers = {"float": Stepper(compiled(base, xla), x, y, False)}
     for quantizer in QUANTIZERS.value:
         for redraw in [True, False] if DIRECT.value else [True]:
+            options = {"kernel_quantizer": quantizer, "overrides": {}}
             model = keras_sq.quantize_model(
                 base,
-                quantizer,
+                **(options if quantizer != "default" else {}),
                 input_quantizer=INPUTS.value,
                 skip=(),
-                overrides={},
                 seed=0,
             )
             if not redraw:

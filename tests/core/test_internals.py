@@ -50,6 +50,51 @@ def test_training_phase_during_fit_and_evaluate():
     assert not any(layer.seen)
 
 
+class InferenceRecorder(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = []
+
+    def call(self, x):
+        self.seen.append(internals.in_keras_inference())
+        return x
+
+
+class OverridesSteps(keras.Sequential):
+    def test_step(self, data):
+        return super().test_step(data)
+
+    def predict_step(self, data):
+        return super().predict_step(data)
+
+
+def steps_seen(model):
+    """Returns what the recorder sees in a call, `fit`, `evaluate` and `predict`."""
+    model.compile("sgd", "mse")
+    x = np.ones((4, 2), "float32")
+    seen = []
+    for run in (
+        lambda: model(x),
+        lambda: model.fit(x, x[:, :1], verbose=0),
+        lambda: model.evaluate(x, x[:, :1], verbose=0),
+        lambda: model.predict(x, verbose=0),
+    ):
+        model.layers[0].seen.clear()
+        run()
+        seen.append(set(model.layers[0].seen))
+    return seen
+
+
+def test_keras_own_inference_is_told_apart():
+    layers = [keras.Input((2,)), InferenceRecorder(), keras.layers.Dense(1)]
+    assert steps_seen(keras.Sequential(layers)) == [{False}, {False}, {True}, {True}]
+
+
+def test_steps_that_a_class_overrides_are_not_keras_own_inference():
+    layers = [keras.Input((2,)), InferenceRecorder(), keras.layers.Dense(1)]
+    assert steps_seen(OverridesSteps(layers)) == [{False}] * 4
+
+
 def test_read_is_not_autocast():
     dtypes = []
 

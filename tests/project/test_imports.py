@@ -30,7 +30,7 @@ RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
 # The training path is written in `keras.ops`.
 NAMES_TENSORFLOW = {"layers.split_update", "core.backend", "export", "datasets"}
-NAMES_TENSORFLOW |= {"core.quiet_start", "experiments.train"}
+NAMES_TENSORFLOW |= {"core.quiet_start", "core.call_values", "experiments.train"}
 NAMES_TENSORFLOW |= {"callbacks.tensorboard"}  # Writes by it, on any backend.
 NAMES_TENSORFLOW_DATASETS = {"datasets"}
 REACHES_BELOW_KERAS = {"core.keras_internals", "core.keras_copying"}
