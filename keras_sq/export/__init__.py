@@ -3,9 +3,8 @@
 `export` prepares a request, makes the file, verifies it against Keras, and writes it.
 What lives here, from the top down:
 
-- the function (`exporter.py`), its four steps (`steps.py`), the kinds of file that
-  users choose from (`kinds.py`) and what makes, verifies and writes each
-  (`targets.py`);
+- the function (`exporter.py`), its four steps (`steps.py`), the kinds of file to
+  choose from (`kinds.py`), and what makes, verifies and writes each (`targets.py`);
 - how the files are made (`building.py`); `micro/` for microcontrollers, `lce/` for Larq
   Compute Engine;
 - `verification/`: whether the file computes what the model does, and where not;

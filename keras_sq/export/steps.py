@@ -45,27 +45,23 @@ def prepare(
     if kind.single:
         signature, fixed = _with_fixed_sizes(signature, examples, kind.single)
         notes += fixed
-    quantized = bool(layers.quantized_layers(model))
     rounding = strip.quantized_activation(model) is not None
+    quantized = bool(layers.quantized_layers(model))
     stripped = strip.plain_copy(model) if quantized or rounding else model
     plain = precision.in_float32(stripped)
-    quantizers = activations.deploy(model, plain) if rounding else ()
     # The model itself is the better witness: it also tells of a mistake in
     # stripping. But its float16 sums are no measure for float32 ones.
-    reference = model
+    same_numbers = plain is stripped and not strip.computes_hybrid(model)
     if plain is not stripped:
-        reference = plain
         notes += ("computes in float32; the model does not",)
-    elif strip.computes_hybrid(model):
-        reference = plain
     return Request(
         kind=kind,
         model=plain,
-        reference=reference,
+        reference=model if same_numbers else plain,
         signature=signature,
         codes=get_codes(model) if quantized else {},
         types=types,
-        quantizers=quantizers,
+        quantizers=activations.deploy(model, plain) if rounding else (),
         examples=examples,
         max_decode_bytes=max_decode_bytes,
         notes=notes,

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 import keras_sq
-from keras_sq.export import ExportError, building, runtimes, targets
+from keras_sq.export import ExportError, building, kinds, runtimes, targets
 from keras_sq.export.conversion import inputs
 from keras_sq.export.tflite import choice, flatbuffer, runtime, weights
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TFLiteFile, indices
@@ -500,6 +500,10 @@ def test_unrolled_recurrent_layer_becomes_integers(tmp_path):
         model, tmp_path / "m.tflite", "int8", representative_data=data(5, 3)
     )
     assert report.quantized_weights == 60 * 23
+
+
+def test_every_kind_has_a_target():
+    assert list(kinds.KINDS) == list(targets.TARGETS)
 
 
 # The check.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_sq.core import checks
 from keras_sq.export.micro import lookup_tables, splitting
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.arena_planning import Choice, Plan, Planner
@@ -117,17 +118,7 @@ def compress(content: bytes, max_decode_bytes: int | None = None) -> MicroFile:
         ExportError: If TensorFlow Lite Micro cannot run the file.
     """
     if max_decode_bytes is not None:
-        if isinstance(max_decode_bytes, bool) or not isinstance(max_decode_bytes, int):
-            raise TypeError(
-                "Argument `max_decode_bytes` must be `None` or a number of bytes. "
-                f"Received: max_decode_bytes={max_decode_bytes!r} "
-                f"(of type {type(max_decode_bytes).__name__})"
-            )
-        if max_decode_bytes < 1:
-            raise ValueError(
-                "Argument `max_decode_bytes` must be at least 1. "
-                f"Received: max_decode_bytes={max_decode_bytes}"
-            )
+        checks.integer("max_decode_bytes", max_decode_bytes, minimum=1)
     maker = _Maker(content)
     if max_decode_bytes is not None:
         return maker.measured(maker.planner.with_parts_of(max_decode_bytes))

@@ -29,12 +29,14 @@ class FileRunner(abc.ABC):
         inputs: Name -> dtype of the inputs.
         outputs: Name -> shape (`None` where open) and dtype of the outputs.
         quantization: Name of an int8 input or output -> scale and zero point.
+        delegated: Whether XNNPACK may compute parts of it.
     """
 
     runtime: str
     inputs: dict[str, str]
     outputs: dict[str, tuple[tuple[int | None, ...], str]]
     quantization: dict[str, tuple[float, int]]
+    delegated: bool = False
 
     @abc.abstractmethod
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -77,6 +79,7 @@ class Runner(FileRunner):
     """
 
     def __init__(self, content: bytes, delegates: bool = True) -> None:
+        self.delegated = delegates
         with quiet():
             interpreter, self.runtime = _interpreter(content, delegates)
             (signature,) = interpreter.get_signature_list()
