@@ -24,17 +24,19 @@ HELP: dict[str, str] = {
     "download": "Let TFDS fetch a data set not there.",
     "model": "Network. [digits_cnn for digits, else resnet20]",
     "start": "What is quantized: float, a float network that is trained first; new, "
-    "new weights; or the path of a trained network.",
+    "new weights, the same for all; or the path of a trained network of this data.",
     "preset": "A paper's methods and what to compare them with. [--quantizer, directly "
     "and with SQ]",
-    "only": "Methods of the comparison to train. [all]",
+    "only": "Methods of the comparison to train; the float network is trained, too, if "
+    "others need it. A method's result does not depend on the others. [all]",
     "quantizer": "binary, ternary, uniform-4, lq-2, … [ternary]",
     "input_quantizer": "Of the inputs of the layers: lq-2, uniform-4, … [none]",
     "schedule": "Ratio over the run: short (50, 75, 87.5 %, a twentieth of the run "
     "each), exponential (the paper's: four equal stages), average, constant, linear, "
     "cosine, cubic.",
     "protocol": "equal: all networks are trained equally long; paper: each stage of SQ "
-    "is as long as the whole training of the others.",
+    "is as long as the whole training of the others, and begins with the first "
+    "learning rate and no momentum.",
     "granularity": "What SQ selects. [filter]",
     "probability": "How it depends on the quantization error. [linear]",
     "selection": "How SQ draws. [roulette]",
@@ -47,7 +49,8 @@ HELP: dict[str, str] = {
     "target": "Kind of the quantized networks' TFLite files, see keras_sq.export.",
     "epochs": "Epochs of each network but the first.",
     "float_epochs": "Epochs of the float network.",
-    "iterations": "Steps of each network, instead of both.",
+    "iterations": "Steps of each network, instead of both; the nearest number of full "
+    "epochs is trained.",
     "scale": "Factor on the length of every training.",
     "batch_size": "Examples a step.",
     "optimizer": "sgd has a momentum of 0.9.",
