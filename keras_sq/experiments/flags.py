@@ -88,9 +88,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags; their defaults are those of `TrainConfig`.
 
     Args:
-        values: Where to define them: `absl.flags.FLAGS`, or a set of one's own.
+        values: Where to define them: `absl.flags.FLAGS`, or another set of flags.
     """
-    own: dict[str, Any] = {"flag_values": values}
+    common: dict[str, Any] = {"flag_values": values}
     kinds = {
         "bool": flags.DEFINE_bool,
         "int": flags.DEFINE_integer,
@@ -102,12 +102,12 @@ def define_flags(values: flags.FlagValues) -> None:
         name, text = field.name, HELP[field.name]
         if name in CHOICES:
             default: Any = field.default
-            flags.DEFINE_enum(name, default, list(CHOICES[name]), text, **own)
+            flags.DEFINE_enum(name, default, list(CHOICES[name]), text, **common)
         else:
             kind = getattr(field.type, "__name__", str(field.type))
             define: Any = kinds[str(kind).removesuffix(" | None")]
-            define(name, field.default, text, **own)
-    flags.DEFINE_bool("list", False, "Print the names of the experiments.", **own)
+            define(name, field.default, text, **common)
+    flags.DEFINE_bool("list", False, "Print the names of the experiments.", **common)
 
 
 def config_from_flags(values: flags.FlagValues) -> TrainConfig:
@@ -118,14 +118,14 @@ def config_from_flags(values: flags.FlagValues) -> TrainConfig:
         ValueError: As `TrainConfig`; or if a flag is set that an experiment decides.
         OSError: As `TrainConfig`.
     """
-    given = {
+    settings = {
         field.name: getattr(values, field.name)
         for field in dataclasses.fields(TrainConfig)
     }
     for name in ("skip", "only"):
-        given[name] = None if given[name] is None else tuple(given[name])
-    if given["experiment"] is None:
-        return TrainConfig(**given)
-    experiment = experiments.get(given.pop("experiment"))
-    set_by_hand = {name: given[name] for name in given if values[name].present}
+        settings[name] = None if settings[name] is None else tuple(settings[name])
+    if settings["experiment"] is None:
+        return TrainConfig(**settings)
+    experiment = experiments.get(settings.pop("experiment"))
+    set_by_hand = {name: settings[name] for name in settings if values[name].present}
     return experiment.config(**set_by_hand)

@@ -78,11 +78,11 @@ def named(entries, *names):
     return tuple(entries[name] for name in names)
 
 
-# Files by hand: a graph of one float input, to which a weight is made.
+# Files by hand: a graph of one float input, to which a test adds a weight.
 
 
 class Graph:
-    """A file with one FULLY_CONNECTED whose weight is still to be made."""
+    """A file with one float input; `read_by` adds the FULLY_CONNECTED."""
 
     def __init__(self, filters=6, size=20):
         self.file = TFLiteFile(empty_file())
@@ -666,14 +666,14 @@ def vector(builder, start, offsets):
 
 def finish(builder, tensors, buffers, graphs=1):
     """Returns a file of graphs with a vector of tensors, otherwise empty."""
-    made = []
+    subgraphs = []
     for _ in range(graphs):
         schema.SubGraphStart(builder)
         schema.SubGraphAddTensors(builder, tensors)
-        made.append(schema.SubGraphEnd(builder))
-    made = vector(builder, schema.ModelStartSubgraphsVector, made)
+        subgraphs.append(schema.SubGraphEnd(builder))
+    subgraphs = vector(builder, schema.ModelStartSubgraphsVector, subgraphs)
     schema.ModelStart(builder)
-    schema.ModelAddSubgraphs(builder, made)
+    schema.ModelAddSubgraphs(builder, subgraphs)
     schema.ModelAddBuffers(builder, buffers)
     builder.Finish(schema.ModelEnd(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
