@@ -1,19 +1,16 @@
-"""Backups of training that are there as a whole or not at all.
-
-What a `.keras` file of a finished network is, and what is trained, is not the
-matter of this module.
+"""Backups of training that are complete or absent, never partial.
 
 Design note: `keras.callbacks.BackupAndRestore` saves and restores the state
 of training, but it writes weights and epoch one after the other in place. A
 kill between the two (or half way through one) leaves a backup that cannot be
 read or, worse, one whose weights are an epoch ahead; and it saves NaN over the
-last good state. So each of its backups is written in a folder beside, which gets
-its name when it is whole, and holds check sums, which Keras does not write. A copy of
-its own format was rejected: what belongs to the state of training is Keras's to say.
+last good state. So each of its backups is written to a temporary folder, which is
+renamed when it is complete, with check sums, which Keras does not write. A format of
+this package was rejected: Keras decides what belongs to the state of training.
 
-Design note: **a full disk.** HDF5, which Keras writes weights with, brings the
-process down (a segmentation fault) when the last of a file does not fit. So the
-space is reserved first, by a file that Python writes and that can fail in peace.
+Design note: **a full disk.** HDF5, which Keras writes weights with, crashes the
+process (a segmentation fault) when the end of a file does not fit. So the space is
+reserved first, by a file that Python writes and that can fail safely.
 """
 
 import contextlib
@@ -29,7 +26,7 @@ import keras
 import numpy as np
 
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Model
+from keras_sq.core.types import Logs, Model
 from keras_sq.files import file_checks
 from keras_sq.layers import masks, quantized_layers
 
@@ -134,7 +131,7 @@ class AtomicBackup(keras.callbacks.Callback):
         with contextlib.suppress(OSError):  # Not empty, or not there.
             self.folder.rmdir()
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Restores the newest backup, if there is one."""
         shutil.rmtree(self._unfinished, ignore_errors=True)
         newest = self.checked_newest()
@@ -143,7 +140,7 @@ class AtomicBackup(keras.callbacks.Callback):
             keras_backup = self._keras_backup(newest)
             keras_backup.on_train_begin()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Writes a backup, and removes the one before."""
         weight = not_finite_weight(self.model)
         if weight is not None:
@@ -246,11 +243,11 @@ def _difference(saved: Any, current: list[Any]) -> str:
     index, (old, new) = next(x for x in pairs if x[1][0] != x[1][1])
     if isinstance(old, dict) and isinstance(new, dict):
         key = next(k for k in sorted(old | new) if old.get(k) != new.get(k))
-        return f"has in entry {index} {key}={_said(old, key)}, here {_said(new, key)}"
+        return f"has in entry {index} {key}={_shown(old, key)}, here {_shown(new, key)}"
     return f"has in entry {index} {old}, here {new}"
 
 
-def _said(settings: dict[str, Any], key: str) -> str:
+def _shown(settings: dict[str, Any], key: str) -> str:
     value = settings.get(key)
     if isinstance(value, dict) and "class_name" in value:
         return f"{value['class_name']}({value.get('config')})"

@@ -1,8 +1,8 @@
 """Callbacks that watch quantization while a model trains, and change nothing.
 
-`KernelRecorder` says when to look; `QuantizationHistory` keeps what was seen, in
-bounded memory, for `keras_sq.plots`. What is measured is in `kernel_meter.py`; the
-log for TensorBoard in `tensorboard.py`.
+`KernelRecorder` decides when to measure; `QuantizationHistory` keeps the measurements,
+in bounded memory, for `keras_sq.plots`. `kernel_meter.py` measures; the log for
+TensorBoard is in `tensorboard.py`.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ import numpy as np
 from keras_sq.callbacks import training_clock
 from keras_sq.callbacks.kernel_meter import KernelMeter, Measurement
 from keras_sq.core import checks
-from keras_sq.core.types import Array, Config, LayerKeys
-from keras_sq.layers import layer_paths, masks
-from keras_sq.layers.layer_keys import as_keys, matching_paths, meant
+from keras_sq.core.types import Array, Config, LayerKeys, Logs
+from keras_sq.layers import masks
+from keras_sq.layers.layer_keys import as_keys, quantized_paths
 
 
 class KernelRecorder(keras.callbacks.Callback):
@@ -68,7 +68,7 @@ class KernelRecorder(keras.callbacks.Callback):
             )
         return self._meter
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Looks the layers up."""
         pairs = masks.require_quantized(self.model)
         self._meter = KernelMeter(pairs, self._watched_paths(dict(pairs)))
@@ -76,31 +76,19 @@ class KernelRecorder(keras.callbacks.Callback):
         self._recorded: int | None = None
 
     def _watched_paths(self, quantized: dict[str, Any]) -> list[str]:
-        paths = layer_paths(self.model)
         watched: list[str] = []
         for key in self.watched_keys:
-            hits = matching_paths(key, paths, self.model) & set(quantized)
-            if not hits:
-                raise ValueError(
-                    f"Argument `{self.watched_argument}` names {key!r}, which matches "
-                    f"no quantized layer of model '{self.model.name}'. These are: "
-                    f"{checks.listed(quantized)}."
-                    f"{meant(key, quantized)}"
-                )
-            for path in quantized:
-                if path in hits and path not in watched:
-                    watched.append(path)
+            hits = quantized_paths(self.watched_argument, key, self.model, quantized)
+            watched += [x for x in quantized if x in hits and x not in watched]
         return [
             f"{path}/{x}" for path in watched for x in quantized[path].quantized_weights
         ]
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Notes that the batches are counted from 0 again."""
         self._batch = -1
 
-    def on_train_batch_begin(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Before the first batch, notes where the run begins, and the codes."""
         # Not when training begins: another callback may restore a backup then.
         if self._begun:
@@ -112,16 +100,14 @@ class KernelRecorder(keras.callbacks.Callback):
         self.begin(self._first_step, self.meter.measure())
 
     def begin(self, step: int, measured: Measurement) -> None:
-        """Takes note of the kernels before the first step.
+        """Notes the kernels before the first step.
 
         Args:
             step: Optimizer steps done before.
             measured: The measurement; its ratios may be those of an earlier run.
         """
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Measures, if it is time to."""
         # Counted here, not read from the optimizer: on JAX each look at the model
         # costs a millisecond.
@@ -135,12 +121,12 @@ class KernelRecorder(keras.callbacks.Callback):
         if first or step // self.every > before // self.every:
             self._record(step, logs)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Measures what became of the kernels."""
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Measures the kernels at the end."""
         if self._begun:
             self._record(self._batches // self._batches_per_step, logs)
 
-    def _record(self, step: int, logs: dict[str, Any] | None) -> None:
+    def _record(self, step: int, logs: Logs) -> None:
         if step == self._recorded:
             return
         # On JAX this makes Keras bring the variables' values back.
@@ -152,9 +138,9 @@ class KernelRecorder(keras.callbacks.Callback):
 class QuantizationHistory(KernelRecorder):
     """Records ratio, loss, errors, flips and masks over the steps of a training.
 
-    For `keras_sq.plots`, or your own. It takes as many measurements as it may keep;
-    then every second one goes and the distance doubles, so that memory is bounded
-    however long the run is. A later `fit` goes on with the same records.
+    For `keras_sq.plots`, or plots of your own. When it has as many measurements as it
+    may keep, it drops every second one and doubles the distance, so memory is bounded
+    however long the run is. A later `fit` adds to the same records.
 
     A measurement reads all quantized kernels once: 10 ms for a VGG-style CNN of 3.5 M
     weights whose step takes 700 ms, 29 ms for dense layers of 12.6 M weights whose
@@ -272,13 +258,13 @@ class QuantizationHistory(KernelRecorder):
 
     # Recording.
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Looks the layers up."""
         super().on_train_begin(logs)
         self._loss_batches, self._loss_sum = 0, 0.0
 
     def begin(self, step: int, measured: Measurement) -> None:
-        """Goes on with the records, or begins anew with another run or model."""
+        """Continues the records, or starts new ones for another run or model."""
         known = self._records
         if known and (step < known[-1].step or self.paths != self.meter.paths):
             self._reset()
@@ -286,7 +272,7 @@ class QuantizationHistory(KernelRecorder):
         self._last = self._records[-1].step if self._records else step
 
     def record(self, step: int, measured: Measurement, logs: dict[str, Any]) -> None:
-        """Keeps a measurement, and makes room if there is none."""
+        """Keeps a measurement, and thins the records out if they are full."""
         schedule = training_clock.progress_of(self.model).schedule
         if schedule is not None:
             self.stage_starts = tuple(schedule.stage_starts)
@@ -309,12 +295,12 @@ class QuantizationHistory(KernelRecorder):
         if len(self._records) >= self.max_records:
             self._thin_out()
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Begins a new mean of the loss, as Keras does."""
         super().on_epoch_begin(epoch, logs)
         self._loss_batches, self._loss_sum = 0, 0.0
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Keeps Keras's logs."""
         step = self._batches // self._batches_per_step
         self.epochs.append({"step": step, "epoch": epoch, **_floats(logs or {})})
@@ -332,7 +318,7 @@ class QuantizationHistory(KernelRecorder):
         return since
 
     def _thin_out(self) -> None:
-        """Lets every second record go, and looks half as often from here on."""
+        """Drops every second record, and measures half as often from now on."""
         self.every *= 2
         kept: list[_Record] = []
         pending: list[_Record] = []
@@ -355,7 +341,7 @@ class _Record(NamedTuple):
 
 
 def _merged(records: Sequence[_Record]) -> _Record:
-    """Returns the last record, with what others say of the time before."""
+    """Returns the last record, with the mean loss and flips of all records."""
     last = records[-1]
     steps = [record.steps for record in records]
     if sum(steps) == 0:

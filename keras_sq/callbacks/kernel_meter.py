@@ -1,6 +1,6 @@
 """Measures the quantized kernels of a model while it trains, in one compiled call.
 
-What is recorded of it, and when, is in `history.py` and `tensorboard.py`.
+`history.py` and `tensorboard.py` decide when to measure and what to record.
 """
 
 import functools
@@ -23,7 +23,7 @@ from keras_sq.quantizers import filters as functional
 
 
 class Measurement(NamedTuple):
-    """What the kernels were like at one moment.
+    """The state of the kernels at one moment.
 
     Attributes:
         ratios: Float `(kernels,)`: the ratio of the kernel's layer.
@@ -43,8 +43,8 @@ class Measurement(NamedTuple):
 class KernelMeter:
     """Measures kernels; remembers their codes, a byte a weight, in between.
 
-    A code counts as the quantizer gives it, also where the mask leaves the weight
-    float for now.
+    Codes are those of the quantizer, also for weights that the mask leaves float for
+    now.
 
     Args:
         pairs: Built layers with their paths.

@@ -16,9 +16,8 @@ from typing import Any
 
 import keras
 
+from keras_sq.core.types import Logs
 from keras_sq.layers import masks
-
-Logs = dict[str, Any] | None
 
 
 class OnceQuantized(keras.callbacks.Callback):

@@ -2,22 +2,22 @@
 
 Before each batch it computes the ratio of the schedule at the training's
 step and redraws the masks, for all layers in one compiled call. The step is
-`optimizer.iterations` and the random state is part of the layers, so that a
-run restored by `keras.callbacks.BackupAndRestore` goes on as if it had never
-stopped, bit for bit. Where nobody steps that optimizer, `training_clock.py` counts.
+`optimizer.iterations`, and the random state is part of the layers. So a run
+restored by `keras.callbacks.BackupAndRestore` continues as if it had never
+stopped, bit for bit. If nothing steps that optimizer, `training_clock.py` counts.
 
-**What is quantized stays so**: a `fit` that goes on with a training never takes the
-ratio back, also if its schedule, bound to another number of epochs, would.
+**Quantized weights stay quantized**: a `fit` that continues a training never lowers
+the ratio, even if its schedule, bound to another number of epochs, would.
 
-Nothing of this waits for the accelerator: the step is read, the schedule
-computed and the masks drawn inside the compiled call. Whether the kernels
-were finite is looked at one batch later, when the answer is there already.
+The callback does not wait for the accelerator: the compiled call reads the step,
+computes the schedule and draws the masks. The callback checks one batch later whether
+the kernels were finite, when the answer has arrived.
 
-Design note: **JAX.** There the trainer holds the variables' values between two
-batches. Each look at `self.model` makes Keras bring them back, and the trainer
-fetches them again: about a millisecond a batch for a ResNet-20, which overlaps with
-the accelerator's work. Setting the few masks where the trainer holds them would be
-quicker and is not possible: it works with copies of what a callback can reach.
+Design note: **JAX.** The JAX trainer has the variables' values between two batches.
+Each access to `self.model` makes Keras write them back, and the trainer fetches them
+again: about a millisecond a batch for a ResNet-20, which overlaps with the
+accelerator's work. Setting the few masks in the trainer's copy would be quicker, but a
+callback cannot reach it.
 """
 
 import math
@@ -33,7 +33,7 @@ from keras_sq.callbacks import mask_updates, training_clock
 from keras_sq.callbacks import training_warnings as texts
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Tensor
+from keras_sq.core.types import Logs, Tensor
 from keras_sq.layers import masks
 from keras_sq.layers.deployed_kernels import forget_kernels
 from keras_sq.layers.masks import NotFiniteError
@@ -60,11 +60,11 @@ class StochasticQuantization(keras.callbacks.Callback):
     what `keras_sq.get_ratio` returns.)
 
     The step of the schedule is that of the optimizer that the model was compiled with.
-    In a model that trains with optimizers of its own (a GAN, a `train_step` that
-    accumulates gradients), the batches that this optimizer is not stepped in count as
-    well. A later `fit` of the same compiled model goes on where the one before ended.
+    In a model that trains in another way (a GAN with its own optimizers, a `train_step`
+    that accumulates gradients), batches without a step of this optimizer count as well.
+    A later `fit` of the same compiled model continues where the one before ended.
 
-    A run that ends at a ratio below 1 warns, whatever the reason. Callbacks that stop
+    A run that ends at a ratio below 1 warns, for any reason. Callbacks that stop
     or save by metrics should wait for the end of the schedule: `OnceQuantized`.
 
     For a training loop of your own put the callback into a `keras.callbacks.
@@ -122,18 +122,13 @@ class StochasticQuantization(keras.callbacks.Callback):
         super().__init__()
         self.schedule = schedules.get(schedule)
         self.resample_every = checks.integer("resample_every", resample_every, 1)
-        if not isinstance(clear_momentum, bool):
-            raise TypeError(
-                "Argument `clear_momentum` must be a bool. "
-                f"Received: clear_momentum={clear_momentum!r}"
-            )
-        self.clear_momentum = clear_momentum
+        self.clear_momentum = checks.boolean("clear_momentum", clear_momentum)
         if total_steps is not None:
             checks.integer("total_steps", total_steps, 1)
         self.total_steps = total_steps
         self._now: Any = None  # A `State`, while training.
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Binds the schedule to the run, and checks the kernels."""
         pairs = masks.require_quantized(self.model)
         self._progress = training_clock.progress_of(self.model)
@@ -168,17 +163,15 @@ class StochasticQuantization(keras.callbacks.Callback):
         self._trained_ratio: Tensor | None = None
         self._diverged = False
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes whether the run goes on with an earlier one."""
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Notes whether the run continues an earlier one."""
         forget_kernels(self._layers)  # What the last validation computed with.
         self._clock.epoch = epoch
         if self._first_epoch is None:
             self._first_epoch = epoch
 
-    def on_train_batch_begin(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        """Sets ratio and masks for the batch that comes."""
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Sets ratio and masks for the next batch."""
         if self._now is None:
             self._start(batch)
         else:
@@ -186,9 +179,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         self._advance(self._batches_since_last(batch), self._clock.news(batch))
         self._clock.begin(batch)
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Checks, once, that the model tells its layers that it trains."""
         first = self._clock.batches == 0
         epoch_ends = self._clock.end(batch)
@@ -206,7 +197,7 @@ class StochasticQuantization(keras.callbacks.Callback):
             # before this one.
             self._check_kernels()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Logs the ratio, and checks the kernels, drawn from or not."""
         self._check_kernels(warn=True)
         first = epoch == self._first_epoch
@@ -222,7 +213,7 @@ class StochasticQuantization(keras.callbacks.Callback):
             ratios = [float(internals.read(x.ratio)) for x in self._layers]
             logs["quantized_ratio"] = float(np.average(ratios, weights=self._sizes))
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Quantizes the rest where the schedule ends with the run, else warns."""
         if self._now is None:
             self._start(0)
@@ -236,17 +227,17 @@ class StochasticQuantization(keras.callbacks.Callback):
         self._warn_if_partial(step)
         self._progress.trainer = self._progress.schedule = None
 
-    # Where the run stands.
+    # The position of the run.
 
     def _follow(self, bound: schedules.RatioSchedule) -> None:
-        """Takes the schedule of the run."""
+        """Uses a bound schedule for the run."""
         self.bound_schedule = self._progress.schedule = bound
         self._update = mask_updates.MaskUpdate(
             bound, self._layers, self.resample_every, self._slots, self._clock.counter
         ).kept_in(self._progress)
 
     def _start(self, batch: int) -> None:
-        """Looks, before the first batch, where the training stands."""
+        """Determines the position of the training before the first batch."""
         # Not when training begins: another callback may restore a backup then.
         if self._first_epoch:
             drawn = bool(np.any(masks.ratios_drawn(self._layers)))
@@ -265,10 +256,10 @@ class StochasticQuantization(keras.callbacks.Callback):
             self._progress.warn("over", texts.of_ended_schedule(end, step))
 
     def _ratio_reached(self, step: int) -> Tensor:
-        """Returns below which ratio the run must not fall: what is quantized stays so.
+        """Returns the ratio below which the run must not fall.
 
-        0 at the begin of a training, and where this schedule has no more at the step
-        before, as in a run that is resumed. Of the shape of the schedule's ratio.
+        0 at the start of a training, and if this schedule reaches the same ratio at
+        the step before, as in a resumed run. It has the shape of the schedule's ratio.
         """
         before = ops.convert_to_numpy(self.bound_schedule(max(step - 1, 0)))
         reached = masks.ratios_drawn(self._layers)
@@ -277,7 +268,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         return np.asarray(np.where(further, floor, 0.0), "float32")
 
     def _advance(self, new_batches: Tensor, news: tuple[Tensor, Tensor]) -> None:
-        """Goes on to the step that has come: ratio, masks, momentum."""
+        """Advances ratio, masks and momentum to the current step."""
         self._now = self._update(new_batches, self._now.clock, news, self._floor)
         self._clock.remember(self._now.clock)
 
@@ -286,14 +277,14 @@ class StochasticQuantization(keras.callbacks.Callback):
         return bool(getattr(self.model, "stop_training", False))
 
     def _params(self, name: str) -> Any:
-        """Returns a parameter of `fit`; a loop of one's own may give none."""
+        """Returns a parameter of `fit`; a custom loop may have none."""
         return (self.params or {}).get(name)
 
     def _check_kernels(self, warn: bool = False) -> None:
         """Raises if a kernel is not finite, drawn from or not (as at ratio 1).
 
-        Unless something else has stopped the training already, `TerminateOnNaN`:
-        then the run shall end as that has it, and a warning says which layer it was.
+        If something else, such as `TerminateOnNaN`, has stopped the training already,
+        a warning names the layer instead.
         """
         if self._stopped and not warn:
             return
@@ -308,7 +299,7 @@ class StochasticQuantization(keras.callbacks.Callback):
     def _batches_since_last(self, batch: int) -> Tensor:
         """Returns how many batches were trained on since the last update.
 
-        From numbers only that a run knows again when it is resumed.
+        Computed only from numbers that a resumed run knows, too.
         """
         stride = int(getattr(self.model, "steps_per_execution", None) or 1)
         steps = self._params("steps")
@@ -317,7 +308,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         return np.asarray(stride, "int32")
 
     def _bind(self, epochs_before: int) -> schedules.RatioSchedule:
-        """Returns the schedule in steps; it says itself what it lacks."""
+        """Returns the schedule in steps; the schedule raises if a length is unknown."""
         steps, epochs = self._params("steps"), self._params("epochs") or 1
         per_step = training_clock.batches_per_step(self.model)
         per_epoch = total = None

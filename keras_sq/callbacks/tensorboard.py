@@ -1,15 +1,16 @@
-"""What quantization does, for TensorBoard.
+"""A log of the quantization for TensorBoard.
 
-Design note: **a callback of its own**, beside `StochasticQuantization`. That one is
-the method, and what it does decides the result; this one only watches. So models that
-are trained quantized directly can be watched as well, and a broken log directory is
-no matter of the method. `keras.callbacks.TensorBoard` writes what Keras knows; both
-can write below the same directory.
+Design note: **a separate callback.** `StochasticQuantization` is the method and decides
+the result; this callback only watches. So it also logs models that are trained
+quantized directly, and a broken log directory does not affect the method.
+`keras.callbacks.TensorBoard` writes what Keras knows; both can write below the same
+directory.
 
 Design note: **`tf.summary.write`** and not `tf.summary.scalar`: the latter needs the
-package `tensorboard`, which TensorFlow no longer brings. The events are the same.
+package `tensorboard`, which TensorFlow no longer installs. The events are the same.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,9 @@ import keras
 
 from keras_sq.callbacks.history import KernelRecorder
 from keras_sq.callbacks.kernel_meter import Measurement
+from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
+from keras_sq.core.types import Logs
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.settings import INFERENCE
 
@@ -50,9 +53,9 @@ class QuantizationTensorBoard(KernelRecorder):
     | `validation_deployed/<metric>` | of the network with everything quantized |
     | `validation_hybrid/<metric>` | of the network as it trains, with its masks |
 
-    One of the two is what `fit` has found already. The other is a second evaluation
-    on the validation data of `fit`, and costs what the first did (and, once, its
-    compilation). At ratio 1 both networks are the same and none is made.
+    `fit` has computed one of the two already. The other is a second evaluation on the
+    validation data of `fit`, and costs as much as the first one (and a compilation,
+    once). At ratio 1 both networks are the same and nothing is evaluated again.
 
     A log takes about 50 bytes a number.
 
@@ -87,22 +90,17 @@ class QuantizationTensorBoard(KernelRecorder):
                 "Argument `log_dir` must be a path. "
                 f"Received: log_dir={log_dir!r} (of type {type(log_dir).__name__})"
             )
-        if not isinstance(both_validations, bool):
-            raise TypeError(
-                "Argument `both_validations` must be a bool. "
-                f"Received: both_validations={both_validations!r}"
-            )
         self.log_dir = os.fspath(log_dir)
-        self.both_validations = both_validations
+        self.both_validations = checks.boolean("both_validations", both_validations)
         self._writer: Any = None
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Opens the log."""
         super().on_train_begin(logs)
         self._last: int | None = None
         self._validation = OtherValidation()
         tf = _tensorflow()
-        # Opened here: who waits for the first step sees that it works.
+        # Opened here, so that a wrong directory fails before the first step.
         self._writer = tf.summary.create_file_writer(os.path.join(self.log_dir, FOLDER))
 
     def begin(self, step: int, measured: Measurement) -> None:
@@ -126,7 +124,7 @@ class QuantizationTensorBoard(KernelRecorder):
                 values[f"quantization_ratio/{path}"] = measured.ratios[index]
         self._write(step, values)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Writes what validation gave, and evaluates the other network."""
         prefix = "val_"
         validated = {
@@ -148,7 +146,7 @@ class QuantizationTensorBoard(KernelRecorder):
                 values[f"validation_{NAMES[other]}/{name}"] = value
         self._write(step, values)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Writes the last measurement, and closes the log."""
         super().on_train_end(logs)
         self._writer.close()
@@ -165,9 +163,9 @@ class QuantizationTensorBoard(KernelRecorder):
 
 
 class OtherValidation:
-    """Evaluates a model as it is not evaluated otherwise: hybrid, or fully quantized.
+    """Evaluates a model in the mode that `fit` does not use: hybrid or quantized.
 
-    Keeps the compiled function, so that it is traced once for all epochs.
+    Keeps the compiled function, which is traced once for all epochs.
     """
 
     def __init__(self) -> None:
@@ -183,21 +181,16 @@ class OtherValidation:
         Returns:
             By name, or `None` if there is no validation data at hand.
         """
-        layers = [layer for _, layer in quantized_layers(model)]
-        before = [layer.quantization_settings for layer in layers]
-        function = model.test_function
-        try:
-            for layer, settings in zip(layers, before, strict=True):
-                changed = settings.replace(inference=inference)
-                layer.__dict__["quantization_settings"] = changed
+        name = "quantization_settings"
+        with contextlib.ExitStack() as stack:
+            for _, layer in quantized_layers(model):
+                changed = getattr(layer, name).replace(inference=inference)
+                stack.enter_context(internals.own_attribute(layer, name, changed))
+            stack.callback(setattr, model, "test_function", model.test_function)
             model.test_function = self._function
-            with internals.own_test_step(model):
-                metrics = internals.evaluate_validation_data(model)
+            stack.enter_context(internals.own_test_step(model))
+            metrics = internals.evaluate_validation_data(model)
             self._function = model.test_function
-        finally:
-            for layer, settings in zip(layers, before, strict=True):
-                layer.__dict__["quantization_settings"] = settings
-            model.test_function = function
         return metrics
 
 

@@ -1,8 +1,8 @@
-"""The statistics of batch normalization, measured anew.
+"""Measures the statistics of batch normalization again after training.
 
-The moving averages of batch normalization remember networks of some hundred steps ago.
-Where a ratio schedule has just quantized the rest, or weights flip until the end, those
-were other networks: the statistics lag behind the weights that are deployed.
+The moving averages of batch normalization are those of the last hundred steps or so. If
+a ratio schedule has just quantized the rest, or weights flip until the end, these steps
+had other networks: the statistics lag behind the weights that are deployed.
 
 References:
     - [Sun et al., 2019](https://arxiv.org/abs/1911.09738), on batch normalization and
@@ -11,6 +11,7 @@ References:
       same cure after the averaging of weights
 """
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -82,24 +83,21 @@ def reestimate_batch_norm(
     moving = [x for layer in layers for x in (layer.moving_mean, layer.moving_variance)]
     state = model.non_trainable_variables
     before = [np.array(internals.read(variable)) for variable in state]
-    momenta = [layer.momentum for layer in layers]
-    quantized = [layer for _, layer in quantized_layers(model)]
-    controlled = [layer.ratio_is_controlled for layer in quantized]
     try:
-        for layer in layers:
-            layer.momentum = 0.0
-        for quantized_layer in quantized:
-            # It need not warn of no callback.
-            quantized_layer.ratio_is_controlled = True
-        statistics = _measured(model, batches, moving, steps)
+        with contextlib.ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(internals.own_attribute(layer, "momentum", 0.0))
+            for _, quantized in quantized_layers(model):
+                # It need not warn that the callback is missing.
+                controlled = internals.own_attribute(
+                    quantized, "ratio_is_controlled", True
+                )
+                stack.enter_context(controlled)
+            statistics = _measured(model, batches, moving, steps)
     finally:
         # Random states, learned activations: nothing but the statistics changes.
         for variable, value in zip(state, before, strict=True):
             variable.assign(value)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for quantized_layer, was in zip(quantized, controlled, strict=True):
-            quantized_layer.ratio_is_controlled = was
     for variable, value in zip(moving, statistics, strict=True):
         variable.assign(value)
     return len(layers)

@@ -229,10 +229,10 @@ def copy_own_state(old: Layer, new: Layer) -> None:
 
 
 def copy_saved_state(old: Layer, new: Layer) -> None:
-    """Hands on what a layer saves and loads in a way of its own.
+    """Copies the state that a layer saves and loads by its own methods.
 
-    Statistics become tensors again, tables get their vocabulary, and so on. Layers
-    that save nothing but their variables are left to `copy_variables`.
+    Examples are statistics and vocabularies. `copy_variables` copies the state of
+    layers that save nothing but their variables.
 
     Raises:
         ValueError: If the layer cannot load what it saved.

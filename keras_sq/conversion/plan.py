@@ -31,7 +31,7 @@ from keras_sq.layers.layer_keys import (
 from keras_sq.layers.settings import Settings
 
 SMALL_QUANTIZER = quantizers.UniformQuantizer(4, num_levels=13)
-"""Of the small layers, where nothing else is said about them.
+"""Quantizer of the small layers by default.
 
 13 levels, not 15: packed files hold them in four bits (`export/tflite/packing.py`).
 """
@@ -45,10 +45,10 @@ STAYS_FLOAT: dict[type, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class LayerOutcome:
-    """What `quantize_model` did with a layer that has weights of its own.
+    """What `quantize_model` did with a layer that has weights itself.
 
     Attributes:
-        path: Names of the layers that hold it and its own, by slashes.
+        path: Names of the layers above it and its name, joined by slashes.
         layer_type: Class name in the float model.
         quantizer: The quantizer as text, or `None` if the layer stays float.
         reason: Why it stays float, or an empty string.
@@ -64,7 +64,7 @@ class LayerOutcome:
 
 
 class QuantizationReport(list[LayerOutcome]):
-    """What `quantize_model` did with each layer that has weights of its own.
+    """What `quantize_model` did with each layer that has weights itself.
 
     Attributes:
         check: `"computes what the original computes"` if the copy, with its layers
@@ -175,9 +175,9 @@ def plan_quantization(
 def default_overrides(settings: Settings) -> Overrides:
     """Returns the overrides where the caller has none.
 
-    Few bits cost most where a layer is small: the first convolution, depthwise ones,
-    shortcuts, the head. There more bits cost little. Networks whose inputs are
-    quantized, too, are left alone: their arithmetic is of one kind throughout.
+    Low precision hurts small layers most (the first convolution, depthwise ones,
+    shortcuts, the head), and there more bits cost little. If inputs are quantized, too,
+    there is no default: all layers of such networks compute in one kind of arithmetic.
 
     Args:
         settings: What holds where nothing is overridden.
@@ -211,7 +211,7 @@ def _entry(path: str, layer: Layer, choice: Settings | None, reason: str) -> Pla
 
 
 def _why_not(layer: Layer) -> str:
-    """Returns why a layer with matrices stays float though nobody asked for it."""
+    """Returns why a layer with matrices stays float although it is not skipped."""
     layer_type = type(layer).__name__
     if type(layer) in STAYS_FLOAT:
         return STAYS_FLOAT[type(layer)]
@@ -230,7 +230,7 @@ def _why_not(layer: Layer) -> str:
 
 
 def _without_input(layer: Layer, choice: Settings) -> Settings:
-    """Returns what was chosen for all layers without what this one cannot do."""
+    """Returns the settings without the input quantizer if the layer has no floats."""
     cls = promotion.quantized_class(type(layer))
     if cls is None or cls.takes_floats:  # type: ignore[attr-defined]
         return choice

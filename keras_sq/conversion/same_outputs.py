@@ -174,7 +174,7 @@ def _first_difference(
     copy: Model,
     within: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> str:
-    """Returns which layer differs, tried one by one on inputs of their own."""
+    """Returns which layer differs; calls each layer on random inputs."""
     generator = np.random.default_rng(0)
     pairs = zip(stateful_layers(original), stateful_layers(copy), strict=True)
     for old, new in pairs:

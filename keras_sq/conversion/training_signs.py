@@ -1,8 +1,8 @@
 """Whether a quantized model was trained since it was made.
 
-However it was trained: by `fit`, batch by batch, in a loop of one's own, on JAX's
-stateless functions, or elsewhere and loaded. So what counts are the kernels: they have
-other values than when `quantize_model` copied them.
+It may have been trained by `fit`, batch by batch, in a custom loop, by JAX's stateless
+functions, or elsewhere and loaded. So the kernels decide: they differ from those that
+`quantize_model` copied.
 
 The report of `quantize_model` has check sums of those values. A model that was loaded
 as a whole has no report; nothing is said of it.

@@ -132,6 +132,31 @@ def same_memory(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
     return all(address(x) == address(y) for x, y in zip(these, those, strict=True))
 
 
+def uniform_numbers(seeds: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Returns vectors of random numbers, as `keras.random.uniform` for each seed.
+
+    Args:
+        seeds: Integer `(vectors, 2)`, states of a `keras.random.SeedGenerator`.
+        sizes: The lengths of the vectors.
+
+    Returns:
+        Float32 vectors of numbers in [0, 1).
+    """
+    if keras.backend.backend() != "tensorflow":
+        return [
+            keras.random.uniform((size,), dtype="float32", seed=seeds[row])
+            for row, size in enumerate(sizes)
+        ]
+    import tensorflow as tf
+
+    # As Keras does it, but for all seeds at once.
+    seeds = tf.cast(tf.math.floormod(seeds, tf.int32.max - 1), "int32")
+    return [
+        tf.random.stateless_uniform((size,), seed=seed)
+        for size, seed in zip(sizes, tf.unstack(seeds, len(sizes)), strict=True)
+    ]
+
+
 def strings(values: Any) -> Any:
     """Returns strings as a tensor, which only TensorFlow has.
 

@@ -1,7 +1,7 @@
 """Seeing and replacing what the layers of one model compute, for a while.
 
-Keras offers no hook for it. Its classes are never touched: meanwhile each layer of the
-model has a `call` of its own, which is the old one for all threads but one.
+Keras offers no hook for it. Its classes stay as they are: each layer of the model gets
+an attribute `call` for a while, which calls the old one in all other threads.
 """
 
 import contextlib

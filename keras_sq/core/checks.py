@@ -104,6 +104,17 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Returns `value` if it is a bool.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"Argument `{name}` must be a bool. Received: {name}={value!r}")
+    return value
+
+
 def integer(
     name: str, value: Any, minimum: int | None = None, maximum: int | None = None
 ) -> int:

@@ -19,8 +19,8 @@ from keras_sq.core.types import Layer, Model
 def copy_build_shapes(old: Model, new: Model) -> None:
     """Lets a model save the shapes that another one was called on.
 
-    Without them, Keras does not build a subclassed model that it loads, nor then the
-    optimizer.
+    Without them, Keras does not build a subclassed model that it loads, and so not the
+    optimizer either.
     """
     shapes = getattr(old, "_build_shapes_dict", None)
     if shapes and not getattr(new, "_build_shapes_dict", None):
@@ -30,8 +30,8 @@ def copy_build_shapes(old: Model, new: Model) -> None:
 def describes_layers(layer: Layer) -> bool:
     """Whether a model's configuration describes its layers one by one.
 
-    Unlike that of a class in functional style with arguments of its own, which makes
-    its layers anew.
+    A class in functional style whose constructor has other arguments describes these,
+    and creates its layers again.
     """
     cls = type(layer)
     if cls in (Functional, keras.Sequential):

@@ -1,7 +1,7 @@
 """What this package needs of Keras and Keras does not offer in public.
 
-Everything that reaches below `keras.*` stands here, each with its reason, so
-that a new Keras release is checked in one place (`tests/core/test_internals.py`).
+Everything that reaches below `keras.*` is here and in `keras_copying.py`, each with its
+reason, so a new Keras release is checked in one place (`tests/core/test_internals.py`).
 """
 
 import contextlib
@@ -245,7 +245,7 @@ def weights_watched(watch: Callable[[str, Sequence[int], str], None]) -> Iterato
 
 @contextlib.contextmanager
 def own_attribute(layer: Layer, name: str, value: Any) -> Iterator[None]:
-    """Within, a layer has an attribute of its own, past Keras's tracking."""
+    """Within, an instance has an attribute with another value; Keras tracks nothing."""
     attributes = layer.__dict__
     before = {name: attributes[name]} if name in attributes else {}
     attributes[name] = value

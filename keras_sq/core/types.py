@@ -27,6 +27,9 @@ Model: TypeAlias = Any
 Config: TypeAlias = dict[str, Any]
 """What `get_config()` returns: JSON-serializable."""
 
+Logs: TypeAlias = dict[str, Any] | None
+"""What Keras gives its callbacks: metrics by name."""
+
 LayerKey: TypeAlias = str | type | Callable[[Layer], bool]
 """Names layers: a name, a path or an `fnmatch` pattern of either, a layer
 class, or a predicate on the layer."""

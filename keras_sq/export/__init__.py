@@ -1,18 +1,22 @@
 """From a trained model to the file that is deployed.
 
-`export` strips the quantization, converts, runs the file and compares it with
-Keras; only a file that agrees is written. What lives here:
+`export` prepares a request, makes the file, verifies it against Keras, and writes it.
+What lives here, from the top down:
 
-- the targets (`targets.py`) and how their files are made (`building.py`);
-- `conversion/`: what a model takes, and its float and integer files;
+- the function (`exporter.py`), its four steps (`steps.py`), the kinds of file that
+  users choose from (`kinds.py`) and what makes, verifies and writes each
+  (`targets.py`);
+- how the files are made (`building.py`); `micro/` for microcontrollers, `lce/` for Larq
+  Compute Engine;
+- `verification/`: whether the file computes what the model does, and where not;
+- what passes between the steps (`request.py`), examples (`examples.py`), kernels that
+  stay float (`missing_kernels.py`), what runtimes read (`runtimes.py`), the report
+  (`report.py`) and errors (`errors.py`);
+- `conversion/`: a model's inputs, and its float and integer files;
+- `activations/`: which activations are quantized, and how a file holds them;
 - `tflite/`: which constants of a file are kernels, what values they hold, which forms
   these allow and which they get, in a file that can be edited;
-- `activations/`: which activations are quantized, and how a file holds them;
-- `verification/`: whether the file computes what the model does, and where not;
-- kernels that stay float (`missing_kernels.py`), what runtimes read (`runtimes.py`),
-  the report (`report.py`) and errors (`errors.py`);
-- `micro/` for microcontrollers; `lce/` for Larq Compute Engine; `inspection/` for what
-  is in a file; the command (`__main__.py`).
+- `inspection/` for what is in a file; the command (`__main__.py`).
 
 Design note: **one name, two things.** `keras_sq.export(model, path)` is a call,
 and this package has to be `keras_sq.export` too, for `python -m

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from keras_sq.core.types import Model
 from keras_sq.export import errors, runtimes
 from keras_sq.export.activations import forms as activation_forms
-from keras_sq.export.activations import ranges as activation_ranges
 from keras_sq.export.activations.levels import StoredActivations
 from keras_sq.export.conversion import convert, integer
 from keras_sq.export.missing_kernels import with_missing
@@ -42,13 +41,13 @@ def float_weights(request: Request, *allowed: Sequence[str]) -> Candidate:
     content = file.pack()
     weights = named(request, TFLiteFile(content))
     file, kernels = choice.store_smallest(content, weights, allowed)
-    held = activation_forms.float_forms(file, request.quantizers)
+    activations = activation_forms.float_forms(file, request.quantizers)
     return Candidate(
-        converted=convert.Converted(file.pack(), converted.signature, converted.notes),
+        converted=dataclasses.replace(converted, content=file.pack()),
         kernels=with_missing(kernels, request),
         float_bytes=len(converted.content),
         runtimes=runtimes.needed(kernel.stored_as for kernel in kernels),
-        activations=tuple(held),
+        activations=tuple(activations),
     )
 
 
@@ -65,50 +64,41 @@ def smallest(request: Request) -> Candidate:
 
 def integers(request: Request) -> Candidate:
     """Makes a file of int8 weights and activations."""
-    converted, float_bytes, held = integer_file(request)
-    converted, floats = _with_float_codes(request, converted)
-    file = TFLiteFile(converted.content)
+    candidate, floats = _with_float_codes(request, integer_file(request))
+    file = TFLiteFile(candidate.converted.content)
     kernels = [
         choice.kept(weight, *plans.integer_levels(file, weight))
         for weight in _named_besides(request, file, floats)
     ]
-    return Candidate(
-        converted=converted,
-        kernels=with_missing([*kernels, *floats], request),
-        float_bytes=float_bytes,
-        activations=held,
-        runtimes=EVERY_RUNTIME,
-    )
+    rows = with_missing([*kernels, *floats], request)
+    return dataclasses.replace(candidate, kernels=rows)
 
 
 def packed_integers(request: Request) -> Candidate:
     """Makes a file of packed weights and int8 activations."""
-    converted, float_bytes, held = integer_file(request)
-    converted, floats = _with_float_codes(request, converted)
-    file = TFLiteFile(converted.content)
+    candidate, floats = _with_float_codes(request, integer_file(request))
+    file = TFLiteFile(candidate.converted.content)
     file.share_constants()
     content = file.pack()
     weights = _named_besides(request, TFLiteFile(content), floats)
     file, kernels = choice.store_int8_weights(content, weights)
     _drop_bias_scales(file, weights, kernels)
-    return Candidate(
-        converted=convert.Converted(file.pack(), converted.signature, converted.notes),
+    return dataclasses.replace(
+        candidate,
+        converted=dataclasses.replace(candidate.converted, content=file.pack()),
         kernels=with_missing([*kernels, *floats], request),
-        float_bytes=float_bytes,
-        activations=held,
-        runtimes=EVERY_RUNTIME,
-        equals=converted.content,
+        equals=candidate.converted.content,
     )
 
 
 def _with_float_codes(
-    request: Request, converted: convert.Converted
-) -> tuple[convert.Converted, list[KernelReport]]:
+    request: Request, candidate: Candidate
+) -> tuple[Candidate, list[KernelReport]]:
     """Puts kernels that stayed float in an int8 file into codes; returns their rows.
 
     Those of operators that TensorFlow's quantization leaves out, such as CONV_3D.
     """
-    file = TFLiteFile(converted.content)
+    file = TFLiteFile(candidate.converted.content)
     weights = [
         weight
         for weight in named(request, file)
@@ -116,10 +106,10 @@ def _with_float_codes(
     ]
     kernels = choice.store_float_weights(file, weights, ("INT8",))
     if all(kernel.stored_as == "float32" for kernel in kernels):
-        return converted, []
-    return dataclasses.replace(converted, content=file.pack()), [
-        kernel for kernel in kernels if kernel.stored_as != "float32"
-    ]
+        return candidate, []
+    converted = dataclasses.replace(candidate.converted, content=file.pack())
+    rows = [kernel for kernel in kernels if kernel.stored_as != "float32"]
+    return dataclasses.replace(candidate, converted=converted), rows
 
 
 def _named_besides(
@@ -131,8 +121,8 @@ def _named_besides(
     """
     paths = {row.path for row in rows}
     codes = {path: x for path, x in request.codes.items() if path not in paths}
-    found = named(dataclasses.replace(request, codes=codes), file)
-    return [weight for weight in found if weight.tensor.name or not rows]
+    weights = named(dataclasses.replace(request, codes=codes), file)
+    return [weight for weight in weights if weight.tensor.name or not rows]
 
 
 def _drop_bias_scales(
@@ -159,50 +149,41 @@ def _drop_bias_scales(
                 tensors[places[2]].quantization = None
 
 
-def integer_file(
-    request: Request,
-) -> tuple[convert.Converted, int, tuple[StoredActivations, ...]]:
-    """Returns the int8 file of a model, and the size of its float file.
-
-    And how it holds quantized activations.
-    """
-    plain = convert.float_file(request.model, request.signature)
+def integer_file(request: Request) -> Candidate:
+    """Makes the int8 file of a model; its kernels are not reported yet."""
+    plain = convert.float_file(request.model, request.signature, integers=True)
     _check_loops(TFLiteFile(plain.content), request.model)
-    integer.check_ranges(
-        plain.content, request.model, plain.signature, request.examples
-    )
-    integer.check_rows(plain.content, request.model, plain.signature, request.examples)
-    quantizers = request.quantizers
-    unfolded = folding.without_row_scales(plain.content, request.codes)
-    converted = integer.int8_file(
-        request.model,
-        request.signature,
-        request.examples,
-        (lambda x: activation_ranges.with_ranges(x, quantizers))
-        if quantizers
-        else None,
-        None if unfolded is plain.content else unfolded,
-    )
-    content, held = converted.content, list[StoredActivations]()
-    if quantizers:
-        content, held = activation_forms.integer_forms(content, quantizers)
-    left = float_operators(TFLiteFile(content))
-    notes = converted.notes
+    integer.check_ranges(plain, request.model, request.examples)
+    integer.check_rows(plain, request.model, request.examples)
+    content = folding.without_row_scales(plain.content, request.codes)
+    unfolded = dataclasses.replace(plain, content=content)
+    content = integer.int8_file(unfolded, request.examples, request.quantizers)
+    activations: list[StoredActivations] = []
+    if request.quantizers:
+        content, activations = activation_forms.integer_forms(
+            content, request.quantizers
+        )
+    left, notes = float_operators(TFLiteFile(content)), plain.notes
     if left:
         notes += (f"computed in float, for want of int8 forms: {', '.join(left)}",)
-    converted = convert.Converted(content, converted.signature, notes)
-    return converted, len(plain.content), tuple(held)
+    return Candidate(
+        converted=convert.Converted(content, plain.signature, notes),
+        kernels=(),
+        float_bytes=len(plain.content),
+        runtimes=EVERY_RUNTIME,
+        activations=tuple(activations),
+    )
 
 
 def float_operators(file: TFLiteFile) -> list[str]:
     """Returns the names of operators that compute floats in an int8 file."""
-    found = set()
+    names = set()
     for subgraph in file.subgraphs:
         for operator in subgraph.operators:
             types = [subgraph.tensors[i].type for i in indices(operator.outputs)]
             if TYPES["FLOAT32"] in types:
-                found.add(file.operator_name(operator))
-    return sorted(found - {"DEQUANTIZE"})
+                names.add(file.operator_name(operator))
+    return sorted(names - {"DEQUANTIZE"})
 
 
 def _check_loops(file: TFLiteFile, model: Model) -> None:
@@ -219,10 +200,10 @@ def _check_loops(file: TFLiteFile, model: Model) -> None:
 
 def named(request: Request, file: TFLiteFile) -> list[WeightTensor]:
     """Returns the weight tensors of a file, with the names of kernels or layers."""
-    found = [with_layer_name(x, request.model) for x in matched(request, file)]
-    there = {weight.kernel for weight in found}
-    missing = [path for path in request.codes if path not in there]
-    return [_as_part(file, weight, missing) for weight in found]
+    weights = [with_layer_name(x, request.model) for x in matched(request, file)]
+    present = {weight.kernel for weight in weights}
+    missing = [path for path in request.codes if path not in present]
+    return [_as_part(file, weight, missing) for weight in weights]
 
 
 def _as_part(

@@ -96,8 +96,8 @@ def layer_of(node: str, model: Model) -> str | None:
     root, *parts = node.rstrip(";").split(";")[-1].split("/")
     # TensorFlow makes scopes unique, by the same suffix all the way down.
     suffix = root.removeprefix(model.name)
-    found = [part.removesuffix(suffix) for part in parts]
-    return "/".join(part for part in found if part in names) or None
+    stems = [part.removesuffix(suffix) for part in parts]
+    return "/".join(part for part in stems if part in names) or None
 
 
 def described(path: str, model: Model) -> str:

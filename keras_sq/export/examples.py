@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from keras_sq.inputs.model_inputs import Array, InputSignature
+from keras_sq.core.types import Array
+from keras_sq.inputs.model_inputs import InputSignature
 
 RANDOM_BATCHES = (1, 3)
 """Sizes of the random batches, where the file takes any."""

@@ -35,9 +35,9 @@ def with_missing(
     """
     rows = list(kernels)
     order = list(request.codes)
-    found = {row.path for row in rows if row.quantized}
+    present = {row.path for row in rows if row.quantized}
     for path in order:
-        if path not in found:
+        if path not in present:
             rows = _with_row(rows, path, request)
     return tuple(
         sorted(
@@ -53,8 +53,10 @@ def _with_row(
     layer = path.rpartition("/")[0]
     kernel = request.codes[path]
     size = kernel.codes.size
-    own = [i for i, row in enumerate(rows) if not row.quantized and row.path == layer]
-    whole = [place for place in own if rows[place].weights == size]
+    of_layer = [
+        i for i, row in enumerate(rows) if not row.quantized and row.path == layer
+    ]
+    whole = [place for place in of_layer if rows[place].weights == size]
     if whole:
         how = "by the name of its constant"
         rows[whole[0]] = _named(rows[whole[0]], path, how, kernel)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from keras_sq.export.examples import Examples
 from keras_sq.export.kinds import KINDS, Kind
 from keras_sq.export.report import METADATA_NAME, ExportReport
 from keras_sq.export.request import Candidate, Request
-from keras_sq.export.targets import TARGETS
+from keras_sq.export.targets import TARGETS, Writers
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
 from keras_sq.export.verification import output_notes, running
 from keras_sq.files import atomic_files
@@ -149,9 +149,7 @@ def verify(candidate: Candidate, request: Request, path: str) -> ExportReport:
 
 
 @contextlib.contextmanager
-def writers(
-    destination: pathlib.Path, kind: Kind
-) -> Iterator[Mapping[str, Callable[[bytes], None]]]:
+def writers(destination: pathlib.Path, kind: Kind) -> Iterator[Writers]:
     """Yields suffix -> function that writes a file; all files appear at the end.
 
     Args:
@@ -175,7 +173,7 @@ def write(
     candidate: Candidate,
     report: ExportReport,
     destination: pathlib.Path,
-    writers: Mapping[str, Callable[[bytes], None]],
+    writers: Writers,
 ) -> ExportReport:
     """Writes a file that holds its report; returns the report with its size.
 

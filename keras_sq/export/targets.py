@@ -1,10 +1,9 @@
 """The targets of `export`: how each kind of file is made, verified and written.
 
-A new target is a class (or an object of one) and a row in `TARGETS`, and a row in
-`kinds.KINDS`, which says what users read of it.
+A new target is a row in `TARGETS`, of a class of its own if it is verified or written
+in its own way, and a row in `kinds.KINDS`, which says what users read of it.
 """
 
-import abc
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -19,9 +18,15 @@ from keras_sq.export.verification import activations as activation_checks
 from keras_sq.export.verification import comparison
 from keras_sq.export.verification.comparison import Comparison
 
+Writers = Mapping[str, Callable[[bytes], None]]
+"""Suffix of a path -> function that writes the bytes there."""
 
-class Target(abc.ABC):
+
+class Target:
     """How one kind of file is made, verified and written.
+
+    Args:
+        make: Function that returns the file, which is not verified yet.
 
     Attributes:
         source_suffixes: Suffixes of the source files written beside the file.
@@ -29,9 +34,8 @@ class Target(abc.ABC):
 
     source_suffixes: tuple[str, ...] = ()
 
-    @abc.abstractmethod
-    def make(self, request: Request) -> Candidate:
-        """Returns the file, which is not verified yet."""
+    def __init__(self, make: Callable[[Request], Candidate]) -> None:
+        self.make = make
 
     def verify(self, candidate: Candidate, request: Request) -> Comparison:
         """Returns how a file compares with Keras.
@@ -53,56 +57,17 @@ class Target(abc.ABC):
         activation_checks.check(candidate, request)
 
     def write(
-        self,
-        content: bytes,
-        report: ExportReport,
-        destination: pathlib.Path,
-        writers: Mapping[str, Callable[[bytes], None]],
+        self, content: bytes, report: ExportReport, path: pathlib.Path, writers: Writers
     ) -> None:
         """Writes the file, and what belongs to it.
 
         Args:
             content: The bytes of the file.
             report: Report of the file.
-            destination: Path of the file.
+            path: Path of the file.
             writers: Suffix of a path -> function that writes the bytes there.
         """
         writers[".tflite"](content)
-
-
-class FloatTarget(Target):
-    """Files of float operations, with weights in the smallest of some forms.
-
-    Args:
-        *forms: Forms that weights may have; those that the runtime lacks are left
-            out. None for float32 weights.
-    """
-
-    def __init__(self, *forms: str) -> None:
-        self._forms = forms
-
-    def make(self, request: Request) -> Candidate:
-        """Returns the file, which is not verified yet."""
-        allowed = tuple(form for form in self._forms if form in request.types)
-        return building.float_weights(request, allowed)
-
-
-class SmallTarget(Target):
-    """The smallest files: of int8 activations with examples, else of floats."""
-
-    def make(self, request: Request) -> Candidate:
-        """Returns the file, which is not verified yet."""
-        if request.integer:
-            return building.packed_integers(request)
-        return building.smallest(request)
-
-
-class IntegerTarget(Target):
-    """Files of int8 weights and activations."""
-
-    def make(self, request: Request) -> Candidate:
-        """Returns the file, which is not verified yet."""
-        return building.integers(request)
 
 
 class MicroTarget(Target):
@@ -110,43 +75,46 @@ class MicroTarget(Target):
 
     source_suffixes = (".cc", ".h")
 
-    def make(self, request: Request) -> Candidate:
-        """Returns the file, which is not verified yet."""
-        return micro_making.make(request)
-
     def write(
-        self,
-        content: bytes,
-        report: ExportReport,
-        destination: pathlib.Path,
-        writers: Mapping[str, Callable[[bytes], None]],
+        self, content: bytes, report: ExportReport, path: pathlib.Path, writers: Writers
     ) -> None:
         """Writes the file and its C sources."""
-        super().write(content, report, destination, writers)
-        assert report.arena_bytes is not None  # `make` measured it.
-        c_source.write(content, destination, report.arena_bytes, writers)
+        super().write(content, report, path, writers)
+        assert report.arena_bytes is not None  # It was measured.
+        c_source.write(content, path, report.arena_bytes, writers)
 
 
 class LarqTarget(Target):
-    """Files for Larq Compute Engine."""
-
-    def make(self, request: Request) -> Candidate:
-        """Returns the file, which is not verified yet."""
-        return lce_making.make(request)
+    """Files for Larq Compute Engine, whose interpreter shows no tensors inside."""
 
     def verify_activations(self, candidate: Candidate, request: Request) -> None:
-        """Checks a file, whose interpreter shows no tensors but the outputs."""
+        """Checks a file with quantized activations by a second file."""
         lce_checks.check_parts(candidate, request)
 
 
-TARGETS: dict[str, Target] = {
-    "float": FloatTarget(),
-    "fast": FloatTarget("INT8"),
-    "int2": FloatTarget("INT2", "INT4", "INT8"),
-    "int4": FloatTarget("INT4", "INT8"),
-    "small": SmallTarget(),
-    "int8": IntegerTarget(),
-    "mcu": MicroTarget(),
-    "lce": LarqTarget(),
+def _floats(*forms: str) -> Callable[[Request], Candidate]:
+    """Returns what makes float files with weights in those forms that runtimes have."""
+
+    def make(request: Request) -> Candidate:
+        allowed = tuple(form for form in forms if form in request.types)
+        return building.float_weights(request, allowed)
+
+    return make
+
+
+def _small(request: Request) -> Candidate:
+    make = building.packed_integers if request.integer else building.smallest
+    return make(request)
+
+
+TARGETS = {
+    "float": Target(_floats()),
+    "fast": Target(_floats("INT8")),
+    "int2": Target(_floats("INT2", "INT4", "INT8")),
+    "int4": Target(_floats("INT4", "INT8")),
+    "small": Target(_small),
+    "int8": Target(building.integers),
+    "mcu": MicroTarget(micro_making.make),
+    "lce": LarqTarget(lce_making.make),
 }
 """Name of a kind -> target."""

@@ -1,4 +1,4 @@
-"""What a model takes: names, shapes and dtypes of its inputs.
+"""The inputs that a model takes: names, shapes and dtypes.
 
 Data for them: `input_data.py`.
 """

@@ -1,6 +1,6 @@
-"""Quantized activations as layers of their own.
+"""Layers that quantize activations and do nothing else.
 
-What they compute is in `keras_sq.activation_rules`. To quantize the input of a
+`keras_sq.activation_rules` has their rules. To quantize the input of a
 single layer, give a quantized layer an `input_quantizer` instead.
 """
 

@@ -233,16 +233,13 @@ def container_class(base: type) -> type:
     only the original class can read the file.
     """
     if base not in registry.containers:
-        mixin = _mixins.get(base)
-        bases = (QuantizedContainer, base) if mixin is None else (mixin, base)
-        cls = type(f"SQ{base.__name__}", bases, {})
-        cls.__module__ = QuantizedContainer.__module__
-        cls.__doc__ = f"`{base.__name__}` with quantized layers inside."
-        register_as = keras.saving.register_keras_serializable(
-            registry.PACKAGE, "QuantizedContainer"
-        )
-        register_as(cls)
-        register_as(QuantizedContainer)  # The one that answers to the name.
+        attributes = {
+            "__module__": QuantizedContainer.__module__,
+            "__doc__": f"`{base.__name__}` with quantized layers inside.",
+        }
+        mixin = _mixins.get(base, QuantizedContainer)
+        cls = registry.new_class(base, (mixin,), attributes)
+        registry.save_under_name_of(QuantizedContainer, cls)
         registry.containers[base] = cls
     return registry.containers[base]
 

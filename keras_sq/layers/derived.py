@@ -1,19 +1,18 @@
-"""Quantized classes that are made on demand.
+"""Quantized classes that are created on demand.
 
-For two kinds of layer classes that nobody has registered:
+They serve two kinds of layer classes that are not registered:
 
-- **Subclasses of a covered class that compute as it does.** All that they define
-  anew is in `HARMLESS` (a constructor, a configuration) or was not there before: then
-  `build` and `call` are those of the covered class, and so is what becomes of the
-  kernel. keras-hub's `ReversibleEmbedding` is one. A subclass with a `call` or a
-  `build` of its own may do anything with the kernel, so its author has to say that
-  it may be quantized, by `keras_sq.register`.
-- **Layers of keras-hub with weights of their own**, by the table `ELSEWHERE`. They are
-  known by module and name, so that keras-hub need not be there. What else keras-hub
-  has consists of layers of Keras, which need no entry.
+- **Subclasses of a covered class that compute as it does.** They override only names in
+  `HARMLESS` (a constructor, a configuration) and add new ones. `build` and `call` are
+  those of the covered class, so the kernel is used in the same way. keras-hub's
+  `ReversibleEmbedding` is an example. A subclass that overrides `call` or `build` may
+  do anything with the kernel: its author must allow it by `keras_sq.register`.
+- **Layers of keras-hub that have weights themselves**, by the table `ELSEWHERE`. The
+  table has their module and name, so keras-hub need not be installed. All other layers
+  of keras-hub consist of Keras layers and need no entry.
 
 Their quantized classes are saved under one registered name, with a reference to the
-float class, as containers are: whoever reads the file needs the float class only.
+float class, as containers are. Reading the file requires the float class only.
 """
 
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ HARMLESS = frozenset(
         "supports_masking",
     }
 )
-"""What a subclass may define anew and still compute as its base class does."""
+"""Names that a subclass may override and still compute as its base class does."""
 
 
 class Elsewhere(NamedTuple):
@@ -84,7 +83,7 @@ def name_elsewhere(layer_class: type) -> tuple[str, str]:
 
 @keras.saving.register_keras_serializable(registry.PACKAGE)
 class QuantizedSubclass:
-    """Mixin of the classes that are made on demand: how they are saved."""
+    """Mixin of the classes that are created on demand: saves and loads them."""
 
     def get_config(self) -> Config:
         """Returns the float layer's class and configuration, and the settings."""
@@ -121,7 +120,7 @@ class QuantizedSubclass:
 
 
 def derived_class(layer_class: type) -> type | None:
-    """Returns the quantized class made for a layer class, if one can be made."""
+    """Returns the quantized class derived for a layer class, or `None`."""
     if layer_class not in _derived:
         derived = _make(layer_class)
         if derived is None:
@@ -141,11 +140,11 @@ def _make(layer_class: type) -> type | None:
             "takes_floats": False,
             "filter_axes": lambda layer, name: known.filter_axes,
         }
-        return _class((StochasticallyQuantized,), layer_class, attributes)
+        return _class(layer_class, StochasticallyQuantized, attributes)
     base = covered_base(layer_class)
     if base is None or redefined(layer_class, base):
         return None
-    return _class((registry.covered()[base],), layer_class, {})
+    return _class(layer_class, registry.covered()[base], {})
 
 
 def covered_base(layer_class: type) -> type | None:
@@ -155,7 +154,7 @@ def covered_base(layer_class: type) -> type | None:
 
 
 def redefined(layer_class: type, base: type) -> list[str]:
-    """Returns what a class defines anew of a base class that may be of consequence."""
+    """Returns the names that a class overrides and that may change the computation."""
     between = layer_class.__mro__[: layer_class.__mro__.index(base)]
     covered = registry.covered().get(base)
     weights = getattr(covered, "quantized_weights", ())
@@ -171,21 +170,7 @@ def redefined(layer_class: type, base: type) -> list[str]:
     )
 
 
-def _class(
-    bases: tuple[type, ...], layer_class: type, attributes: dict[str, Any]
-) -> type:
-    cls = type(
-        f"SQ{layer_class.__name__}",
-        (QuantizedSubclass, *bases, layer_class),
-        {
-            **attributes,
-            "__module__": layer_class.__module__,
-            "__doc__": f"Stochastically quantized `{layer_class.__name__}`.",
-        },
-    )
-    register_as = keras.saving.register_keras_serializable(
-        registry.PACKAGE, QuantizedSubclass.__name__
-    )
-    register_as(cls)
-    register_as(QuantizedSubclass)  # The one that answers to the name.
+def _class(layer_class: type, base: type, attributes: Config) -> type:
+    cls = registry.new_class(layer_class, (QuantizedSubclass, base), attributes)
+    registry.save_under_name_of(QuantizedSubclass, cls)
     return cls

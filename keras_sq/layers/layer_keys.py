@@ -1,7 +1,7 @@
 """How a caller names layers: by name, path, pattern, class, predicate or place.
 
-`skip` and `overrides` of `quantize_model` take such keys. Layers named by their
-place, such as `"@first"`, are looked up in the model's graph.
+`skip` and `overrides` of `quantize_model` take such keys. The model's graph says which
+layers a place such as `"@first"` names.
 """
 
 import fnmatch
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, LayerKey, LayerKeys, Model, Overrides, Variable
-from keras_sq.layers import promotion, topology
+from keras_sq.layers import layer_paths, promotion, topology
 from keras_sq.layers.settings import Settings
 
 FIRST, LAST, DOWNSAMPLING, SMALL = "@first", "@last", "@downsampling", "@small"
@@ -122,6 +122,31 @@ def matching_paths(
     return {p for p, _ in paths if p in hits or (below and p.startswith(below))}
 
 
+def quantized_paths(
+    argument: str, key: LayerKey, model: Model, quantized: Iterable[str]
+) -> set[str]:
+    """Returns the paths of the quantized layers that a key names.
+
+    Args:
+        argument: Name of the argument that has the key, for the error.
+        key: A key of layers.
+        model: The model.
+        quantized: Paths of its quantized layers.
+
+    Raises:
+        ValueError: If the key matches none of them.
+    """
+    known = list(quantized)
+    hits = matching_paths(key, layer_paths(model), model) & set(known)
+    if not hits:
+        raise ValueError(
+            f"Argument `{argument}` names {key!r}, which matches no quantized layer of "
+            f"model '{model.name}'. These are: {checks.listed(known)}."
+            f"{meant(key, known)}"
+        )
+    return hits
+
+
 def _paths_at(place: str, model: Model) -> set[str]:
     checks.one_of("skip", place, PLACES)
     return {
@@ -136,10 +161,10 @@ def _paths_at(place: str, model: Model) -> set[str]:
 def smallest_paths(paths: list[tuple[str, Layer]]) -> set[str]:
     """Returns the paths of the layers that `SMALL` names.
 
-    From the smallest kernel on as many layers as together have at most `SMALL_PART` of
-    the weights in kernels that can be quantized. Layers of one size are in it together
-    or not at all, so that of equal blocks none is treated otherwise than the next. The
-    usual ones are first convolutions, depthwise ones, shortcuts and heads.
+    These are the layers with the smallest kernels, up to `SMALL_PART` of the weights
+    that can be quantized. Layers of one size are all included or all excluded, so equal
+    blocks are treated alike. Typical ones are first convolutions, depthwise ones,
+    shortcuts and heads.
 
     Args:
         paths: All layers of the model with their paths.

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_sq.core import backend, checks
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Model, Tensor, Variable
+from keras_sq.core.types import Array, Model, Tensor, Variable
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.selection import Selection
@@ -60,75 +59,146 @@ def variables_of(layers: Sequence[StochasticallyQuantized]) -> list[Variable]:
 def _update_alike(
     layers: Sequence[StochasticallyQuantized], ratio: Tensor, due: Tensor
 ) -> Tensor:
-    """As `update_masks`, with one ratio for all of the layers."""
+    """As `update_masks`, with one ratio for all of the layers.
+
+    The masks go through the condition as one vector, and the random states as one
+    matrix: what is traced for each mask is what makes a training start late.
+    """
     masked = [(layer, name) for layer in layers for name in layer.mask_names]
+    sizes = [math.prod(layer.mask(name).shape) for layer, name in masked]
     full, none = ratio >= 1.0, ops.logical_and(due, ratio <= 0.0)
 
-    # What is assigned within a branch stays within on JAX: the branches get the
-    # random states as values, and hand them on.
+    # What is assigned within a branch stays within on JAX, and so nothing is.
+    now = ops.concatenate(
+        [ops.reshape(internals.read(layer.mask(name)), (-1,)) for layer, name in masked]
+    )
     seeds = [layer.mask_seed_state for layer in layers]
-    values = [(variable, internals.read(variable)) for variable in variables_of(layers)]
+    states = ops.stack([internals.read(seed) for seed in seeds])
 
-    def draw() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        with keras.StatelessScope(state_mapping=values) as scope:
-            masks, flags = _drawn(masked, ratio)
-            return masks, flags, [scope.get_current_value(seed) for seed in seeds]
+    def draw() -> tuple[Tensor, Tensor, Tensor]:
+        return _drawn(masked, sizes, ratio, now, states)
 
-    def keep() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        now = [internals.read(layer.mask(name)) for layer, name in masked]
+    def keep() -> tuple[Tensor, Tensor, Tensor]:
         some = ops.logical_not(none)
-        masks = [ops.logical_or(ops.logical_and(mask, some), full) for mask in now]
-        flags = [ops.ones((), "bool")] * len(masked)
-        return masks, flags, [internals.read(seed) for seed in seeds]
+        mask = ops.logical_or(ops.logical_and(now, some), full)
+        return mask, ops.ones((len(masked),), "bool"), states
 
     partly = ops.logical_and(ratio > 0.0, ratio < 1.0)
-    masks, flags, states = ops.cond(ops.logical_and(due, partly), draw, keep)
-    for (layer, name), mask in zip(masked, masks, strict=True):
-        layer.mask(name).assign(mask)
-    for seed, state in zip(seeds, states, strict=True):
+    new, flags, states = ops.cond(ops.logical_and(due, partly), draw, keep)
+    for (layer, name), mask in zip(masked, _parts(new, sizes), strict=True):
+        variable = layer.mask(name)
+        variable.assign(ops.reshape(mask, variable.shape))
+    for seed, state in zip(seeds, ops.unstack(states, len(seeds)), strict=True):
         seed.assign(state)
-    per_layer = []
-    start = 0
     for layer in layers:
         layer.ratio.assign(backend.unshared(ratio))
-        end = start + len(layer.mask_names)
-        per_layer.append(ops.all(ops.stack(flags[start:end])))
-        start = end
-    return ops.stack(per_layer)
+    names = [len(layer.mask_names) for layer in layers]
+    if max(names) == 1:
+        return flags
+    return ops.stack([ops.all(part) for part in _parts(flags, names)])
+
+
+def _parts(vector: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Returns a vector in parts."""
+    if len(sizes) == 1:
+        return [vector]
+    return list(ops.split(vector, np.cumsum(sizes)[:-1].tolist()))
 
 
 def _drawn(
-    masked: Sequence[tuple[StochasticallyQuantized, str]], ratio: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns new masks, and whether the errors were finite."""
+    masked: Sequence[tuple[StochasticallyQuantized, str]],
+    sizes: Sequence[int],
+    ratio: Tensor,
+    now: Tensor,
+    states: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns new masks, whether the errors were finite, and the next random states.
+
+    Args:
+        masked: What has a mask: layers, each with one of its `mask_names`.
+        sizes: The sizes of the masks.
+        ratio: Float32 scalar.
+        now: Bool, the masks as they are, one behind the other.
+        states: Int `(layers, 2)`, the random states.
+    """
     masks: list[Tensor] = [None] * len(masked)
     flags: list[Tensor] = [None] * len(masked)
     # Masks with the same way of selection and, to keep the padding small, of
     # similar size (a factor of four) are drawn together.
     groups: dict[tuple[Selection, int], list[int]] = {}
     for index, (layer, name) in enumerate(masked):
-        magnitude = math.prod(layer.mask(name).shape).bit_length() // 2
+        magnitude = sizes[index].bit_length() // 2
         groups.setdefault((layer.selection_of(name), magnitude), []).append(index)
+    noise, states = _noise(masked, sizes, sum(groups.values(), []), states)
+    previous = _parts(now, sizes)
     for (selection, _), members in groups.items():
-        errors, noise, previous = [], [], []
+        errors = []
         for index in members:
             layer, name = masked[index]
-            mask = ops.reshape(internals.read(layer.mask(name)), (-1,))
-            previous.append(mask)
-            noise.append(layer.uniform_noise(name))
             if selection.needs_errors:
                 error = ops.reshape(layer.quantization_errors(name), (-1,))
                 flags[index] = ops.all(ops.isfinite(error))
             else:
-                error = ops.zeros(mask.shape, "float32")
+                error = ops.zeros((sizes[index],), "float32")
                 flags[index] = ops.isfinite(_size(layer, name))
             errors.append(error)
-        drawn = selection.masks(errors, ratio, noise, previous)
-        for index, mask, old in zip(members, drawn, previous, strict=True):
-            layer, name = masked[index]
-            shape = layer.mask(name).shape
-            masks[index] = ops.reshape(ops.where(flags[index], mask, old), shape)
-    return masks, flags
+        drawn = selection.masks(
+            errors,
+            ratio,
+            [noise[index] for index in members],
+            [previous[index] for index in members],
+        )
+        for index, mask in zip(members, drawn, strict=True):
+            masks[index] = ops.where(flags[index], mask, previous[index])
+    return ops.concatenate(masks), ops.stack(flags), states
+
+
+def _noise(
+    masked: Sequence[tuple[StochasticallyQuantized, str]],
+    sizes: Sequence[int],
+    order: Sequence[int],
+    states: Tensor,
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Returns random numbers for every mask, and the next random states.
+
+    The numbers are those of `keras.random.uniform` with the layer's generator, one
+    draw after the other: float32 in [0, 1), `numbers_per_entry` for each entry.
+
+    Args:
+        masked: As for `_drawn`.
+        sizes: As for `_drawn`.
+        order: The indices of the masks in the order of their draws.
+        states: Int `(layers, 2)`: seed and number of draws.
+    """
+    rows = {id(layer): row for row, (layer, _) in enumerate(_first_masks(masked))}
+    draws = np.zeros(len(rows), "int64")
+    of_layer, earlier, lengths = [], [], []
+    for index in order:
+        layer, name = masked[index]
+        row = rows[id(layer)]
+        of_layer.append(row)
+        earlier.append(draws[row])
+        lengths.append(layer.selection_of(name).numbers_per_entry * sizes[index])
+        draws[row] += 1
+    seeds = ops.take(states, np.array(of_layer, "int32"), axis=0)
+    seeds = seeds + _second_column(earlier, states)
+    numbers = backend.uniform_numbers(seeds, lengths)
+    return (
+        dict(zip(order, numbers, strict=True)),
+        states + _second_column(draws, states),
+    )
+
+
+def _first_masks(
+    masked: Sequence[tuple[StochasticallyQuantized, str]],
+) -> list[tuple[StochasticallyQuantized, str]]:
+    """Returns one entry a layer, in order."""
+    return list({id(entry[0]): entry for entry in masked}.values())
+
+
+def _second_column(values: Sequence[int] | Array, like: Tensor) -> Tensor:
+    column = np.stack([np.zeros(len(values), "int64"), np.array(values)], axis=1)
+    return ops.convert_to_tensor(column, like.dtype)
 
 
 def _size(layer: StochasticallyQuantized, name: str) -> Tensor:

@@ -26,6 +26,32 @@ def add(cls: type) -> type:
     return keras.saving.register_keras_serializable(PACKAGE)(cls)  # type: ignore[no-any-return]
 
 
+def new_class(layer_class: type, bases: tuple[type, ...], attributes: Config) -> type:
+    """Returns a new class `SQ<name>`, derived from bases and a layer class.
+
+    Args:
+        layer_class: The Keras class, or a user's.
+        bases: The classes with what this package adds.
+        attributes: Attributes of the new class.
+    """
+    usual = {
+        "__module__": layer_class.__module__,
+        "__doc__": f"Stochastically quantized `{layer_class.__name__}`.",
+    }
+    name = f"SQ{layer_class.__name__}"
+    return type(name, (*bases, layer_class), usual | attributes)
+
+
+def save_under_name_of(owner: type, cls: type) -> None:
+    """Registers a class, for saving, under the name of another class.
+
+    Keras then loads what is saved by the `from_config` of the owner of the name.
+    """
+    register_as = keras.saving.register_keras_serializable(PACKAGE, owner.__name__)
+    register_as(cls)
+    register_as(owner)
+
+
 def covered() -> dict[type, type]:
     """Returns the quantized classes by their float classes, without derived ones."""
     return dict(_quantized)
@@ -67,8 +93,8 @@ def register(
 ) -> type:
     """Lets `quantize_model` quantize layers of your own.
 
-    Layers that hold layers of Keras need it not, nor do subclasses of a covered layer
-    that have no more of their own than a constructor, a configuration or new methods.
+    Layers that contain Keras layers do not need it. Neither do subclasses of a covered
+    layer that override only the constructor or the configuration, or add methods.
 
     Args:
         layer_class: A subclass of `keras.layers.Layer` whose weights are
@@ -109,16 +135,7 @@ def register(
         )
     if issubclass(layer_class, StochasticallyQuantized):
         raise ValueError(f"{layer_class.__name__} is a quantized class already.")
-    attributes: dict[str, Any] = {
-        "quantized_weights": names,
-        "__module__": layer_class.__module__,
-        "__doc__": f"Stochastically quantized `{layer_class.__name__}`.",
-    }
+    attributes: dict[str, Any] = {"quantized_weights": names}
     if filter_axes is not None:
         attributes["filter_axes"] = filter_axes
-    cls = type(
-        f"SQ{layer_class.__name__}",
-        (StochasticallyQuantized, layer_class),
-        attributes,
-    )
-    return add(cls)
+    return add(new_class(layer_class, (StochasticallyQuantized,), attributes))

@@ -1,8 +1,7 @@
 """Selection: which filters (or weights) are quantized now.
 
 Quantization error → probability → mask. Everything here is a pure function
-of tensors and a seed, so that one compiled call draws the masks of all
-layers.
+of tensors and random numbers, so one compiled call draws the masks of all layers.
 
 **Drawing without replacement.** The papers spin a roulette wheel once per
 filter and take the filter that came up off the wheel. Adding Gumbel noise to

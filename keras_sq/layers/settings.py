@@ -1,4 +1,4 @@
-"""What a quantized layer is told: quantizer, selection, gradient, inference."""
+"""The settings of a quantized layer: quantizer, selection, gradient, inference."""
 
 import dataclasses
 import inspect
@@ -109,8 +109,8 @@ class Settings:
     def input_selection(self) -> Selection:
         """How the quantized entries of a masked input are chosen.
 
-        As those of the kernel, but each with the same probability: what a feature
-        map holds changes with the example, so that its entries have no errors.
+        As those of the kernel, but all with the same probability: a feature map
+        changes with the example, so its entries have no errors.
         """
         return Selection("element", "constant", self.selection, "paper")
 

@@ -161,7 +161,7 @@ def with_gradient(
     forward: Callable[..., Tensor],
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Tensor:
-    """Returns `forward(*inputs)` with a gradient of one's own.
+    """Returns `forward(*inputs)` with another gradient.
 
     Args:
         inputs: Tensors, no variables.

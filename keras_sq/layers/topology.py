@@ -23,7 +23,7 @@ class Place:
     """Where a layer stands among those that count.
 
     Attributes:
-        path: Names of the layers that hold it and its own, by slashes.
+        path: Names of the layers above it and its name, joined by slashes.
         layer: The layer.
         first: Whether it is called, at least once, on data that no other layer
             has seen.

@@ -5,7 +5,7 @@ Read the docstring of `schedules/__init__.py` first. The schedules themselves ar
 
 Design note: **bound schedules are schedules in steps.** `bind` returns an
 ordinary schedule with `unit="steps"` instead of keeping both forms in one
-object, so a schedule never changes and can be shared by two runs.
+object, so a schedule never changes, and two runs can share it.
 
 Design note: **steps in int32.** JAX has no int64 by default, and a float32 step
 stops counting at 2**24. So a step is first limited to the end of the schedule,
@@ -271,8 +271,9 @@ def get(identifier: Any) -> RatioSchedule:
     """Returns the schedule that the identifier means.
 
     Args:
-        identifier: A `RatioSchedule`, a name in `BY_NAME`, a list of ratios
-            (equally long stages), or what `serialize` returned.
+        identifier: A `RatioSchedule`, the name of a function of
+            `keras_sq.schedules`, `"layerwise"`, a list of ratios (equally long
+            stages), or what `serialize` returned.
 
     Raises:
         ValueError: If the name is not known.

@@ -45,7 +45,7 @@ DEFAULT_RAMP = 0.75
 
 @keras.saving.register_keras_serializable(package="keras_sq")
 class Layerwise(RatioSchedule):
-    """Quantizes one layer after the other, each along a schedule of its own.
+    """Quantizes one layer after the other, each along the same inner schedule.
 
     Each layer has a turn. Before it nothing of the layer is quantized; in it the ratio
     follows `inner`, as if the turn were the whole run; after it the layer stays at the

@@ -5,8 +5,8 @@ from typing import Any
 
 from keras_sq.core import checks
 from keras_sq.core.types import Layer, Model
-from keras_sq.layers import layer_paths, quantized_layers
-from keras_sq.layers.layer_keys import matching_paths, meant
+from keras_sq.layers import quantized_layers
+from keras_sq.layers.layer_keys import quantized_paths
 from keras_sq.layers.quantized import StochasticallyQuantized
 from keras_sq.layers.topology import places
 
@@ -54,7 +54,7 @@ def layers_in_order(
         for place in places(model, lambda x: isinstance(x, StochasticallyQuantized))
     ]
     seen = {id(layer) for _, layer in pairs}
-    # Such as a layer that a model holds beside its graph.
+    # The rest: layers that a model has outside of its graph.
     pairs += [pair for pair in quantized_layers(model) if id(pair[1]) not in seen]
     if order == "reverse":
         return pairs[::-1]
@@ -64,18 +64,14 @@ def layers_in_order(
 def _listed(
     model: Model, order: Sequence[str], pairs: list[tuple[str, Layer]]
 ) -> list[tuple[str, Layer]]:
-    """Returns the layers in the order of the names; what is left goes nowhere."""
-    paths = layer_paths(model)
+    """Returns the layers in the order of the names.
+
+    Raises:
+        ValueError: If a name matches no layer, or a layer has no turn.
+    """
     left, chosen = pairs, []
     for key in order:
-        hits = matching_paths(key, paths, model)
-        if not any(path in hits for path, _ in pairs):
-            known = [path for path, _ in pairs]
-            raise ValueError(
-                f"Argument `order` names {key!r}, which matches no quantized layer of "
-                f"model '{model.name}'. These are: {checks.listed(known)}."
-                f"{meant(key, known)}"
-            )
+        hits = quantized_paths("order", key, model, [path for path, _ in pairs])
         chosen += [pair for pair in left if pair[0] in hits]
         left = [pair for pair in left if pair[0] not in hits]
     if left:

@@ -130,8 +130,8 @@ def test_large_models_take_another_way_to_the_same_file(make, monkeypatch):
     assert large.signature == small.signature
     assert len(large.content) > 4 * model.count_params()
     none = examples.Examples()
-    comparison = comparing.compare_float(large, model, none, tolerance=1e-5)
-    expected = comparing.compare_float(small, model, none, tolerance=1e-5)
+    comparison = comparing.Comparer(large, model, none).compare_float(1e-5)
+    expected = comparing.Comparer(small, model, none).compare_float(1e-5)
     assert comparison.outputs == expected.outputs
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from micro_comparison import check_same
 
 from keras_sq.export import ExportError
-from keras_sq.export.conversion import inputs, integer
+from keras_sq.export.conversion import convert, inputs, integer
 from keras_sq.export.examples import Examples
 from keras_sq.export.micro import compression, lookup_tables, splitting
 from keras_sq.export.micro import runtime as micro_runtime
@@ -70,7 +70,8 @@ def int8_file(model, num_levels=2, kernels=None):
         for tensor in model.inputs
     ]
     signature = inputs.input_signature(model, data if len(data) > 1 else data[0])
-    return integer.int8_file(model, signature.with_batch(1), Examples(data)).content
+    floats = convert.float_file(model, signature.with_batch(1), integers=True)
+    return integer.int8_file(floats, Examples(data))
 
 
 def sequence(shape, *made):
@@ -716,9 +717,9 @@ def test_kernel_that_is_looked_up_is_compressed():
     entry = keras.Input((4,), dtype="int32")
     model = keras.Model(entry, Lookup()(entry))
     signature = inputs.input_signature(model, np.zeros((2, 4), np.int32))
-    signature = signature.with_batch(1)
+    floats = convert.float_file(model, signature.with_batch(1), integers=True)
     data = np.random.default_rng(0).integers(0, 200, (8, 4)).astype(np.int32)
-    file = TFLiteFile(integer.int8_file(model, signature, Examples([data])).content)
+    file = TFLiteFile(integer.int8_file(floats, Examples([data])))
     names = [file.operator_name(operator) for operator in file.subgraphs[0].operators]
     assert "GATHER" in names
     content = file.pack()

@@ -11,7 +11,7 @@ from keras import layers as kl
 
 import keras_sq
 from keras_sq.export import ExportError
-from keras_sq.export.conversion import inputs, integer
+from keras_sq.export.conversion import convert, inputs, integer
 from keras_sq.export.examples import Batch
 from keras_sq.export.report import OutputError, TensorReport
 from keras_sq.export.tflite import runtime
@@ -219,7 +219,8 @@ def test_layer_that_hardly_opens_gets_steps_that_kernels_take():
     top = np.array(model(x)).max(axis=0)
     model.layers[0].bias.assign(1e-5 - top)
     signature, examples, _ = inputs.prepare(model, x)
-    content = integer.int8_file(model, signature, examples).content
+    floats = convert.float_file(model, signature, integers=True)
+    content = integer.int8_file(floats, examples)
     runner = runtime.Runner(content)  # With XNNPACK, which is particular.
     batch = Batch("representative", (signature.inputs[0].name,), [x[:1]])
     (found,) = running.file_outputs(runner, batch).values()

@@ -7,11 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_sq.analysis.plots import _style
-from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Array, LayerKeys, Model
 from keras_sq.layers import layer_paths
-from keras_sq.layers.layer_keys import as_keys, matching_paths, meant
+from keras_sq.layers.layer_keys import as_keys, quantized_paths
 from keras_sq.layers.masks import require_quantized
 from keras_sq.layers.quantized import StochasticallyQuantized
 
@@ -122,19 +121,11 @@ def _kernels(
 ) -> list[tuple[str, Array, Array, Array]]:
     """Returns path, weights before, latent and quantized weights after, all flat."""
     quantized = dict(require_quantized(after))
-    paths = layer_paths(after)
     chosen = set(quantized)
     if keys is not None:
         chosen = set()
         for key in as_keys(keys, "layers"):
-            hits = matching_paths(key, paths, after) & set(quantized)
-            if not hits:
-                raise ValueError(
-                    f"Argument `layers` names {key!r}, which matches no quantized "
-                    f"layer. These are: {checks.listed(quantized)}."
-                    f"{meant(key, quantized)}"
-                )
-            chosen |= hits
+            chosen |= quantized_paths("layers", key, after, quantized)
     others = dict(layer_paths(before))
     found = []
     for path, layer in quantized.items():

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations.levels import (
     FLOAT_LEVELS,
     GRID,
@@ -37,8 +38,6 @@ from keras_sq.export.activations.levels import (
     StoredActivations,
 )
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TYPES, TFLiteFile, indices
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ def find(file: TFLiteFile, quantizers: Sequence[ActivationLevels]) -> list[Place
     thresholds are told apart by the name of the node; where the converter merged
     operators, one of the names is left.
     """
-    found: list[tuple[Place, list[ActivationLevels]]] = []
+    places: list[tuple[Place, list[ActivationLevels]]] = []
     for subgraph in file.subgraphs:
         uses = file.uses(subgraph)
         for operator in subgraph.operators:
@@ -90,8 +89,8 @@ def find(file: TFLiteFile, quantizers: Sequence[ActivationLevels]) -> list[Place
             for use in uses.get(ranks, []):
                 if use.name == "GATHER" and use.position == 1 and same:
                     place = Place(subgraph, operator, use.operator, tuple(named))
-                    found.append((place, same))
-    named_anywhere = {id(x) for place, _ in found for x in place.quantizers}
+                    places.append((place, same))
+    named_anywhere = {id(x) for place, _ in places for x in place.quantizers}
     return [
         dataclasses.replace(
             place,
@@ -103,7 +102,7 @@ def find(file: TFLiteFile, quantizers: Sequence[ActivationLevels]) -> list[Place
                 or not place.quantizers
             ),
         )
-        for place, same in found
+        for place, same in places
     ]
 
 
@@ -112,7 +111,14 @@ def float_forms(
 ) -> list[StoredActivations]:
     """Returns how a file of float activations holds the quantized ones."""
     return [
-        _held(file, place, FLOAT_LEVELS, "exact; activations are float32")
+        StoredActivations(
+            place.quantizers,
+            _index(file.subgraphs, place.subgraph),
+            place.input,
+            place.output,
+            FLOAT_LEVELS,
+            "exact; activations are float32",
+        )
         for place in find(file, quantizers)
     ]
 
@@ -151,14 +157,14 @@ def integer_forms(
         The file, and how it holds each place.
     """
     file = TFLiteFile(content)
-    made = [_to_integers(file, place) for place in find(file, quantizers)]
+    entries = [_to_integers(file, place) for place in find(file, quantizers)]
     for graph in file.subgraphs:
         _drop_unused_tensors(file, graph)
-    return file.pack(), [entry.held(file) for entry in made]
+    return file.pack(), [entry.stored(file) for entry in entries]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Made:
+class _IntegerPlace:
     """A place in an integer form, while tensors may still move."""
 
     place: Place
@@ -167,7 +173,7 @@ class _Made:
     stored_as: str
     reason: str
 
-    def held(self, file: TFLiteFile) -> StoredActivations:
+    def stored(self, file: TFLiteFile) -> StoredActivations:
         graph = self.place.subgraph
         return StoredActivations(
             self.place.quantizers,
@@ -179,7 +185,7 @@ class _Made:
         )
 
 
-def _to_integers(file: TFLiteFile, place: Place) -> _Made:
+def _to_integers(file: TFLiteFile, place: Place) -> _IntegerPlace:
     graph = place.subgraph
     tensors, operators = graph.tensors, graph.operators
     before = next(
@@ -198,7 +204,7 @@ def _to_integers(file: TFLiteFile, place: Place) -> _Made:
         if levels is not None and levels.dtype == np.int8:
             why = f"of a float32 input; {_accuracy(place, levels)}"
         ends = tensors[place.input], tensors[place.output]
-        return _Made(place, *ends, FLOAT_LEVELS, why)
+        return _IntegerPlace(place, *ends, FLOAT_LEVELS, why)
     (source,) = indices(before.inputs)
     quantizer = place.quantizers[0]
     if quantizer.is_grid and _params(tensors[place.output])[1] == -128:
@@ -219,7 +225,7 @@ def _to_integers(file: TFLiteFile, place: Place) -> _Made:
     operators[at : at + 1] = new
     _drop_unread(file, graph, place.rank)
     _drop_unread(file, graph, before)
-    return _Made(place, tensors[source], tensors[place.output], form, reason)
+    return _IntegerPlace(place, tensors[source], tensors[place.output], form, reason)
 
 
 def _on_grid(file: TFLiteFile, place: Place, source: int, levels: Array) -> list[Any]:
@@ -267,10 +273,10 @@ def _product(
 
 
 def _quantization(scale: float, zero_point: int = 0) -> Any:
-    found = schema.QuantizationParametersT()
-    found.scale = np.array([scale], np.float32)
-    found.zeroPoint = np.array([zero_point], np.int64)
-    return found
+    quantization = schema.QuantizationParametersT()
+    quantization.scale = np.array([scale], np.float32)
+    quantization.zeroPoint = np.array([zero_point], np.int64)
+    return quantization
 
 
 def _params(tensor: Any) -> tuple[float, int]:
@@ -313,9 +319,9 @@ def _look_up(file: TFLiteFile, place: Place, source: int, levels: Array) -> list
 def _accuracy(place: Place, codes: Array) -> str:
     """Returns how well int8 codes hold the levels, in words."""
     scale, zero = _params(place.subgraph.tensors[place.output])
-    held = (codes.astype("f8") - zero) * scale
+    values = (codes.astype("f8") - zero) * scale
     levels = place.quantizers[0].levels
-    error = np.max(np.abs(held - levels)) / np.max(np.abs(levels), initial=1e-30)
+    error = np.max(np.abs(values - levels)) / np.max(np.abs(levels), initial=1e-30)
     return "levels exact" if error < 1e-6 else f"levels to {error:.1g} of the largest"
 
 
@@ -354,10 +360,3 @@ def _drop_unused_tensors(file: TFLiteFile, graph: Any) -> None:
 def _index(entries: Sequence[Any], wanted: Any) -> int:
     """Returns the place of an object."""
     return next(i for i, entry in enumerate(entries) if entry is wanted)
-
-
-def _held(file: TFLiteFile, place: Place, form: str, reason: str) -> StoredActivations:
-    number = _index(file.subgraphs, place.subgraph)
-    return StoredActivations(
-        place.quantizers, number, place.input, place.output, form, reason
-    )

@@ -24,16 +24,15 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_sq.core import keras_internals as internals
-from keras_sq.core.types import Layer, Model, Tensor
+from keras_sq.core.types import Array, Layer, Model, Tensor
 from keras_sq.export.report import ActivationReport
 from keras_sq.layers import QuantizedActivation, layer_paths
 from keras_sq.layers.inputs import QuantizedInputs, with_quantized_input
 from keras_sq.layers.recurrent import QuantizedRecurrent, QuantizedTimeDistributed
 from keras_sq.quantizers.activations import ActivationRule
-
-Array = np.ndarray[Any, Any]
 
 NODE_NAME = "keras_sq_activation_"
 """Start of the names of nodes; the numbers of quantizer and call follow."""
@@ -66,9 +65,9 @@ class ActivationLevels:
         active: Whether activations are quantized; else they pass as they are.
         compares: Whether signs are taken by a comparison with 0.
         calls: How often it was called.
-        given: Number of a call -> what it returns, whatever it gets. The numbers
-            count from 0, from when `given` was set; other calls give the levels.
-        seen: What the calls got since `given` was set, if it was.
+        imposed: Number of a call -> what it returns, whatever its input, or `None`;
+            see `imposed`.
+        seen: Inputs of the calls while outputs are imposed.
     """
 
     path: str
@@ -80,7 +79,7 @@ class ActivationLevels:
     active: bool = True
     compares: bool = False
     calls: int = 0
-    given: Mapping[int, Array] | None = None
+    imposed: Mapping[int, Array] | None = None
     seen: list[Array] = dataclasses.field(default_factory=list)
 
     @property
@@ -97,11 +96,6 @@ class ActivationLevels:
         """Whether the levels are -1 and 1, and 0 is the lowest number of the 1."""
         return np.array_equal(self.levels, (-1, 1)) and self.thresholds[0] == 0
 
-    def give(self, levels: Mapping[int, Array] | None) -> None:
-        """Sets `given`, and begins `seen` anew."""
-        self.given = levels
-        self.seen = []
-
     def expected(self, x: Array) -> Array:
         """Returns quantized activations, as the rule has them.
 
@@ -112,15 +106,13 @@ class ActivationLevels:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns quantized activations, as the converter understands them."""
-        import tensorflow as tf
-
         self.calls += 1
         if not self.active:
             return x
-        if self.given is not None:
+        if self.imposed is not None:
             self.seen.append(keras.ops.convert_to_numpy(x))
-            if len(self.seen) - 1 in self.given:
-                return tf.constant(self.given[len(self.seen) - 1])
+            if len(self.seen) - 1 in self.imposed:
+                return tf.constant(self.imposed[len(self.seen) - 1])
         # A scope from the root: some files keep but the first 50 letters of a name.
         with tf.name_scope(f"{NODE_NAME}{self.number}_{self.calls - 1}/"):
             if self.compares:
@@ -164,6 +156,25 @@ def bypassed(quantizers: Sequence[ActivationLevels]) -> Iterator[None]:
             quantizer.active = True
 
 
+@contextlib.contextmanager
+def imposed(
+    levels: Mapping[ActivationLevels, Mapping[int, Array]],
+) -> Iterator[None]:
+    """Within, quantizers return the outputs of a file, and record their inputs.
+
+    Args:
+        levels: Quantizer -> number of a call, from 0 -> what it returns. Other calls
+            of these quantizers give their own levels.
+    """
+    for quantizer, by_call in levels.items():
+        quantizer.imposed, quantizer.seen = by_call, []
+    try:
+        yield
+    finally:
+        for quantizer in levels:
+            quantizer.imposed = None
+
+
 def deploy(model: Model, plain: Model) -> tuple[ActivationLevels, ...]:
     """Makes a plain copy of a model quantize activations as the model does.
 
@@ -192,7 +203,7 @@ def deploy(model: Model, plain: Model) -> tuple[ActivationLevels, ...]:
             places[id(getattr(cell, "cells", [cell])[0])] = new
         elif isinstance(old, QuantizedTimeDistributed):
             places[id(old.layer)] = new  # type: ignore[attr-defined]
-    found: list[ActivationLevels] = []
+    quantizers: list[ActivationLevels] = []
     for old, _ in pairs:
         path = paths[id(old)]
         if isinstance(old, QuantizedActivation):
@@ -205,30 +216,30 @@ def deploy(model: Model, plain: Model) -> tuple[ActivationLevels, ...]:
         # A mask of the input may follow.
         variables = variables[: len(rule.state_specs())]
         state = tuple(keras.ops.convert_to_numpy(value) for value in variables)
-        found.append(activation_levels(path, rule, state, len(found)))
+        quantizers.append(activation_levels(path, rule, state, len(quantizers)))
         target = places[id(old)]
         target.__class__ = _deployed_class(type(target))
-        target.__dict__["_activation_levels"] = found[-1]
-    return tuple(found)
+        target.__dict__["_activation_levels"] = quantizers[-1]
+    return tuple(quantizers)
 
 
 def reports(
-    quantizers: Sequence[ActivationLevels], held: Sequence[StoredActivations]
+    quantizers: Sequence[ActivationLevels], stored: Sequence[StoredActivations]
 ) -> tuple[ActivationReport, ...]:
     """Returns what the report says of each activation quantizer."""
-    found = []
+    rows = []
     for quantizer in quantizers:
-        own = [x for x in held if any(y is quantizer for y in x.quantizers)]
-        found.append(
+        entries = [x for x in stored if any(y is quantizer for y in x.quantizers)]
+        rows.append(
             ActivationReport(
                 path=quantizer.path,
                 rule=quantizer.rule.name,
                 levels=len(np.unique(quantizer.levels)),
-                stored_as=", ".join(dict.fromkeys(x.stored_as for x in own)),
-                reason="; ".join(dict.fromkeys(x.reason for x in own)),
+                stored_as=", ".join(dict.fromkeys(x.stored_as for x in entries)),
+                reason="; ".join(dict.fromkeys(x.reason for x in entries)),
             )
         )
-    return tuple(found)
+    return tuple(rows)
 
 
 def activation_levels(
@@ -260,8 +271,8 @@ def activation_levels(
 def _forward(rule: ActivationRule, state: Sequence[Array], x: Array) -> Array:
     tensors = [keras.ops.convert_to_tensor(value, "float32") for value in state]
     x = keras.ops.convert_to_tensor(x, "float32")
-    found: Array = keras.ops.convert_to_numpy(rule.forward(x, *tensors))
-    return found
+    levels: Array = keras.ops.convert_to_numpy(rule.forward(x, *tensors))
+    return levels
 
 
 def _float32(places: Array) -> Array:

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations.forms import Place, find
 from keras_sq.export.activations.levels import ActivationLevels
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
-
-Array = np.ndarray[Any, Any]
 
 ORDER_PRESERVING = ("MAX_POOL_2D", "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS")
 """Operators that only move values: a narrower range may as well hold before them."""
@@ -125,13 +124,13 @@ def too_fine(content: bytes) -> dict[bytes, float]:
         may never have been anything but 0.
     """
     file = TFLiteFile(content)
-    found: dict[bytes, float] = {}
+    factors: dict[bytes, float] = {}
     for subgraph in file.subgraphs:
         tensors = subgraph.tensors
         for operator in subgraph.operators:
             for index in indices(operator.outputs):
                 if 0.0 < _step(tensors[index]) <= STEP_OF_NOTHING:
-                    found[tensors[index].name] = 1.0
+                    factors[tensors[index].name] = 1.0
             name = file.operator_name(operator)
             output = tensors[indices(operator.outputs)[0]]
             step = _step(output)
@@ -142,8 +141,8 @@ def too_fine(content: bytes) -> dict[bytes, float]:
             steps = [_step(tensors[index]) for index in places[:2]]
             sums = max(steps) if name in ("ADD", "SUB") else steps[0] * steps[1]
             if sums / step >= LARGEST_RATIO:
-                found[output.name] = 2 * sums / step / LARGEST_RATIO
-    return found
+                factors[output.name] = 2 * sums / step / LARGEST_RATIO
+    return factors
 
 
 def _step(tensor: Any) -> float:

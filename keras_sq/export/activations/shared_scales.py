@@ -60,9 +60,9 @@ def joined(content: bytes) -> bytes:
             changed = False
             for group in groups:
                 limits = {
-                    index: found
+                    index: span
                     for index in group
-                    if (found := _range(subgraph.tensors[index])) is not None
+                    if (span := _range(subgraph.tensors[index])) is not None
                 }
                 if not limits:
                     continue
@@ -83,7 +83,7 @@ def with_one_hot_codes(content: bytes) -> bytes:
     The operator copies them, whatever scale each has.
     """
     file = TFLiteFile(content)
-    found = False
+    changed = False
     for subgraph in file.subgraphs:
         for operator in list(subgraph.operators):
             if file.operator_name(operator) != "ONE_HOT":
@@ -98,15 +98,15 @@ def with_one_hot_codes(content: bytes) -> bytes:
                     continue
                 assert wanted is not None and codes is not None  # See above.
                 exact = (values.astype("f8") - codes[1]) * codes[0] / wanted[0]
-                made = np.clip(np.round(exact) + wanted[1], -128, 127).astype("i1")
+                rounded = np.clip(np.round(exact) + wanted[1], -128, 127).astype("i1")
                 name = (tensor.name or b"").decode()
                 # Other operators may read the constant.
                 operator.inputs = np.array(operator.inputs)
                 operator.inputs[place] = file.add_tensor(
-                    subgraph, name, made.shape, "INT8", made, output.quantization
+                    subgraph, name, rounded.shape, "INT8", rounded, output.quantization
                 )
-                found = True
-    return file.pack() if found else content
+                changed = True
+    return file.pack() if changed else content
 
 
 def _groups(file: TFLiteFile, subgraph: Any) -> list[list[int]]:
@@ -172,10 +172,10 @@ def _tells_signs(file: TFLiteFile, subgraph: Any, operator: Any) -> bool:
 def _differ(subgraph: Any, operator: Any) -> bool:
     """Whether the input and the output of an operator differ in range or scale."""
     source = subgraph.tensors[indices(operator.inputs)[0]]
-    made = subgraph.tensors[indices(operator.outputs)[0]]
+    output = subgraph.tensors[indices(operator.outputs)[0]]
     if source.type == TYPES["INT8"]:
-        return _codes(source) != _codes(made)
-    return _range(source) != _range(made)
+        return _codes(source) != _codes(output)
+    return _range(source) != _range(output)
 
 
 def _codes(tensor: Any) -> tuple[float, int] | None:

@@ -28,10 +28,11 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from keras_sq.core.types import Model, Variable
+from keras_sq.core.types import Array, Model, Variable
 from keras_sq.export.conversion import equivalents
-from keras_sq.export.conversion.inputs import Array, InputSignature
+from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.errors import ExportError, conversion_error
 from keras_sq.export.tflite.runtime import quiet
 from keras_sq.inputs.model_inputs import flat_keys
@@ -55,44 +56,21 @@ class Converted:
     notes: tuple[str, ...] = ()
 
 
-def float_file(model: Model, signature: InputSignature) -> Converted:
+def float_file(
+    model: Model, signature: InputSignature, integers: bool = False
+) -> Converted:
     """Returns a model as a float32 file of builtin operations.
 
     Args:
         model: A plain Keras model that computes in float32.
         signature: What it takes.
-
-    Raises:
-        ExportError: If TensorFlow Lite lacks an operation of the model.
-    """
-    return file(model, signature, _of_builtins)
-
-
-def _of_builtins(converter: Any) -> None:
-    import tensorflow as tf
-
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-
-
-def file(
-    model: Model,
-    signature: InputSignature,
-    configure: Callable[[Any], None],
-    integers: bool = False,
-) -> Converted:
-    """Returns a model as a file.
-
-    Args:
-        model: A plain Keras model that computes in float32.
-        signature: What it takes.
-        configure: Sets the options of the `tf.lite.TFLiteConverter`.
         integers: Whether activations are to become int8.
 
     Raises:
         ExportError: If TensorFlow Lite lacks an operation of the model.
     """
     try:
-        return Converted(_convert(model, signature, configure, integers), signature)
+        return Converted(_convert(model, signature, integers), signature)
     except ExportError as error:
         if signature.batch is not None:
             raise
@@ -100,24 +78,17 @@ def file(
     # If this does not work either, its error is the better one: with an open batch the
     # converter stops at the first layer that it does not know the channels of.
     fixed = signature.with_batch(1)
-    made = _convert(model, fixed, configure, integers)
+    content = _convert(model, fixed, integers)
     reason = "loops over time need a fixed batch"
     if not loops:
         reason = "with an open batch the converter loses the shape of an activation"
-    return Converted(made, fixed, (f"takes one example at a time: {reason}",))
+    return Converted(content, fixed, (f"takes one example at a time: {reason}",))
 
 
-def _convert(
-    model: Model,
-    signature: InputSignature,
-    configure: Callable[[Any], None],
-    integers: bool,
-) -> bytes:
-    import tensorflow as tf
-
+def _convert(model: Model, signature: InputSignature, integers: bool) -> bytes:
     def converted(function: Any, holder: Any) -> bytes:
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
-        configure(converter)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         return bytes(converter.convert())
 
     return by_converter(model, signature, converted, integers)
@@ -141,8 +112,6 @@ def by_converter(
     Raises:
         ExportError: If the converter fails.
     """
-    import tensorflow as tf
-
     function: Any = None
     try:
         with quiet():
@@ -181,7 +150,6 @@ def _trace(
         constants: Variables whose values become constants of the graph.
         integers: Whether activations are to become int8.
     """
-    import tensorflow as tf
 
     def serve(*flat: Any) -> dict[str, Any]:
         mapping = [(key, tf.constant(value)) for key, value in constants]

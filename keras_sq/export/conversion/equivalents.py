@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_sq.core import call_hooks
 from keras_sq.core import keras_internals as internals
@@ -67,19 +68,19 @@ def _fused_attention(model: Model) -> dict[Any, str]:
     Returns:
         Layer -> name of the attribute that holds its rate of dropout.
     """
-    found = {}
+    attributes = {}
     for layer in internals.flatten_layers(model):
         if isinstance(layer, _ATTENTION):
             name = "_dropout" if hasattr(layer, "_dropout") else "dropout"
             if not getattr(layer, name):
-                found[layer] = name
-    return found
+                attributes[layer] = name
+    return attributes
 
 
 def _calling(operation: Any, rule: "_Rule") -> _Call:
     def call(original: _Call, *args: Any, **kwargs: Any) -> Any:
-        made = rule(operation, *args, **kwargs)
-        return original(*args, **kwargs) if made is None else made
+        result = rule(operation, *args, **kwargs)
+        return original(*args, **kwargs) if result is None else result
 
     return call
 
@@ -103,8 +104,6 @@ def _has_open_sizes(model: Model) -> bool:
 
 def _nearest(x: Tensor, factors: Sequence[int]) -> Tensor:
     """Repeats rows and columns of images, channels last."""
-    import tensorflow as tf
-
     # By the centers of pixels: else 1 / factor, rounded, may fall short of a row.
     return tf.raw_ops.ResizeNearestNeighbor(
         images=x,
@@ -116,8 +115,6 @@ def _nearest(x: Tensor, factors: Sequence[int]) -> Tensor:
 
 def _enlarged(x: Tensor, factors: Sequence[int]) -> Any:
     """Returns the height and width of larger images, constant where they are known."""
-    import tensorflow as tf
-
     known = x.shape[1:3]
     if None in known:
         return tf.shape(x)[1:3] * tf.constant(factors, tf.int32)
@@ -126,8 +123,6 @@ def _enlarged(x: Tensor, factors: Sequence[int]) -> Any:
 
 def _repeated(x: Tensor, count: int, axis: int) -> Tensor | None:
     """Returns each slice `count` times, or `None` where no operator does it."""
-    import tensorflow as tf
-
     if x.dtype != tf.float32 or x.shape.rank is None:
         return None
     rank = x.shape.rank
@@ -148,8 +143,6 @@ def _up_sampling_1d(layer: Any, x: Tensor) -> Tensor | None:
 
 
 def _up_sampling_2d(layer: Any, x: Tensor) -> Tensor | None:
-    import tensorflow as tf
-
     if x.dtype != tf.float32 or layer.interpolation not in ("nearest", "bilinear"):
         return None
     first = layer.data_format == "channels_first"
@@ -164,8 +157,6 @@ def _up_sampling_2d(layer: Any, x: Tensor) -> Tensor | None:
 
 
 def _up_sampling_3d(layer: Any, x: Tensor) -> Tensor | None:
-    import tensorflow as tf
-
     if x.dtype != tf.float32 or layer.data_format == "channels_first":
         return None
     return _by_planes(
@@ -176,8 +167,6 @@ def _up_sampling_3d(layer: Any, x: Tensor) -> Tensor | None:
 
 
 def _repeat_vector(layer: Any, x: Tensor) -> Tensor | None:
-    import tensorflow as tf
-
     return _repeated(tf.expand_dims(x, 1), layer.n, 1)
 
 
@@ -191,14 +180,10 @@ def _repeat(operation: Any, x: Tensor) -> Tensor | None:
 
 
 def _max_pooling_3d(layer: Any, x: Tensor) -> Tensor | None:
-    import tensorflow as tf
-
     return _pooled(layer, x, tf.nn.max_pool2d)
 
 
 def _average_pooling_3d(layer: Any, x: Tensor) -> Tensor | None:
-    import tensorflow as tf
-
     return _pooled(layer, x, tf.nn.avg_pool2d)
 
 
@@ -221,8 +206,6 @@ def _by_planes(x: Tensor, planes: _Call, depth: _Call) -> Tensor | None:
         planes: Takes and gives images `(any, height, width, channels)`.
         depth: Takes and gives images of the rows `(any, depth, any, channels)`.
     """
-    import tensorflow as tf
-
     if None in x.shape[1:]:
         return None
     _, front, high, wide, channels = x.shape
@@ -237,8 +220,6 @@ def _by_planes(x: Tensor, planes: _Call, depth: _Call) -> Tensor | None:
 
 def _roll(operation: Any, x: Tensor) -> Tensor | None:
     """Returns slices in another order: TensorFlow Lite has no ROLL."""
-    import tensorflow as tf
-
     shifts, axes = operation.shift, operation.axis
     if axes is None:
         return None
@@ -256,14 +237,10 @@ def _roll(operation: Any, x: Tensor) -> Tensor | None:
 
 
 def _argmax(operation: Any, x: Tensor) -> Tensor | None:
-    import tensorflow as tf
-
     return _place(operation, x, tf.argmax)
 
 
 def _argmin(operation: Any, x: Tensor) -> Tensor | None:
-    import tensorflow as tf
-
     return _place(operation, x, tf.argmin)
 
 
@@ -272,15 +249,13 @@ def _place(operation: Any, x: Tensor, function: _Call) -> Tensor | None:
 
     Keras looks at the bits of the sign, for which TensorFlow Lite has no operator.
     """
-    import tensorflow as tf
-
     if x.dtype != tf.float32 or not x.shape.rank:
         return None
     if operation.axis is None:
-        made = function(tf.reshape(x, [-1]), 0, tf.int32)
-        return tf.reshape(made, [1] * x.shape.rank) if operation.keepdims else made
-    made = function(x, operation.axis, tf.int32)
-    return tf.expand_dims(made, operation.axis) if operation.keepdims else made
+        places = function(tf.reshape(x, [-1]), 0, tf.int32)
+        return tf.reshape(places, [1] * x.shape.rank) if operation.keepdims else places
+    places = function(x, operation.axis, tf.int32)
+    return tf.expand_dims(places, operation.axis) if operation.keepdims else places
 
 
 def _time_distributed(
@@ -290,8 +265,6 @@ def _time_distributed(
 
     Keras maps a function over them there, which becomes a loop.
     """
-    import tensorflow as tf
-
     if mask is not None or x.shape[1] is not None or None in x.shape[2:]:
         return None
     steps = tf.shape(x)[1]
@@ -304,22 +277,18 @@ def _time_distributed(
 
 def _masked_softmax(layer: Any, x: Tensor, mask: Any = None) -> Tensor | None:
     """Returns a softmax that leaves int8 its steps for the scores that count."""
-    import tensorflow as tf
-
     axis = _single_axis(layer)
     if mask is None or axis is None:
         return None
     if mask.dtype != tf.bool:
         mask = tf.cast(mask, tf.float32) > 0.5
-    made = tf.nn.softmax(_masked(x, mask, integers=True), axis)
-    return tf.where(mask, made, 0.0)
+    weights = tf.nn.softmax(_masked(x, mask, integers=True), axis)
+    return tf.where(mask, weights, 0.0)
 
 
 def _softmax_of_attention(integers: bool) -> "_Rule":
     def softmax(layer: Any, x: Tensor, mask: Any = None) -> Tensor | None:
         """Returns a softmax that is even where all scores are masked, not 0."""
-        import tensorflow as tf
-
         axis = _single_axis(layer)
         if mask is None or axis is None:
             return None
@@ -336,8 +305,6 @@ def _single_axis(layer: Any) -> int | None:
 
 def _masked(x: Tensor, mask: Tensor, integers: bool) -> Tensor:
     """Returns scores of which those where a mask is False are low."""
-    import tensorflow as tf
-
     low: Any = 0.7 * x.dtype.min
     if integers:
         low = tf.reduce_min(x, keepdims=True) + MASKED

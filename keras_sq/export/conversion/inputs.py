@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.core.types import Model
+from keras_sq.core.types import Array, Model
 from keras_sq.export.examples import Examples
 from keras_sq.inputs import input_data
 from keras_sq.inputs.model_inputs import UNKNOWN_SIZE as UNKNOWN_SIZE
-from keras_sq.inputs.model_inputs import Array as Array
 from keras_sq.inputs.model_inputs import InputSignature as InputSignature
 from keras_sq.inputs.model_inputs import ModelInput as ModelInput
 from keras_sq.inputs.model_inputs import input_signature as input_signature
@@ -117,15 +116,15 @@ def _checked(entry: ModelInput, column: Any) -> Array:
             f"dtype {entry.dtype}). Received: dtype={array.dtype}"
         )
     with np.errstate(over="ignore"):
-        found: Array = array.astype(entry.dtype)
-    if not np.all(np.isfinite(found)):
+        converted: Array = array.astype(entry.dtype)
+    if not np.all(np.isfinite(converted)):
         raise ValueError(
             f"Argument `{ARGUMENT}` must be finite. Received NaN or infinite values "
             f"for input '{entry.name}'."
         )
-    if integers and not np.array_equal(found, array):
+    if integers and not np.array_equal(converted, array):
         raise ValueError(
             f"Argument `{ARGUMENT}` must fit into {entry.dtype} for input "
             f"'{entry.name}'. Received: values from {array.min()} to {array.max()}"
         )
-    return found
+    return converted

@@ -10,17 +10,19 @@ are stored as multiples of the kernel's scale times the input's: with a scale 12
 times as large they would be rounded 127 times as coarsely.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+from tensorflow.lite.python.convert import mlir_quantize
+from tensorflow.lite.python.optimize import calibrator
 
-from keras_sq.core.types import Model
+from keras_sq.core.types import Array, Model
 from keras_sq.export.activations import ranges as activation_ranges
 from keras_sq.export.activations import shared_scales
+from keras_sq.export.activations.levels import ActivationLevels
 from keras_sq.export.conversion import convert
-from keras_sq.export.conversion.inputs import Array, InputSignature
 from keras_sq.export.errors import ExportError, layer_of
 from keras_sq.export.examples import Examples
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, float_outputs, indices
@@ -34,67 +36,27 @@ ROWS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
 
 
 def int8_file(
-    model: Model,
-    signature: InputSignature,
+    float_file: convert.Converted,
     examples: Examples,
-    with_ranges: Callable[[bytes], bytes] | None = None,
-    float_file: bytes | None = None,
-) -> convert.Converted:
-    """Returns a model as a full-integer file, inputs and outputs included.
+    quantizers: Sequence[ActivationLevels] = (),
+) -> bytes:
+    """Returns a float file as a full-integer file, inputs and outputs included.
 
     Float inputs and outputs become int8, with a scale and a zero point that the
     file states; integers stay what they are.
 
     Args:
-        model: A plain Keras model that computes in float32.
-        signature: What it takes.
+        float_file: The float file, traced for integers.
         examples: Examples on which the ranges of the activations are measured.
-        with_ranges: Returns the float file with measured ranges with other ones.
-        float_file: The float file of the model to make it from, if it is not as the
-            converter makes it.
+        quantizers: Quantizers of activations, which need other ranges than measured.
 
     Raises:
-        ExportError: If TensorFlow Lite lacks an operation of the model, or its
-            int8 form.
+        ExportError: If an operation has no int8 form.
     """
-
-    def representative_dataset() -> Iterator[dict[str, Array]]:
-        return examples.calibration(signature)
-
-    if float_file is not None:
-        content = shared_scales.joined(_calibrated(float_file, representative_dataset))
-        if with_ranges is not None:
-            content = with_ranges(content)
-        return convert.Converted(_with_wide_ranges(content), signature)
-
-    def converted(only_ranges: bool) -> convert.Converted:
-        def integers(converter: Any) -> None:
-            import tensorflow as tf
-
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = representative_dataset
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.inference_input_type = tf.int8
-            converter.inference_output_type = tf.int8
-            # Private, but what TensorFlow's own quantization debugger goes by.
-            converter._experimental_calibrate_only = only_ranges
-
-        return convert.file(model, signature, integers, integers=True)
-
-    if with_ranges is not None:
-        made = converted(only_ranges=True)
-        content = with_ranges(shared_scales.joined(made.content))
-        return dataclasses.replace(made, content=_with_wide_ranges(content))
-    made = converted(only_ranges=False)
-    is_fine = not activation_ranges.too_fine(made.content)
-    if not is_fine or shared_scales.clipped(made.content):
-        # Once more, with measured ranges that can be changed.
-        measured = converted(only_ranges=True)
-        content = shared_scales.joined(measured.content)
-        if not is_fine or content is not measured.content:
-            return dataclasses.replace(measured, content=_with_wide_ranges(content))
-    content = shared_scales.with_one_hot_codes(made.content)
-    return dataclasses.replace(made, content=content)
+    content = _calibrated(float_file, examples)
+    if quantizers:
+        content = activation_ranges.with_ranges(content, quantizers)
+    return _with_wide_ranges(content)
 
 
 def _with_wide_ranges(calibrated: bytes) -> bytes:
@@ -113,22 +75,18 @@ def _with_wide_ranges(calibrated: bytes) -> bytes:
     return shared_scales.with_one_hot_codes(content)
 
 
-def _calibrated(
-    float_file: bytes, dataset: Callable[[], Iterator[dict[str, Array]]]
-) -> bytes:
+def _calibrated(float_file: convert.Converted, examples: Examples) -> bytes:
     """Returns a float file with the ranges of its tensors, as the converter does it."""
-    from tensorflow.lite.python.optimize import calibrator
-
     with quiet():
-        content = calibrator.add_intermediate_tensors(float_file)
-        return bytes(calibrator.Calibrator(content).calibrate(dataset))
+        content = calibrator.add_intermediate_tensors(float_file.content)
+        content = calibrator.Calibrator(content).calibrate(
+            lambda: examples.calibration(float_file.signature)
+        )
+    return shared_scales.joined(bytes(content))
 
 
 def _quantized(calibrated: bytes) -> bytes:
     """Returns a float file with ranges as the converter quantizes it."""
-    import tensorflow as tf
-    from tensorflow.lite.python.convert import mlir_quantize
-
     with quiet():
         return bytes(
             mlir_quantize(calibrated, input_data_type=tf.int8, output_data_type=tf.int8)
@@ -136,10 +94,7 @@ def _quantized(calibrated: bytes) -> bytes:
 
 
 def check_ranges(
-    float_file: bytes,
-    model: Model,
-    signature: InputSignature,
-    examples: Examples,
+    float_file: convert.Converted, model: Model, examples: Examples
 ) -> None:
     """Makes sure that there are ranges to measure: that all values are finite.
 
@@ -148,20 +103,19 @@ def check_ranges(
     Args:
         float_file: The float file of the model.
         model: What it is of, for the message.
-        signature: What it takes.
         examples: Representative examples.
 
     Raises:
         ExportError: If a layer gives NaN or infinite values.
     """
-    tensors = AllTensors(float_file)
-    file = TFLiteFile(float_file)
+    tensors = AllTensors(float_file.content)
+    file = TFLiteFile(float_file.content)
     graph = file.subgraphs[0]
     order = float_outputs(graph)
-    for batch in examples.quick(signature):
-        found = tensors.not_finite(batch.by_name, order)
-        if found is not None:
-            name = graph.tensors[found].name.decode()
+    for batch in examples.quick(float_file.signature):
+        place = tensors.not_finite(batch.by_name, order)
+        if place is not None:
+            name = graph.tensors[place].name.decode()
             layer = layer_of(name, model)
             where = f"Layer '{layer}' of model" if layer else "Model"
             raise ExportError(
@@ -171,12 +125,7 @@ def check_ranges(
             )
 
 
-def check_rows(
-    float_file: bytes,
-    model: Model,
-    signature: InputSignature,
-    examples: Examples,
-) -> None:
+def check_rows(float_file: convert.Converted, model: Model, examples: Examples) -> None:
     """Makes sure that row numbers of embeddings do not become int8 as float inputs.
 
     The float input would get steps that are not 1, and other rows would be read.
@@ -184,18 +133,17 @@ def check_rows(
     Args:
         float_file: The float file of the model.
         model: What it is of, for the message.
-        signature: What it takes.
         examples: Representative examples.
 
     Raises:
         ExportError: If rows that an input of floats names would not be read.
     """
-    file = TFLiteFile(float_file)
+    file = TFLiteFile(float_file.content)
     graph = file.subgraphs[0]
     entries = (file.model.signatureDefs or [None])[0]
     names = {x.tensorIndex: x.name.decode() for x in entries.inputs} if entries else {}
     assert examples.arrays is not None  # Activations become int8 with examples only.
-    inputs = [entry.name for entry in signature.inputs]
+    inputs = [entry.name for entry in float_file.signature.inputs]
     values = dict(zip(inputs, examples.arrays, strict=True))
     producers = {
         index: operator
@@ -207,20 +155,20 @@ def check_rows(
         if kind not in ROWS:
             continue
         rows = indices(operator.inputs)[ROWS[kind]]
-        found = [
+        wrong = [
             name
             for index in _sources(file, graph, producers, rows)
             if (name := names.get(index)) in values
             and graph.tensors[index].type == TYPES["FLOAT32"]
             and not _keeps_integers(values[name])
         ]
-        if not found:
+        if not wrong:
             continue
         output = graph.tensors[indices(operator.outputs)[0]].name.decode()
         layer = layer_of(output, model)
         of = f" of layer '{layer}'" if layer else ""
         raise ExportError(
-            f"Input '{found[0]}' of model '{model.name}' holds row numbers{of}, but is "
+            f"Input '{wrong[0]}' of model '{model.name}' holds row numbers{of}, but is "
             "float32, so its int8 form would name other rows. Make it integers: "
             "`keras.Input(..., dtype='int32')`."
         )

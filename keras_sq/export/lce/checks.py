@@ -22,8 +22,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_sq.export.activations.levels import NODE_NAME, ActivationLevels
-from keras_sq.export.conversion.inputs import Array, InputSignature
+from keras_sq.core.types import Array
+from keras_sq.export.activations.levels import NODE_NAME, ActivationLevels, imposed
+from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.examples import Batch
 from keras_sq.export.lce import signs
 from keras_sq.export.lce.runtime import LarqRunner
@@ -79,15 +80,15 @@ def _with_levels(content: bytes) -> tuple[bytes, dict[signs.Call, tuple[str, boo
     graph = file.subgraphs[0]
     outputs = indices(graph.outputs)
     names = dict(zip(outputs, signature_names(file)[1], strict=True))
-    found = {}
+    levels = {}
     for call, place in signs.find(file).items():
         if place.tensor not in names:
             names[place.tensor] = f"{NODE_NAME}{place.tensor}"
             graph.tensors[place.tensor].name = names[place.tensor].encode()
             outputs.append(place.tensor)
-        found[call] = names[place.tensor], place.bits
+        levels[call] = names[place.tensor], place.bits
     graph.outputs = np.asarray(outputs, np.int32)
-    return file.pack(), found
+    return file.pack(), levels
 
 
 def _keras(
@@ -104,19 +105,17 @@ def _keras(
         batch: The inputs.
         levels: Outputs of the quantizers that are not to be computed.
     """
-    for quantizer in request.quantizers:
-        number = quantizer.number
-        quantizer.give({call: x for (n, call), x in levels.items() if n == number})
-    try:
+    by_quantizer = {
+        quantizer: {call: x for (n, call), x in levels.items() if n == quantizer.number}
+        for quantizer in request.quantizers
+    }
+    with imposed(by_quantizer):
         outputs = running.keras_outputs(request.model, signature, batch)
-        inputs = {
-            (quantizer.number, call): array
-            for quantizer in request.quantizers
-            for call, array in enumerate(quantizer.seen)
-        }
-    finally:
-        for quantizer in request.quantizers:
-            quantizer.give(None)
+    inputs = {
+        (quantizer.number, call): array
+        for quantizer in request.quantizers
+        for call, array in enumerate(quantizer.seen)
+    }
     return inputs, outputs
 
 
@@ -131,9 +130,9 @@ def _with_merged(
         ExportError: If one is missing.
     """
     by_number = {quantizer.number: quantizer for quantizer in quantizers}
-    found = {call: place for call, place in places.items() if call in inputs}
+    merged = {call: place for call, place in places.items() if call in inputs}
     for call, array in inputs.items():
-        if call in found:
+        if call in merged:
             continue
         quantizer = by_number[call[0]]
         same = [
@@ -148,8 +147,8 @@ def _with_merged(
             raise running.refusal(
                 f"the quantized activations of '{quantizer.path}' are not in it"
             )
-        found[call] = same[0]
-    return found
+        merged[call] = same[0]
+    return merged
 
 
 def _real(values: Array, bits: bool, shape: tuple[int, ...]) -> Array:

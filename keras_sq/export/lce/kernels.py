@@ -51,7 +51,7 @@ def reports(file: TFLiteFile, codes: Mapping[str, KernelCodes]) -> list[KernelRe
         file: The file.
         codes: Path of a quantized kernel -> its codes.
     """
-    found: dict[int, _Packed] = {}
+    packed: dict[int, _Packed] = {}
     for graph in file.subgraphs:
         for operator in graph.operators:
             if file.operator_name(operator) != CONVOLUTION:
@@ -60,11 +60,11 @@ def reports(file: TFLiteFile, codes: Mapping[str, KernelCodes]) -> list[KernelRe
             weights = graph.tensors[place]
             others = [graph.tensors[index] for index in rest if index >= 0]
             channels = _options(operator)["channels_in"]
-            entry = found.setdefault(
+            entry = packed.setdefault(
                 weights.buffer, _Packed(weights, channels, _num_bytes(file, weights))
             )
             entry.num_bytes += sum(_num_bytes(file, x) for x in others)
-    arrays = [_unpacked(file, entry) for entry in found.values()]
+    arrays = [_unpacked(file, entry) for entry in packed.values()]
     paths = kernel_paths([filters_first(array, 0) for array in arrays], codes)
     return [
         KernelReport(
@@ -76,7 +76,7 @@ def reports(file: TFLiteFile, codes: Mapping[str, KernelCodes]) -> list[KernelRe
             quantized=path is not None,
             reason=_words(entry.channels),
         )
-        for entry, array, path in zip(found.values(), arrays, paths, strict=True)
+        for entry, array, path in zip(packed.values(), arrays, paths, strict=True)
     ]
 
 
@@ -160,5 +160,5 @@ def with_reason(report: KernelReport, reason: str) -> KernelReport:
     """Returns the report of a quantized kernel with a reason before its own."""
     if not report.quantized:
         return report
-    own = f"; {report.reason}" if report.reason else ""
-    return dataclasses.replace(report, reason=reason + own)
+    last = f"; {report.reason}" if report.reason else ""
+    return dataclasses.replace(report, reason=reason + last)

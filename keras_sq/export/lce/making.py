@@ -23,6 +23,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from keras_sq.core import checks
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
@@ -72,8 +74,8 @@ def make(request: Request) -> Candidate:
     ]
     reasons = {id(x.tensor): kernels.why_float(file, x) for x in weights}
     if not bits:
-        found = [f"'{x.kernel or x.name}': {reasons[id(x.tensor)]}" for x in weights]
-        raise _nothing(request.model, "; ".join(found[:3]))
+        words = [f"'{x.kernel or x.name}': {reasons[id(x.tensor)]}" for x in weights]
+        raise _nothing(request.model, "; ".join(words[:3]))
     rest = choice.store_float_weights(file, weights, FORMS)
     rest = [
         kernels.with_reason(report, reasons[id(weight.tensor)])
@@ -155,8 +157,6 @@ def _comparing(quantizers: Sequence[ActivationLevels]) -> Iterator[None]:
 
 
 def _converted(package: Any, function: Any, holder: Any) -> bytes:
-    import tensorflow as tf
-
     holder.serve = function  # Else the variables would not be found.
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(holder, folder, signatures=function)

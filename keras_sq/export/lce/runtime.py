@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
-from keras_sq.export.tflite.runtime import Array, FileRunner, quiet, signature_names
+from keras_sq.export.tflite.runtime import FileRunner, quiet, signature_names
 
 RUNTIME = "Larq Compute Engine >= 0.16"
 """The oldest version that files were tried on."""
@@ -85,6 +86,8 @@ class LarqRunner(FileRunner):
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Returns the outputs by name, for inputs by name."""
         with quiet():
-            found = self._interpreter.predict([inputs[name] for name in self._names[0]])
-        outputs = found if isinstance(found, list) else [found]
+            results = self._interpreter.predict(
+                [inputs[name] for name in self._names[0]]
+            )
+        outputs = results if isinstance(results, list) else [results]
         return dict(zip(self._names[1], outputs, strict=True))

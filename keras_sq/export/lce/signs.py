@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations.levels import (
     BITS,
     NODE_NAME,
@@ -13,7 +14,6 @@ from keras_sq.export.activations.levels import (
     StoredActivations,
 )
 from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices
-from keras_sq.export.tflite.runtime import Array
 
 WORD = 32
 """Channels that share an int32 number, the first in the lowest bit."""
@@ -56,7 +56,7 @@ def find(file: TFLiteFile) -> dict[Call, Place]:
     and one name is left.
     """
     graph = file.subgraphs[0]
-    found = {}
+    places = {}
     for operator in graph.operators:
         maker = file.operator_name(operator)
         (output, *_) = indices(operator.outputs)
@@ -69,8 +69,8 @@ def find(file: TFLiteFile) -> dict[Call, Place]:
         match = _NAME.match((graph.tensors[named].name or b"").decode())
         if match is not None:
             # Pooling behind a sign bears its name, too: it gives the signs of a pool.
-            found[int(match[1]), int(match[2])] = Place(output, maker)
-    return found
+            places[int(match[1]), int(match[2])] = Place(output, maker)
+    return places
 
 
 def stored(
@@ -78,7 +78,7 @@ def stored(
 ) -> list[StoredActivations]:
     """Returns how a file holds the signs of quantizers."""
     by_number = {quantizer.number: quantizer for quantizer in quantizers}
-    found = [
+    entries = [
         StoredActivations(
             (by_number[number],),
             0,
@@ -90,11 +90,11 @@ def stored(
         for (number, _), place in find(file).items()
         if place.bits
     ]
-    known = {id(quantizer) for entry in found for quantizer in entry.quantizers}
+    known = {id(quantizer) for entry in entries for quantizer in entry.quantizers}
     if merged := tuple(x for x in quantizers if id(x) not in known):
         reason = "exact; one with those of another layer, of the same input"
-        found.append(StoredActivations(merged, 0, -1, -1, BITS, reason))
-    return found
+        entries.append(StoredActivations(merged, 0, -1, -1, BITS, reason))
+    return entries
 
 
 def unpacked(words: Array, channels: int) -> Array:

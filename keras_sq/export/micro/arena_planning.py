@@ -141,12 +141,12 @@ class Planner:
         saved = sorted({0, *(kernel.saved_bytes + 1 for kernel in self._kernels)})
         chosen = np.linspace(0, len(saved) - 1, min(len(saved), _LEAST_SAVED))
         least_saved = [saved[place] for place in chosen.astype(int)]
-        found: dict[tuple[tuple[int, ...], ...], Plan] = {}
+        by_sizes: dict[tuple[tuple[int, ...], ...], Plan] = {}
         for limit in np.ceil(limits).astype(int).tolist():
             for least in least_saved:
                 plan = self._within(limit, least)
-                found.setdefault(plan.sizes, plan)
-        return list(found.values())
+                by_sizes.setdefault(plan.sizes, plan)
+        return list(by_sizes.values())
 
     def unchanged(self) -> Plan:
         """Returns the plan that leaves all kernels as they are."""

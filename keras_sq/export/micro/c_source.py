@@ -210,7 +210,7 @@ class _Tensor:
 def _tensors(
     graph: Any, kind: str, places: Sequence[int], names: Sequence[str]
 ) -> list[_Tensor]:
-    found = []
+    rows = []
     for number, (index, name) in enumerate(zip(places, names, strict=True)):
         tensor = graph.tensors[index]
         type_name = TYPE_NAMES[tensor.type]
@@ -225,7 +225,7 @@ def _tensors(
                 f"and outputs must have one of the types {', '.join(_C_TYPES)}."
             )
         c_type, member = _C_TYPES[type_name]
-        found.append(
+        rows.append(
             _Tensor(
                 f"{kind}_{number}",
                 re.sub(r"\W", "_", name),
@@ -236,7 +236,7 @@ def _tensors(
                 scaled,
             )
         )
-    return found
+    return rows
 
 
 def _constants(name: str, tensor: _Tensor) -> list[str]:

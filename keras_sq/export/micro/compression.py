@@ -11,7 +11,6 @@ and the C sources of the result (`c_source.py`) are not here.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,6 @@ from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.micro.arena_planning import Choice, Plan, Planner
 from keras_sq.export.micro.lookup_tables import Kernel
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
-
-Array = np.ndarray[Any, Any]
 
 ARENA_RATIO = 1.2
 """Memory that the compressed file may take, as a multiple of the int8 file's."""
@@ -133,7 +130,7 @@ def compress(content: bytes, max_decode_bytes: int | None = None) -> MicroFile:
             )
     maker = _Maker(content)
     if max_decode_bytes is not None:
-        return maker.made(maker.planner.with_parts_of(max_decode_bytes))
+        return maker.measured(maker.planner.with_parts_of(max_decode_bytes))
     plans = maker.planner.plans()
     small = maker.smallest(plans, ARENA_RATIO)
     smaller = maker.smallest(plans, MORE_ARENA_RATIO)
@@ -178,16 +175,16 @@ class _Maker:
     def smallest(self, plans: Sequence[Plan], ratio: float) -> MicroFile:
         """Returns the smallest file within `ratio` times the int8 file's memory."""
         limit = ratio * self._arena_bytes
-        best = self.made(self.planner.unchanged())
+        best = self.measured(self.planner.unchanged())
         for _ in range(_MEASUREMENTS):
             fitting = [plan for plan in plans if self._expected_arena(plan) <= limit]
             if not fitting:
                 break
             plan = min(fitting, key=lambda plan: plan.file_bytes)
             known = plan.sizes in self._made
-            made = self.made(plan)
-            if made.arena_bytes <= limit and len(made.content) < len(best.content):
-                best = made
+            packed = self.measured(plan)
+            if packed.arena_bytes <= limit and len(packed.content) < len(best.content):
+                best = packed
             if known:
                 break
         return best
@@ -200,7 +197,7 @@ class _Maker:
             offset = self._arena_bytes - self.planner.unchanged().arena_bytes
         return plan.arena_bytes + offset
 
-    def made(self, plan: Plan) -> MicroFile:
+    def measured(self, plan: Plan) -> MicroFile:
         """Returns the file of a plan, measured."""
         if plan.sizes not in self._made:
             self._made[plan.sizes] = self._make(plan)
@@ -224,9 +221,9 @@ class _Maker:
 
     def _compressed(self, plan: Plan) -> tuple[bytes, list[MicroKernel]]:
         file = TFLiteFile(self._packed)
-        found = lookup_tables.find_kernels(file)
+        kernels = lookup_tables.find_kernels(file)
         parts: list[list[Kernel]] = []
-        for choice, kernel in zip(plan.choices, found, strict=True):
+        for choice, kernel in zip(plan.choices, kernels, strict=True):
             places = [kernel.index] if choice.sizes else []
             if len(choice.sizes) > 1:
                 places = splitting.split(file, kernel, choice.sizes)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.errors import ExportError
 from keras_sq.export.micro import runtime as micro_runtime
 from keras_sq.export.tflite.flatbuffer import (
@@ -30,8 +31,6 @@ from keras_sq.export.tflite.flatbuffer import (
 )
 from keras_sq.export.tflite.levels import filters_first
 from keras_sq.export.tflite.runtime import quiet
-
-Array = np.ndarray[Any, Any]
 
 KERNEL_INPUTS = {
     "BATCH_MATMUL": (0, 1),
@@ -119,7 +118,7 @@ def find_kernels(file: TFLiteFile) -> list[Kernel]:
     Kernels that would save next to nothing are among those that cannot be
     compressed.
     """
-    found = []
+    kernels = []
     for number, graph in enumerate(file.subgraphs):
         uses = file.uses(graph)
         outputs = set(indices(graph.outputs))
@@ -130,8 +129,8 @@ def find_kernels(file: TFLiteFile) -> list[Kernel]:
             kernel = _kernel(file, number, index, tensor, reads)
             if not kernel.obstacle and index in outputs:
                 kernel = dataclasses.replace(kernel, obstacle="is an output too")
-            found.append(kernel)
-    return _with_their_aliases(file, found)
+            kernels.append(kernel)
+    return _with_their_aliases(file, kernels)
 
 
 def part(file: TFLiteFile, kernel: Kernel, index: int) -> Kernel:

@@ -1,9 +1,10 @@
 """Makes the file of target `"mcu"`, and names the layers that stop it."""
 
+import dataclasses
+
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
 from keras_sq.export import building, errors
-from keras_sq.export.conversion import convert
 from keras_sq.export.micro import compression, runtime, signature
 from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
@@ -26,10 +27,11 @@ def make(request: Request) -> Candidate:
     """Makes a file of int8 activations and lookup tables, for microcontrollers."""
     # Before the conversion, which takes longest.
     runtime.require()
-    converted, float_bytes, held = building.integer_file(request)
-    file = TFLiteFile(converted.content)
+    candidate = building.integer_file(request)
+    content = candidate.converted.content
+    file = TFLiteFile(content)
     try:
-        packed = compression.compress(converted.content, request.max_decode_bytes)
+        packed = compression.compress(content, request.max_decode_bytes)
     except errors.UnsupportedOperatorError as error:
         raise _with_layers(error, file, request.model) from error
     named = {weight.name: weight for weight in building.matched(request, file)}
@@ -38,16 +40,13 @@ def make(request: Request) -> Candidate:
         for kernel in packed.kernels
         if kernel.name in named
     ]
-    return Candidate(
-        converted=convert.Converted(
-            packed.content, converted.signature, converted.notes
-        ),
+    return dataclasses.replace(
+        candidate,
+        converted=dataclasses.replace(candidate.converted, content=packed.content),
         kernels=with_missing(kernels, request),
-        float_bytes=float_bytes,
-        activations=held,
         runtimes=(f"TensorFlow Lite Micro of {MICRO_DATE} or later",),
-        equals=converted.content,
-        load=signature.loader(converted.content, packed.arena_bytes),
+        equals=content,
+        load=signature.loader(content, packed.arena_bytes),
         arena_bytes=packed.arena_bytes,
         int8_arena_bytes=packed.int8_arena_bytes,
     )
@@ -57,7 +56,7 @@ def _with_layers(
     error: errors.UnsupportedOperatorError, file: TFLiteFile, model: Model
 ) -> errors.ExportError:
     """Returns the error with the Keras layers that need the operators."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for graph in file.subgraphs:
         for operator in graph.operators:
             if file.operator_name(operator) in error.operators:
@@ -66,12 +65,12 @@ def _with_layers(
                     name = graph.tensors[index].name.decode() if index >= 0 else ""
                     path = errors.layer_of(name, model)
                     if path is not None:
-                        found[path] = errors.described(path, model)
+                        named[path] = errors.described(path, model)
                         break
-    if not found:
+    if not named:
         return error
-    layers = ", ".join(list(found.values())[:3]) + (", ..." if len(found) > 3 else "")
-    names = {path.rpartition("/")[2] for path in found}
+    layers = ", ".join(list(named.values())[:3]) + (", ..." if len(named) > 3 else "")
+    names = {path.rpartition("/")[2] for path in named}
     applied = [
         errors.activation_name(layer)
         for layer in internals.flatten_layers(model)

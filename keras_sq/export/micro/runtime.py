@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.errors import ExportError, UnsupportedOperatorError
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices, shape_of
 from keras_sq.export.tflite.runtime import quiet
-
-Array = np.ndarray[Any, Any]
 
 TFLITE_MICRO_VERSION = "0.dev20261023182759"
 """The version that the extra `micro` names: its compression API is young."""

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.micro.runtime import MicroRunner
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
-from keras_sq.export.tflite.runtime import Array, FileRunner, signature_names
+from keras_sq.export.tflite.runtime import FileRunner, signature_names
 
 
 class NamedMicroRunner(FileRunner):
@@ -37,13 +38,14 @@ class NamedMicroRunner(FileRunner):
         self.runtime = self._run.runtime
         tensors = dict(zip(names[0], self._run.inputs, strict=True))
         self.inputs = {name: tensor.dtype for name, tensor in tensors.items()}
-        found = dict(zip(names[1], self._run.outputs, strict=True))
+        results = dict(zip(names[1], self._run.outputs, strict=True))
         self.outputs = {
-            name: (tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()
+            name: (tuple(tensor.shape), tensor.dtype)
+            for name, tensor in results.items()
         }
         self.quantization = {
             name: (tensor.scale, tensor.zero_point)
-            for name, tensor in [*tensors.items(), *found.items()]
+            for name, tensor in [*tensors.items(), *results.items()]
             if tensor.dtype == "int8" and tensor.scale
         }
 

@@ -132,7 +132,7 @@ def _slices(
     values = file.array(tensor)
     assert values is not None
     channels = len(values)
-    found = []
+    parts = []
     for number, (start, stop) in enumerate(ranges):
         part = copy.copy(tensor)
         part.buffer = file.add_buffer(values[start:stop])
@@ -141,13 +141,13 @@ def _slices(
         part.quantization = _sliced(tensor.quantization, start, stop, channels)
         if number == 0 and replace:
             graph.tensors[index] = part
-            found.append(index)
+            parts.append(index)
         else:
             if number > 0:
                 part.name = None
             graph.tensors.append(part)
-            found.append(len(graph.tensors) - 1)
-    return found
+            parts.append(len(graph.tensors) - 1)
+    return parts
 
 
 def _sliced(quantization: Any, start: int, stop: int, channels: int) -> Any:

@@ -39,8 +39,10 @@ def store_float_weights(
     Returns:
         What became of each tensor.
     """
-    found = [plans.allowed(plans.float_plan(file, weight), forms) for weight in weights]
-    return _store(file, _without_dear_tables(found))
+    chosen = [
+        plans.allowed(plans.float_plan(file, weight), forms) for weight in weights
+    ]
+    return _store(file, _without_dear_tables(chosen))
 
 
 def store_smallest(
@@ -61,9 +63,9 @@ def store_smallest(
         The file, and what became of each tensor.
     """
     file = TFLiteFile(content)
-    found = [plans.float_plan(file, weight) for weight in weights]
+    all_plans = [plans.float_plan(file, weight) for weight in weights]
     trials = [
-        [plans.allowed(plan, forms) for plan in found]
+        [plans.allowed(plan, forms) for plan in all_plans]
         for forms in dict.fromkeys(tuple(forms) for forms in choices)
     ]
     if len(trials) > 1:
@@ -71,9 +73,9 @@ def store_smallest(
     return _smallest(content, trials)
 
 
-def _unpacked(found: Sequence[Plan]) -> list[Plan]:
+def _unpacked(trial: Sequence[Plan]) -> list[Plan]:
     return [
-        dataclasses.replace(plan, options=(), dear=bool(plan.options)) for plan in found
+        dataclasses.replace(plan, options=(), dear=bool(plan.options)) for plan in trial
     ]
 
 
@@ -81,19 +83,19 @@ def _smallest(
     content: bytes, choices: Sequence[Sequence[Plan]]
 ) -> tuple[TFLiteFile, list[KernelReport]]:
     """Returns the smallest file that one of several choices of forms makes."""
-    trials = [_without_dear_tables(found) for found in choices]
+    trials = [_without_dear_tables(choice) for choice in choices]
     estimates = [_total_bytes(trial) for trial in trials]
     limit = min(estimates) + UNSURE * min(estimates) + UNSURE_BYTES
     best: tuple[int, TFLiteFile, list[KernelReport]] | None = None
     for place, (trial, estimate) in enumerate(zip(trials, estimates, strict=True)):
         if estimate > limit:
             continue
-        made = TFLiteFile(content)
-        kernels = _store(made, [_moved(plan, made) for plan in trial])
-        size = len(made.pack()) + _text_bytes(kernels)
+        file = TFLiteFile(content)
+        kernels = _store(file, [_moved(plan, file) for plan in trial])
+        size = len(file.pack()) + _text_bytes(kernels)
         size += PREFERENCE_BYTES if place == 0 else 0
         if best is None or size < best[0]:
-            best = size, made, kernels
+            best = size, file, kernels
     assert best is not None  # The smallest estimate is within the limit.
     return best[1:]
 
@@ -125,23 +127,23 @@ def store_int8_weights(
         The file, and what became of each tensor.
     """
     file = TFLiteFile(content)
-    found = [plans.int8_plan(file, weight) for weight in weights]
-    return _smallest(content, [found, _unpacked(found)])
+    all_plans = [plans.int8_plan(file, weight) for weight in weights]
+    return _smallest(content, [all_plans, _unpacked(all_plans)])
 
 
-def _store(file: TFLiteFile, found: Sequence[Plan]) -> list[KernelReport]:
+def _store(file: TFLiteFile, trial: Sequence[Plan]) -> list[KernelReport]:
     rewriter = Rewriter(file)
-    return [_put(rewriter, plan) for plan in found]
+    return [_put(rewriter, plan) for plan in trial]
 
 
-def _without_dear_tables(found: Sequence[Plan]) -> list[Plan]:
+def _without_dear_tables(choice: Sequence[Plan]) -> list[Plan]:
     """Drops the forms whose table takes more than they gain, all together."""
-    tables = {x.table for plan in found for x in plan.options if x.table}
+    tables = {x.table for plan in choice for x in plan.options if x.table}
     chosen: set[Table] = set()
-    best = _with_tables(found, chosen)
+    best = _with_tables(choice, chosen)
     while True:
         more = [
-            (_with_tables(found, {*chosen, table}), table)
+            (_with_tables(choice, {*chosen, table}), table)
             for table in sorted(tables - chosen)
         ]
         if not more:
@@ -153,7 +155,7 @@ def _without_dear_tables(found: Sequence[Plan]) -> list[Plan]:
         best = trial
 
 
-def _with_tables(found: Sequence[Plan], tables: set[Table]) -> list[Plan]:
+def _with_tables(choice: Sequence[Plan], tables: set[Table]) -> list[Plan]:
     return [
         dataclasses.replace(
             plan,
@@ -163,16 +165,16 @@ def _with_tables(found: Sequence[Plan], tables: set[Table]) -> list[Plan]:
             dear=plan.dear
             or any(x.table and x.table not in tables for x in plan.options),
         )
-        for plan in found
+        for plan in choice
     ]
 
 
-def _total_bytes(found: Sequence[Plan]) -> int:
-    best = [plan.best() for plan in found]
+def _total_bytes(choice: Sequence[Plan]) -> int:
+    best = [plan.best() for plan in choice]
     tables = {option.table for option in best if option and option.table}
     weights = sum(
         option.total_bytes if option else plan.num_bytes
-        for plan, option in zip(found, best, strict=True)
+        for plan, option in zip(choice, best, strict=True)
     )
     return weights + TABLE_BYTES * len(tables)
 

@@ -17,7 +17,9 @@ import flatbuffers
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-Array = np.ndarray[Any, Any]
+from keras_sq.core.types import Array
+from keras_sq.export.tflite.packing import pack_bits as pack_bits
+from keras_sq.export.tflite.packing import unpack_bits as unpack_bits
 
 ALIGNMENT = 16
 """Constants start at multiples of this many bytes."""
@@ -137,13 +139,13 @@ class TFLiteFile:
 
     def uses(self, subgraph: Any) -> dict[int, list[Use]]:
         """Returns where each tensor of a graph is read, by its index."""
-        found: dict[int, list[Use]] = {}
+        readers: dict[int, list[Use]] = {}
         for operator in subgraph.operators:
             for position, index in enumerate(indices(operator.inputs)):
                 if index >= 0:  # -1 stands for an input left out.
                     use = Use(operator, self.operator_name(operator), position)
-                    found.setdefault(index, []).append(use)
-        return found
+                    readers.setdefault(index, []).append(use)
+        return readers
 
     # Changing.
 
@@ -371,39 +373,6 @@ def indices(values: Any) -> list[int]:
 def shape_of(tensor: Any) -> tuple[int, ...]:
     """Returns a tensor's shape."""
     return tuple(indices(tensor.shape))
-
-
-def pack_bits(values: Array, bits: int) -> Array:
-    """Returns integers packed into bytes, the first in the lowest bits.
-
-    Args:
-        values: Int8 array of values that `bits` bits hold in two's complement.
-        bits: 2 or 4.
-    """
-    per_byte = 8 // bits
-    flat = values.reshape(-1).astype(np.uint8) & (2**bits - 1)
-    flat = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
-    packed = np.zeros(len(flat), np.uint8)
-    for place in range(per_byte):
-        packed |= flat[:, place] << np.uint8(place * bits)
-    return packed
-
-
-def unpack_bits(data: Array, bits: int, count: int) -> Array:
-    """Returns the int8 values of `pack_bits`.
-
-    Raises:
-        ValueError: If `data` does not hold `count` values.
-    """
-    per_byte = 8 // bits
-    if len(data) != -(-count // per_byte):
-        raise ValueError(f"{len(data)} bytes do not hold {count} {bits}-bit values.")
-    values = np.empty((len(data), per_byte), np.int8)
-    for place in range(per_byte):
-        # To the top of the byte and back, which extends the sign.
-        shifted = (data << np.uint8(8 - bits - place * bits)).view(np.int8)
-        values[:, place] = shifted >> np.int8(8 - bits)
-    return values.reshape(-1)[:count]
 
 
 def per_channel(scale: Array, axis: int) -> Any:

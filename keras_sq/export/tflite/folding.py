@@ -14,12 +14,12 @@ is not, and it can be undone exactly, as the quantized kernel is known.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_sq.analysis.kernel_codes import KernelCodes
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, Use, shape_of
 from keras_sq.export.tflite.row_scales import TOLERANCE
 from keras_sq.export.tflite.weights import (
@@ -28,8 +28,6 @@ from keras_sq.export.tflite.weights import (
     weight_tensors,
     with_kernels,
 )
-
-Array = np.ndarray[Any, Any]
 
 DATA_INPUTS = {
     "CONV_2D": 0,
@@ -91,7 +89,7 @@ def _input_factors(entry: WeightTensor) -> Array | None:
         channels = entry.shape[-2]
     else:
         channels = entry.shape[-1]
-    found = []
+    factors = []
     for scales in entry.scales:
         rows = scales.rows.reshape(-1, channels)
         # 1 is also of rows of zeros, which have any factor.
@@ -100,8 +98,8 @@ def _input_factors(entry: WeightTensor) -> Array | None:
         different = (rows != 1.0) & (np.abs(rows - means) > TOLERANCE * np.abs(means))
         if different.any():
             return None
-        found.append(means)
-    return np.concatenate(found)
+        factors.append(means)
+    return np.concatenate(factors)
 
 
 def _data(entry: WeightTensor, use: Use, channels: int) -> int | None:

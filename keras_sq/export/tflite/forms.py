@@ -34,7 +34,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_sq.core.types import Array
 from keras_sq.export.tflite import packing
-from keras_sq.export.tflite.flatbuffer import pack_bits, per_channel
+from keras_sq.export.tflite.flatbuffer import per_channel
 from keras_sq.export.tflite.levels import MAX_CODE, FilterLevels, UniformCodes
 from keras_sq.export.tflite.rewriter import Rewriter
 from keras_sq.export.tflite.weights import WeightTensor
@@ -352,7 +352,7 @@ class Codes(_OfCodes):
             "",
             codes.shape,
             self.name,
-            codes if self.bits == 8 else pack_bits(codes, self.bits),
+            codes if self.bits == 8 else packing.pack_bits(codes, self.bits),
             per_channel(self.codes.scale, weight.axis),
         )
         operator = self.dequantized(rewriter, weight, stored, self.version)

@@ -6,11 +6,10 @@ weights or filters.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from keras_sq.core.types import Array
 
 MAX_CODE = 127
 """Largest absolute code that is looked for."""
@@ -47,13 +46,13 @@ class FilterLevels:
         Args:
             matrix: Array `(filters, weights)` that the levels are of.
         """
-        found = np.zeros(matrix.shape, np.uint8)
+        places = np.zeros(matrix.shape, np.uint8)
         for level in range(1, self.num_levels):
             above = matrix >= self.values[:, level : level + 1]
             # A repeated last value is none of its own.
             above &= (self.counts > level)[:, np.newaxis]
-            found += above
-        return found
+            places += above
+        return places
 
 
 def filters_first(array: Array, axis: int) -> Array:
@@ -179,5 +178,5 @@ def _errors(values: Array, codes: Array, scale: Array) -> Array:
     products = codes.astype(np.float32) * scale.astype(np.float32)[:, np.newaxis]
     differences = np.abs(products.astype(np.float64) - values)
     sizes = np.where(values == 0, 1.0, np.abs(values))
-    found: Array = np.max(differences / sizes, axis=1)
-    return found
+    largest: Array = np.max(differences / sizes, axis=1)
+    return largest

@@ -8,14 +8,12 @@ file.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from keras_sq.analysis.kernel_codes import KernelCodes
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.levels import filter_levels
-
-Array = np.ndarray[Any, Any]
 
 MAX_LEVELS = 256
 """The most values a filter of a quantized kernel has."""
@@ -52,14 +50,14 @@ def kernel_paths(
         path: _pattern(kernel_matrix(kernel.codes, filter_axes(kernel)))
         for path, kernel in codes.items()
     }
-    found = []
+    paths = []
     for matrix in matrices:
         pattern = None if matrix is None else _pattern(matrix)
         path = None
         if pattern is not None:
             path = _best_match(pattern, patterns) or _holder(pattern, patterns)
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def path_of(matrix: Array, kernels: Mapping[str, KernelCodes]) -> str | None:

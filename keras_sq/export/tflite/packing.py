@@ -10,18 +10,16 @@ largest with `L**g <= 2**15`:
 | digits an index | 15 | 9 | 7 | 6 | 5 | 4 | 3 |
 | bits a weight | 1.07 | 1.78 | 2.29 | 2.67 | 3.2 | 4 | 5.33 |
 
-Here is the arithmetic; `forms.py` puts it into a file.
+Here is the arithmetic, that of INT4 and INT2 too; `forms.py` puts it into a file.
 
 Design note: **the table is not in the file.** For two levels it would take 480
 KiB. Rows of `a + b` digits are all pairs of a row of `a` digits and one of `b`,
 which GATHER (by zeros: it repeats) and CONCATENATION make of two small tables.
 """
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from keras_sq.core.types import Array
 
 NUM_INDICES = 2**15
 """How many indices an int16 holds that are not negative."""
@@ -55,14 +53,37 @@ def pack_digits(digits: Array, num_levels: int) -> Array:
     return packed
 
 
-def unpack_digits(packed: Array, num_levels: int, count: int) -> Array:
-    """Returns the uint8 digits of `pack_digits`."""
-    group = digits_per_index(num_levels)
-    digits = np.empty((len(packed), group), np.uint8)
-    rest = packed.copy()
-    for place in reversed(range(group)):
-        rest, digits[:, place] = np.divmod(rest, np.int16(num_levels))
-    return digits.reshape(-1)[:count]
+def pack_bits(values: Array, bits: int) -> Array:
+    """Returns integers packed into bytes, the first in the lowest bits.
+
+    Args:
+        values: Int8 array of values that `bits` bits hold in two's complement.
+        bits: 2 or 4.
+    """
+    per_byte = 8 // bits
+    flat = values.reshape(-1).astype(np.uint8) & (2**bits - 1)
+    flat = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
+    packed = np.zeros(len(flat), np.uint8)
+    for place in range(per_byte):
+        packed |= flat[:, place] << np.uint8(place * bits)
+    return packed
+
+
+def unpack_bits(data: Array, bits: int, count: int) -> Array:
+    """Returns the int8 values of `pack_bits`.
+
+    Raises:
+        ValueError: If `data` does not hold `count` values.
+    """
+    per_byte = 8 // bits
+    if len(data) != -(-count // per_byte):
+        raise ValueError(f"{len(data)} bytes do not hold {count} {bits}-bit values.")
+    values = np.empty((len(data), per_byte), np.int8)
+    for place in range(per_byte):
+        # To the top of the byte and back, which extends the sign.
+        shifted = (data << np.uint8(8 - bits - place * bits)).view(np.int8)
+        values[:, place] = shifted >> np.int8(8 - bits)
+    return values.reshape(-1)[:count]
 
 
 def digit_rows(num_levels: int, digits: int) -> Array:

@@ -11,11 +11,10 @@ Pure NumPy; `folding.py` takes the factors out of a file.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from keras_sq.core.types import Array
 
 TOLERANCE = 2.0**-19
 """Relative difference of the product and a constant that counts as equal.
@@ -69,17 +68,17 @@ def row_scales(constant: Array, kernel: Array) -> RowScales | None:
 
 
 def _factors(constant: Array, kernel: Array) -> RowScales | None:
-    there = kernel != 0
-    if np.any(constant[~there]):
+    used = kernel != 0
+    if np.any(constant[~used]):
         return None
     wide = constant.astype(np.float64)
-    ratio = np.divide(wide, kernel, out=np.zeros_like(wide), where=there)
+    ratio = np.divide(wide, kernel, out=np.zeros_like(wide), where=used)
     known = ratio != 0
     # A factor of 0 takes all of a filter, or of a row.
     filters_zero, rows_zero = ~known.any(1), ~known.any(0)
-    there[filters_zero] = False
-    there[:, rows_zero] = False
-    if not np.array_equal(there, known) or not known.any():
+    used[filters_zero] = False
+    used[:, rows_zero] = False
+    if not np.array_equal(used, known) or not known.any():
         return None
     filters, rows = _solved(ratio, known)
     products = filters[:, np.newaxis] * rows * kernel
@@ -108,15 +107,15 @@ def _solved(ratio: Array, known: Array) -> tuple[Array, Array]:
         while True:
             before = np.count_nonzero(filters)
             rows = np.where(rows == 0, _means(ratio.T, mask.T, filters), rows)
-            found = np.where(filters == 0, _means(ratio, mask, rows), filters)
-            members |= (found != 0) & (filters == 0)
-            filters = found
+            more = np.where(filters == 0, _means(ratio, mask, rows), filters)
+            members |= (more != 0) & (filters == 0)
+            filters = more
             if np.count_nonzero(filters) == before:
                 break
-        own = known[members].any(0)
+        reached = known[members].any(0)
         scale = _usual(filters[members])
         filters[members] /= scale
-        rows[own] *= scale
+        rows[reached] *= scale
     for _ in range(ROUNDS):
         rows = _means(ratio.T, mask.T, filters)
         filters = _means(ratio, mask, rows)
@@ -130,10 +129,10 @@ def _means(ratio: Array, mask: Array, factors: Array) -> Array:
     """Returns the mean of ratio / factor in each line, 0 where none is known."""
     inverse = np.divide(1.0, factors, out=np.zeros_like(factors), where=factors != 0)
     count = mask @ (factors != 0)
-    found: Array = np.divide(
+    means: Array = np.divide(
         ratio @ inverse, count, out=np.zeros(len(ratio)), where=count > 0
     )
-    return found
+    return means
 
 
 def _usual(factors: Array) -> float:

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
-
-Array = np.ndarray[Any, Any]
 
 
 class FileRunner(abc.ABC):
@@ -51,16 +50,16 @@ class FileRunner(abc.ABC):
             return values
         scale, zero_point = self.quantization[name]
         rounded = np.rint(values / np.float32(scale)) + zero_point
-        found: Array = np.clip(rounded, -128, 127).astype(np.int8)
-        return found
+        codes: Array = np.clip(rounded, -128, 127).astype(np.int8)
+        return codes
 
     def dequantized(self, name: str, values: Array) -> Array:
         """Returns what an int8 output stands for; others unchanged."""
         if name not in self.quantization or values.dtype != np.int8:
             return values
         scale, zero_point = self.quantization[name]
-        found: Array = (values.astype(np.float32) - zero_point) * np.float32(scale)
-        return found
+        real: Array = (values.astype(np.float32) - zero_point) * np.float32(scale)
+        return real
 
 
 class Runner(FileRunner):

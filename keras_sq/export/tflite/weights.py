@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_sq.analysis.kernel_codes import KernelCodes
+from keras_sq.core.types import Array
 from keras_sq.export.tflite.flatbuffer import TYPE_NAMES, TFLiteFile, Use, shape_of
 from keras_sq.export.tflite.levels import filter_levels, filters_first
 from keras_sq.export.tflite.matching import (
@@ -26,8 +27,6 @@ from keras_sq.export.tflite.matching import (
     path_of,
 )
 from keras_sq.export.tflite.row_scales import RowScales, row_scales
-
-Array = np.ndarray[Any, Any]
 
 FILTER_AXES: dict[tuple[str, int], int] = {
     ("CONV_2D", 1): 0,
@@ -103,7 +102,7 @@ def weight_tensors(file: TFLiteFile) -> list[WeightTensor]:
 
     One that is read in another way besides (a shape, a bias) is left out.
     """
-    found = []
+    weights = []
     for graph, index, tensor, readers in _constants(file):
         shape = shape_of(tensor)
         axes = {operator_axis(reader, len(shape)) for reader in readers}
@@ -111,8 +110,8 @@ def weight_tensors(file: TFLiteFile) -> list[WeightTensor]:
             continue
         (axis,) = axes
         assert axis is not None  # For the type checker.
-        found.append(_weight(file, graph, index, tensor, readers, axis))
-    return found
+        weights.append(_weight(file, graph, index, tensor, readers, axis))
+    return weights
 
 
 def _constants(file: TFLiteFile) -> Iterator[tuple[int, int, Any, list[Use]]]:
@@ -185,7 +184,7 @@ def with_kernels(
         codes: Path of a quantized kernel -> its codes.
     """
     matrices = [_as_matrix(file, entry) for entry in tensors]
-    found = [
+    weights = [
         dataclasses.replace(entry, kernel=path)
         for entry, path in zip(tensors, kernel_paths(matrices, codes), strict=True)
     ]
@@ -195,10 +194,10 @@ def with_kernels(
         for graph, index, tensor, readers in _constants(file)
         if (graph, index) not in known and _may_be_weights(tensor)
     ]
-    found = [_otherwise(file, entry, codes) for entry in (*found, *others)]
-    if set(codes) <= {entry.kernel for entry in found}:
-        return [x for x in found if x.kernel or (x.graph, x.index) in known]
-    return [_with_axis(file, entry) for entry in found]
+    weights = [_otherwise(file, entry, codes) for entry in (*weights, *others)]
+    if set(codes) <= {entry.kernel for entry in weights}:
+        return [x for x in weights if x.kernel or (x.graph, x.index) in known]
+    return [_with_axis(file, entry) for entry in weights]
 
 
 def _may_be_weights(tensor: Any) -> bool:
@@ -235,9 +234,9 @@ def _otherwise(
                     scales = ()
                 return dataclasses.replace(entry, kernel=path, scales=scales)
     for axis in axes:
-        found = path_of(filters_first(array, axis), same)
-        if found is not None:
-            return dataclasses.replace(entry, kernel=found, axis=axis)
+        kernel_path = path_of(filters_first(array, axis), same)
+        if kernel_path is not None:
+            return dataclasses.replace(entry, kernel=kernel_path, axis=axis)
     if entry.type_name == "FLOAT32":
         for path, kernel in same.items():
             learned = kernel.levels is not None
@@ -261,8 +260,8 @@ def _scales(
         return ()
     parts = np.split(matrix, groups), np.split(kernel, groups)
     scales = [row_scales(*pair) for pair in zip(*parts, strict=True)]
-    found = tuple(x for x in scales if x is not None)
-    return found if len(found) == groups else ()
+    complete = tuple(x for x in scales if x is not None)
+    return complete if len(complete) == groups else ()
 
 
 def _with_axis(file: TFLiteFile, entry: WeightTensor) -> WeightTensor:

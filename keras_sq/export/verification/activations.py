@@ -21,6 +21,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_sq.core.types import Array
 from keras_sq.export.activations import forms as activation_forms
 from keras_sq.export.activations.levels import (
     FLOAT_LEVELS,
@@ -28,8 +29,8 @@ from keras_sq.export.activations.levels import (
     ActivationLevels,
     StoredActivations,
     bypassed,
+    imposed,
 )
-from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.errors import ExportError
 from keras_sq.export.examples import Batch
 from keras_sq.export.request import Candidate, Request
@@ -103,11 +104,9 @@ def check_parts(candidate: Candidate, request: Request) -> None:
     converted = candidate.converted
     content = activation_forms.without_quantizers(converted.content, request.quantizers)
     with bypassed(request.quantizers):
-        comparison.compare_float(
-            dataclasses.replace(converted, content=content),
-            request.model,
-            request.examples,
-        )
+        converted = dataclasses.replace(converted, content=content)
+        comparer = comparison.Comparer(converted, request.model, request.examples)
+        comparer.compare_float()
 
 
 def check_integers(candidate: Candidate, request: Request) -> None:
@@ -130,20 +129,17 @@ def check_integers(candidate: Candidate, request: Request) -> None:
     for batch in batches:
         inputs = running.file_inputs(runner, batch)
         arrays = tensors.values(inputs, [entry.output for entry, _ in single])
+        levels = {}
         for (entry, quantizer), array in zip(single, arrays, strict=True):
             tensor = file.subgraphs[0].tensors[entry.output]
-            quantizer.give({0: real_values(tensor, array)[0].astype(np.float32)})
-        try:
+            levels[quantizer] = real_values(tensor, array)[0].astype(np.float32)
+        with imposed({quantizer: {0: array} for quantizer, array in levels.items()}):
             expected = running.keras_outputs(request.model, signature, batch)
-            for _, quantizer in single:
-                least = SPARSE_LEVELS * float(np.max(np.abs(quantizer.levels)))
-                part = parts.setdefault(quantizer.path, Errors(least))
-                assert quantizer.given is not None  # It was given above.
-                (seen,) = quantizer.seen  # It is called once.
-                part.add(0.0, quantizer.given[0], quantizer.expected(seen))
-        finally:
-            for _, quantizer in single:
-                quantizer.give(None)
+        for quantizer, array in levels.items():
+            least = SPARSE_LEVELS * float(np.max(np.abs(quantizer.levels)))
+            (seen,) = quantizer.seen  # It is called once.
+            part = parts.setdefault(quantizer.path, Errors(least))
+            part.add(0.0, array, quantizer.expected(seen))
         actual = runner(inputs)
         for name, value in expected.items():
             again = runner.dequantized(name, runner.quantized(name, value))

@@ -1,7 +1,7 @@
 """The check that every exported file passes: it is run, and compared with Keras.
 
 - A file of floats must agree with Keras on random and on representative inputs
-  (`compare_float`).
+  (`Comparer.compare_float`).
 - So must one with quantized activations, but in the mean (`compare_rounded`): single
   examples may take another level. `activations.py` is strict in place of this.
 - A file of int8 activations is compared on representative inputs, which are what its
@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_sq.core.types import Model
+from keras_sq.core.types import Array, Model
 from keras_sq.export.conversion.convert import Converted
-from keras_sq.export.conversion.inputs import Array
 from keras_sq.export.errors import ExportError
 from keras_sq.export.examples import Batch, Examples
 from keras_sq.export.report import OutputError, TensorReport
@@ -97,165 +96,38 @@ def compare(candidate: Candidate, request: Request) -> Comparison:
     """Compares a file with Keras, as strictly as its kind allows.
 
     Raises:
-        ExportError: If the file cannot be run or computes something else, or an
-            output of the model is never a number.
+        ExportError: See `Comparer`.
     """
-    both = candidate.converted, request.reference, request.examples
+    comparer = Comparer(
+        candidate.converted,
+        request.reference,
+        request.examples,
+        candidate.load,
+        candidate.equals,
+    )
     if request.integer:
         explain = None
         if not request.quantizers:
             explain = locating.explanation(candidate, request)
-        return compare_int8(*both, candidate.load, candidate.equals, explain)
+        return comparer.compare_int8(explain)
     if request.quantizers:
-        return compare_rounded(*both, candidate.load)
-    return compare_float(*both, candidate.load)
+        return comparer.compare_rounded()
+    return comparer.compare_float()
 
 
-def compare_float(
-    converted: Converted,
-    reference: Model,
-    examples: Examples,
-    load: Loader = Runner,
-    tolerance: float = FLOAT_TOLERANCE,
-) -> Comparison:
-    """Compares a float file with Keras, batch by batch.
+class Comparer:
+    """Runs a file and a model on the same examples, and compares their outputs.
 
     Args:
         converted: The file.
         reference: Model that the file should compute.
         examples: Examples to compare on.
         load: Function that returns the interpreter.
-        tolerance: Largest relative difference allowed.
+        equals: File with which all outputs must agree bit for bit, or `None`.
 
     Raises:
-        ExportError: See `compare`.
-    """
-    run = _Run(converted, reference, examples, load)
-    for batch, actual, expected in run.outputs():
-        for name, value in expected.items():
-            difference = relative_error(actual[name], value)
-            if not difference <= tolerance:
-                raise refusal(
-                    f"on {batch.kind} inputs, output '{name}' differs by "
-                    f"{difference:.2g} of its largest value (allowed: {tolerance:.0e})"
-                )
-            run.add(batch, name, actual[name], value)
-    return run.comparison(tolerance=tolerance)
-
-
-def compare_rounded(
-    converted: Converted,
-    reference: Model,
-    examples: Examples,
-    load: Loader = Runner,
-    tolerance: float = FLOAT_TOLERANCE,
-) -> Comparison:
-    """Compares a float file whose activations are rounded to levels, in the mean.
-
-    Args:
-        converted: The file.
-        reference: Model that the file should compute.
-        examples: Examples to compare on.
-        load: Function that returns the interpreter.
-        tolerance: Largest relative difference of an example that agrees.
-
-    Raises:
-        ExportError: See `compare`.
-    """
-    run = _Run(converted, reference, examples, load)
-    agree: list[bool] = []
-    for batch, actual, expected in run.outputs():
-        agree += agreeing(actual, expected, batch.size, tolerance)
-        for name, value in expected.items():
-            if value.dtype.kind == "f":
-                run.add(batch, name, actual[name], value)
-    fraction = float(np.mean(agree))
-    for name, error in run.errors.items():
-        silent = error.silent and fraction >= LEAST_AGREEING
-        if not error.mean <= MAX_MEAN_ERROR and not silent:
-            raise refusal(
-                f"output '{name}' differs by {error.mean:.2g} of its size in the mean "
-                "(though each part agrees: many sums lie on a threshold, where the "
-                "last bit decides; train the network, or normalize before it rounds)"
-            )
-    return run.comparison(tolerance=tolerance, agreeing=fraction)
-
-
-def compare_int8(
-    converted: Converted,
-    reference: Model,
-    examples: Examples,
-    load: Loader = Runner,
-    equals: bytes | None = None,
-    explain: Callable[[float], str] | None = None,
-) -> Comparison:
-    """Compares a file of int8 activations with Keras, in the mean.
-
-    Args:
-        converted: The file.
-        reference: Model that the file should compute.
-        examples: Examples to compare on.
-        load: Function that returns the interpreter.
-        equals: File with which all outputs must agree bit for bit.
-        explain: Function that returns a sentence on where a mean error comes from.
-            `None` where activations are rounded to levels: no bound holds then.
-
-    Raises:
-        ExportError: See `compare`.
-    """
-    run = _Run(converted, reference, examples, load, equals)
-    rounded: dict[str, Errors] = {}
-    equal: dict[str, list[Array]] = {}
-    for batch, actual, expected in run.outputs("representative"):
-        for name, value in expected.items():
-            if not np.all(np.isfinite(value)):
-                raise ExportError(
-                    f"Output '{name}' of model '{reference.name}' is NaN or infinite "
-                    "on `representative_data`; int8 has no such values. Is the data "
-                    "prepared like the training data?"
-                )
-            if value.dtype.kind != "f":
-                # Which is the largest of values may hang on a step.
-                equal.setdefault(name, []).append(_equal(name, actual[name], value))
-                continue
-            run.add(batch, name, actual[name], value)
-            again = run.runner.dequantized(name, run.runner.quantized(name, value))
-            errors = Errors(SILENT_STEPS * run.runner.step(name))
-            rounded.setdefault(name, errors).add(
-                relative_error(actual[name], again), actual[name], again
-            )
-    for name, error in rounded.items():
-        if explain is not None and not error.mean <= MAX_MEAN_ERROR:
-            where = explain(error.mean)
-            where = where or "Is `representative_data` prepared like the training data?"
-            raise refusal(
-                f"on representative inputs, output '{name}' differs by "
-                f"{error.mean:.2g} of its size in the mean. {where}"
-            )
-    fractions = {
-        name: float(np.mean(np.concatenate(parts)))
-        for name, parts in equal.items()
-        if any(part.size for part in parts)
-    }
-    bit_exact = None if equals is None else True
-    return run.comparison(
-        bit_exact=bit_exact, equal_integers=fractions, explain=explain
-    )
-
-
-class _Run:
-    """A file and a model that are run on the same examples.
-
-    Args:
-        converted: The file.
-        reference: Model that the file should compute.
-        examples: Examples to compare on.
-        load: Function that returns the interpreter.
-        equals: File with which all outputs must agree bit for bit.
-
-    Attributes:
-        runner: The file, ready to be run.
-        errors: Name of an output -> its errors.
+        ExportError: If the file cannot be run or computes something else, or an
+            output of the model is never a number.
     """
 
     def __init__(
@@ -263,24 +135,113 @@ class _Run:
         converted: Converted,
         reference: Model,
         examples: Examples,
-        load: Loader,
+        load: Loader = Runner,
         equals: bytes | None = None,
     ) -> None:
-        self.runner = loaded(converted.content, load, True)
-        self.errors: dict[str, Errors] = {}
         self._converted, self._reference = converted, reference
         self._examples = examples
+        self._runner = loaded(converted.content, load, True)
         self._pair: list[FileRunner] = []
         if equals is not None:
             # The kernels of XNNPACK round int8 in another way, and do not take all
             # of an unfolded file.
             files = converted.content, equals
             self._pair = [loaded(content, load, False) for content in files]
+        self._errors: dict[str, Errors] = {}
         self._entries: dict[str, dict[str, EntryErrors]] = {}
         self._are_numbers: dict[str, bool] = {}
         self._counts = {"random": 0, "representative": 0}
 
-    def outputs(
+    def compare_float(self, tolerance: float = FLOAT_TOLERANCE) -> Comparison:
+        """Compares a float file with Keras, batch by batch.
+
+        Args:
+            tolerance: Largest relative difference allowed.
+        """
+        for batch, actual, expected in self._outputs():
+            for name, value in expected.items():
+                difference = relative_error(actual[name], value)
+                if not difference <= tolerance:
+                    raise refusal(
+                        f"on {batch.kind} inputs, output '{name}' differs by "
+                        f"{difference:.2g} of its largest value (allowed: "
+                        f"{tolerance:.0e})"
+                    )
+                self._add(batch, name, actual[name], value)
+        return self._comparison(tolerance=tolerance)
+
+    def compare_rounded(self, tolerance: float = FLOAT_TOLERANCE) -> Comparison:
+        """Compares a float file whose activations are rounded to levels, in the mean.
+
+        Args:
+            tolerance: Largest relative difference of an example that agrees.
+        """
+        agree: list[bool] = []
+        for batch, actual, expected in self._outputs():
+            agree += agreeing(actual, expected, batch.size, tolerance)
+            for name, value in expected.items():
+                if value.dtype.kind == "f":
+                    self._add(batch, name, actual[name], value)
+        fraction = float(np.mean(agree))
+        for name, error in self._errors.items():
+            silent = error.silent and fraction >= LEAST_AGREEING
+            if not error.mean <= MAX_MEAN_ERROR and not silent:
+                raise refusal(
+                    f"output '{name}' differs by {error.mean:.2g} of its size in the "
+                    "mean (though each part agrees: many sums lie on a threshold, "
+                    "where the last bit decides; train the network, or normalize "
+                    "before it rounds)"
+                )
+        return self._comparison(tolerance=tolerance, agreeing=fraction)
+
+    def compare_int8(self, explain: Callable[[float], str] | None = None) -> Comparison:
+        """Compares a file of int8 activations with Keras, in the mean.
+
+        Args:
+            explain: Function that returns a sentence on where a mean error comes from.
+                `None` where activations are rounded to levels: no bound holds then.
+        """
+        rounded: dict[str, Errors] = {}
+        equal: dict[str, list[Array]] = {}
+        runner = self._runner
+        for batch, actual, expected in self._outputs("representative"):
+            for name, value in expected.items():
+                if not np.all(np.isfinite(value)):
+                    raise ExportError(
+                        f"Output '{name}' of model '{self._reference.name}' is NaN or "
+                        "infinite on `representative_data`; int8 has no such values. "
+                        "Is the data prepared like the training data?"
+                    )
+                if value.dtype.kind != "f":
+                    # Which is the largest of values may hang on a step.
+                    equal.setdefault(name, []).append(_equal(name, actual[name], value))
+                    continue
+                self._add(batch, name, actual[name], value)
+                again = runner.dequantized(name, runner.quantized(name, value))
+                errors = Errors(SILENT_STEPS * runner.step(name))
+                rounded.setdefault(name, errors).add(
+                    relative_error(actual[name], again), actual[name], again
+                )
+        for name, error in rounded.items():
+            if explain is not None and not error.mean <= MAX_MEAN_ERROR:
+                remedy = "Is `representative_data` prepared like the training data?"
+                raise refusal(
+                    f"on representative inputs, output '{name}' differs by "
+                    f"{error.mean:.2g} of its size in the mean. "
+                    f"{explain(error.mean) or remedy}"
+                )
+        fractions = {
+            name: float(np.mean(np.concatenate(parts)))
+            for name, parts in equal.items()
+            if any(part.size for part in parts)
+        }
+        return self._comparison(
+            bit_exact=True if self._pair else None,
+            equal_integers=fractions,
+            explain=explain,
+        )
+
+    def _outputs(
         self, *kinds: str
     ) -> Iterator[tuple[Batch, dict[str, Array], dict[str, Array]]]:
         """Yields each batch with the outputs of the file and of Keras, as floats.
@@ -290,7 +251,7 @@ class _Run:
         """
         signature = self._converted.signature
         for batch in self._examples.comparison(signature):
-            outputs = file_outputs(self.runner, batch)
+            outputs = file_outputs(self._runner, batch)
             if self._pair:
                 first, second = (file_outputs(x, batch) for x in self._pair)
                 check_equal(first, second, batch.kind)
@@ -301,27 +262,27 @@ class _Run:
             for name in expected:
                 if name not in outputs:
                     raise refusal(f"it has no output '{name}'")
-            actual = {k: self.runner.dequantized(k, x) for k, x in outputs.items()}
+            actual = {k: self._runner.dequantized(k, x) for k, x in outputs.items()}
             yield batch, actual, expected
         for name, are_numbers in self._are_numbers.items():
             if not are_numbers:
                 raise self._never_a_number(name)
 
-    def add(self, batch: Batch, name: str, actual: Array, expected: Array) -> None:
+    def _add(self, batch: Batch, name: str, actual: Array, expected: Array) -> None:
         """Adds the errors of an output on a batch."""
         difference = relative_error(actual, expected)
-        self.errors.setdefault(name, Errors()).add(difference, actual, expected)
+        self._errors.setdefault(name, Errors()).add(difference, actual, expected)
         if expected.dtype.kind == "f":
             entries = self._entries.setdefault(batch.kind, {})
             entries.setdefault(name, EntryErrors()).add(actual, expected)
             known = bool(np.any(~np.isnan(expected)) or not expected.size)
             self._are_numbers[name] = self._are_numbers.get(name, False) or known
 
-    def comparison(self, **details: Any) -> Comparison:
+    def _comparison(self, **details: Any) -> Comparison:
         """Returns the sum of all errors added, with what else was measured."""
-        runner = self.runner
+        runner = self._runner
         shown = self._entries.get("representative", self._entries.get("random", {}))
-        errors = self.errors.values()
+        errors = self._errors.values()
         return Comparison(
             largest_error=max((entry.largest for entry in errors), default=0.0),
             mean_error=max((entry.mean for entry in errors), default=0.0),
@@ -337,7 +298,7 @@ class _Run:
                 for name in sorted(runner.outputs)
             ),
             output_errors=tuple(
-                entry.result(name, self.errors[name].mean, runner.step(name) or None)
+                entry.result(name, self._errors[name].mean, runner.step(name) or None)
                 for name, entry in sorted(shown.items())
             ),
             **details,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from keras_sq.export.conversion.inputs import Array
+from keras_sq.core.types import Array
 from keras_sq.export.report import OutputError
 
 FLOAT_TOLERANCE = 1e-4
@@ -94,8 +94,8 @@ def _with_infinities(values: Array) -> Array:
     if values.dtype.kind != "f":
         return values
     largest = np.abs(values) >= np.finfo(np.float32).max
-    found: Array = np.where(largest, np.copysign(np.inf, values), values)
-    return found
+    result: Array = np.where(largest, np.copysign(np.inf, values), values)
+    return result
 
 
 def relative_error(actual: Array, expected: Array) -> float:
@@ -133,7 +133,7 @@ def agreeing(
             go for all.
         tolerance: Largest difference, relative to the largest value in the batch.
     """
-    found = np.ones(count, bool)
+    agree = np.ones(count, bool)
     for name, value in expected.items():
         other = actual.get(name, np.zeros(0))
         if other.shape != value.shape:
@@ -147,8 +147,8 @@ def agreeing(
         else:
             equal = other == value
         by_example = value.ndim > 0 and len(value) == count
-        found &= equal.reshape(count, -1).all(axis=1) if by_example else equal.all()
-    return [bool(entry) for entry in found]
+        agree &= equal.reshape(count, -1).all(axis=1) if by_example else equal.all()
+    return [bool(entry) for entry in agree]
 
 
 class EntryErrors:
@@ -169,7 +169,7 @@ class EntryErrors:
         columns = expected.shape[-1] if expected.ndim > 1 else 1
         if not columns:
             return
-        values, found = expected.reshape(-1, columns), actual.reshape(-1, columns)
+        values, other = expected.reshape(-1, columns), actual.reshape(-1, columns)
         if self._sums is None:
             self._sums = _start(values)
         if len(self._sums["origin"]) != columns:  # An open size, such as of time.
@@ -178,11 +178,11 @@ class EntryErrors:
         rows = max(AT_ONCE // columns, 1)
         for start in range(0, len(values), rows):
             part = slice(start, start + rows)
-            self._add(self._sums, found[part].astype("f8"), values[part].astype("f8"))
+            self._add(self._sums, other[part].astype("f8"), values[part].astype("f8"))
 
-    def _add(self, sums: dict[str, Array], found: Array, value: Array) -> None:
+    def _add(self, sums: dict[str, Array], result: Array, value: Array) -> None:
         sums["numbers"] += (~np.isnan(value)).sum(axis=0)
-        known = np.isfinite(value) & np.isfinite(found)
+        known = np.isfinite(value) & np.isfinite(result)
         sums["count"] += known.sum(axis=0)
         for key, choose, other in (
             ("low", np.minimum, np.inf),
@@ -190,8 +190,8 @@ class EntryErrors:
         ):
             limits = choose.reduce(np.where(known, value, other), axis=0)
             sums[key] = choose(sums[key], limits)
-        value, found = np.where(known, value, 0.0), np.where(known, found, 0.0)
-        sums["error"] += ((found - value) ** 2).sum(axis=0)
+        value, result = np.where(known, value, 0.0), np.where(known, result, 0.0)
+        sums["error"] += ((result - value) ** 2).sum(axis=0)
         # Around a value of each entry: what is far from 0 may differ by little.
         off = np.where(known, value - sums["origin"], 0.0)
         sums["sum"] += off.sum(axis=0)
@@ -255,13 +255,13 @@ def spans(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
         >>> spans([1, 4, 5, 6])
         ((1, 1), (4, 6))
     """
-    found: list[tuple[int, int]] = []
+    entries: list[tuple[int, int]] = []
     for number in map(int, numbers):
-        if found and found[-1][1] == number - 1:
-            found[-1] = found[-1][0], number
+        if entries and entries[-1][1] == number - 1:
+            entries[-1] = entries[-1][0], number
         else:
-            found.append((number, number))
-    return tuple(found)
+            entries.append((number, number))
+    return tuple(entries)
 
 
 def listed(entries: Sequence[tuple[int, int]], most: int = 4) -> str:

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 
 from keras_sq.core import checks
-from keras_sq.core.types import Model
+from keras_sq.core.types import Array, Model
 from keras_sq.export.conversion.convert import Converted, output_names
-from keras_sq.export.conversion.inputs import Array, InputSignature
+from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.errors import ExportError
 from keras_sq.export.examples import Batch, Examples
 from keras_sq.export.tflite.runtime import FileRunner, Runner

@@ -5,7 +5,7 @@ import math
 
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import backend, checks
 from keras_sq.core.types import Tensor
 from keras_sq.quantizers import codebook
 from keras_sq.quantizers.activations.base import ActivationRule, StateSpec, register
@@ -44,10 +44,7 @@ class LearnedRule(ActivationRule):
 
     def __post_init__(self) -> None:
         self.check_bits(8)
-        if not isinstance(self.signed, bool):
-            raise TypeError(
-                f"Argument `signed` must be a bool. Received: signed={self.signed!r}"
-            )
+        checks.boolean("signed", self.signed)
 
     @property
     def name(self) -> str:

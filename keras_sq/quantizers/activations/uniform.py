@@ -46,10 +46,7 @@ class UniformRule(ActivationRule):
     def __post_init__(self) -> None:
         self.check_bits(8)
         object.__setattr__(self, "clip", checks.positive("clip", self.clip))
-        if not isinstance(self.learned, bool):
-            raise TypeError(
-                f"Argument `learned` must be a bool. Received: learned={self.learned!r}"
-            )
+        checks.boolean("learned", self.learned)
         if self.l2 != 0:
             object.__setattr__(self, "l2", checks.positive("l2", self.l2))
         if self.l2 and not self.learned:

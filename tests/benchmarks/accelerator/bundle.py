@@ -1,6 +1,6 @@
 """Results and states as few files, for machines that hand back few and small ones.
 
-`pack` writes one tar archive in parts of at most `PART_MIB`; `unpack` puts it
+`pack` writes one tar archive in parts of at most `PART_BYTES`; `unpack` puts it
 together. Compiled programs travel too, if they are small enough.
 """
 
@@ -10,7 +10,7 @@ import tarfile
 
 import state
 
-PART_MIB = 15
+PART_BYTES = 15 * 2**20
 """Size of a part."""
 
 MAX_MIB = 56
@@ -56,10 +56,9 @@ def pack(out: pathlib.Path, states: pathlib.Path, folder: pathlib.Path) -> None:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     content = buffer.getvalue()
-    part = PART_MIB * 2**20
-    count = -(-len(content) // part)
+    count = -(-len(content) // PART_BYTES)
     for number in range(count):
-        piece = content[number * part : (number + 1) * part]
+        piece = content[number * PART_BYTES : (number + 1) * PART_BYTES]
         state.write_whole(
             folder / f"{_NAME}.{number}", lambda file, piece=piece: file.write(piece)
         )
@@ -99,7 +98,7 @@ def unpack(folder: pathlib.Path, out: pathlib.Path, states: pathlib.Path) -> Non
             f"The bundle of {len(parts)} parts in {folder} is damaged, or a part is "
             "missing. Bring all parts along again."
         ) from error
-    if files.pop(_END, None) is None:
+    if files.pop(_END, None) is None or len(content) % tarfile.RECORDSIZE:
         raise ValueError(f"The last part of the bundle in {folder} is missing.")
     for name, data in files.items():
         top, _, inside = name.partition("/")

@@ -23,6 +23,8 @@ from pieces import INCOMPLETE, KitError, run
 
 CHECK = """
 import json, platform, sys
+# Not the checkout's keras_sq, if this is the checkout's folder.
+sys.path[:] = filter(None, sys.path)
 import jax, keras, keras_sq
 print(json.dumps({
     "python": platform.python_version(),

@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -190,6 +191,7 @@ def _prepare_jax(values: flags.FlagValues) -> None:
     cache = pathlib.Path(values.state) / "compiled"
     cache.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(cache.resolve()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if values.precision:
         jax.config.update("jax_default_matmul_precision", values.precision)
@@ -252,19 +254,34 @@ def _has_ended(row: object, seed: int, session: object) -> bool:
 
 
 def _measure_steps(values: flags.FlagValues, session: object, only: bool) -> None:
-    """Measures step times, unless there are some in the results already."""
-    path = session.out / "steps.json"
-    if not only and path.exists():
-        return
-    try:
-        import steps
-    except ModuleNotFoundError as error:
-        if error.name != "steps" or only:
-            raise
+    """Measures step times, unless an earlier call did.
+
+    In a process that ends: it would keep the card's memory.
+
+    Raises:
+        RequestError: If it failed and nothing else was asked for.
+    """
+    import state
+
+    kept = session.state / f"steps-scale{values.scale:g}.json"
+    if kept.exists() and not only:
         return
     # A short part of a session that has rows to train.
-    minutes = session.left / 60 * (0.9 if only else 0.25)
-    steps.measure(session.out, values.scale, minutes)
+    minutes = max(session.left / 60 * (0.9 if only else 0.25), 0.02)
+    script = pathlib.Path(__file__).with_name("steps.py")
+    command = [sys.executable, str(script), f"--out={session.out}"]
+    command += [f"--scale={values.scale}", f"--minutes={minutes:.3f}"]
+    try:
+        failed = subprocess.run(command, timeout=max(session.left, 1)).returncode
+    except subprocess.TimeoutExpired:
+        failed = 1
+    if failed:
+        if only:
+            raise RequestError("The step times were not measured: see above.")
+        print("The step times were not measured: see above.", flush=True)
+        return
+    written = json.loads((session.out / "steps.json").read_text())
+    state.write_json(kept, written)
 
 
 def _end_soon(signal_number: int, frame: object) -> None:

@@ -203,33 +203,33 @@ class Plan:
     def _in_processes(self, number: int) -> None:
         """Keeps so many processes at work."""
         waiting = list(self.pending)
-        running: dict[subprocess.Popen[bytes], tuple[Row, int]] = {}
+        running: dict[subprocess.Popen[bytes], tuple[Row, int, int]] = {}
         bundled = time.time()
         while running or (waiting and self.session.left > LEAST):
             while waiting and len(running) < number and self.session.left > LEAST:
                 row, seed = waiting.pop(0)
                 process = self._start(row, [seed], number, f"processes {number}")
-                running[process] = row, seed
+                running[process] = row, seed, number
             time.sleep(0.2)
             if ENDS.is_set():
                 for process in running:
                     process.terminate()
             for process in [x for x in running if x.poll() is not None]:
-                run = running.pop(process)
-                if process.returncode == NO_MEMORY and number > 1:
-                    number = max(1, number // 2)
-                    _print(
-                        f"Too little memory: at most {number} runs at once from now."
-                    )
-                    waiting.insert(0, run)
+                row, seed, beside = running.pop(process)
+                if process.returncode == NO_MEMORY and beside > 1:
+                    # Those that were started together fail together.
+                    if beside // 2 < number:
+                        number = beside // 2
+                        _print(f"Too little memory: from now {number} runs at once.")
+                    waiting.insert(0, (row, seed))
                 elif process.returncode:
                     for other in running:
                         other.terminate()
                     for other in running:
                         other.wait()
                     raise ProcessError(
-                        f"The run of {run[0].name}, seed {run[1]}, failed: see "
-                        f"{self._log(*run)}. The others were saved."
+                        f"The run of {row.name}, seed {seed}, failed: see "
+                        f"{self._log(row, seed)}. The others were saved."
                     )
             if time.time() - bundled > self.session.save_every:
                 self._bundle()

@@ -34,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from keras_sq.export.conversion import inputs, integer
+from keras_sq.export.conversion import convert, inputs, integer
 from keras_sq.export.examples import Examples
 from keras_sq.export.micro import c_source, compression
 from keras_sq.export.micro.runtime import MicroRunner
@@ -118,7 +118,8 @@ def int8_file():
             layer.set_weights([np.where(kernel < 0, -scale, scale), bias])
     examples = generator.normal(size=(16, 16, 16, 3)).astype("float32")
     signature = inputs.input_signature(model, examples).with_batch(1)
-    return integer.int8_file(model, signature, Examples([examples])).content
+    floats = convert.float_file(model, signature, integers=True)
+    return integer.int8_file(floats, Examples([examples]))
 
 
 def on_host(folder, content):

@@ -1,31 +1,39 @@
 """Checks of the accelerator's runner that need JAX: run in a process of their own.
 
-    KERAS_BACKEND=jax python tests/accelerator/runner_checks.py same sq
+    KERAS_BACKEND=jax python tests/benchmarks/accelerator_checks.py same:sq
 
 `test_accelerator_runner.py` starts it. Prints what was compared; an assertion that
 fails ends it with an error.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
+import signal
+import subprocess
 import sys
 import time
 
-FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks/accelerator"
+FOLDER = pathlib.Path(__file__).parent / "accelerator"
 sys.path.insert(0, str(FOLDER))
 
 import augmentation  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import rows  # noqa: E402
+import run  # noqa: E402
 import state  # noqa: E402
+from absl import flags  # noqa: E402
 from augmentation import Images  # noqa: E402
 from job import Job  # noqa: E402
 from row import Row  # noqa: E402
 from session import Session, load_images  # noqa: E402
 from training import Trainer  # noqa: E402
 
+import keras_sq  # noqa: E402
 from keras_sq import models, presets, schedules  # noqa: E402
 from keras_sq.core import keras_internals as internals  # noqa: E402
 
@@ -57,18 +65,19 @@ def small_network(side=8):
     """Returns a network that is compiled quickly, with all that moves in training."""
     decay = keras.regularizers.L2(5e-5)
     layers = keras.layers
+    more = {"use_bias": False, "kernel_regularizer": decay}
     return keras.Sequential(
         [
             keras.Input((side, side, 3)),
-            layers.Conv2D(8, 3, strides=2, use_bias=False, kernel_regularizer=decay),
-            layers.BatchNormalization(),
+            layers.Conv2D(8, 3, strides=2, name="conv1", **more),
+            layers.BatchNormalization(name="bn1"),
             layers.ReLU(),
-            layers.Conv2D(12, 3, use_bias=False, kernel_regularizer=decay),
-            layers.BatchNormalization(),
+            layers.Conv2D(12, 3, strides=2, name="conv2", **more),
+            layers.BatchNormalization(name="bn2"),
             layers.ReLU(),
             layers.Flatten(),
             layers.Dropout(0.1, seed=3),
-            layers.Dense(10, kernel_regularizer=decay),
+            layers.Dense(10, name="logits", kernel_regularizer=decay),
         ]
     )
 
@@ -325,7 +334,123 @@ def cleared(folder):
     print("cleared: the momentum, where a training begins again")
 
 
-CHECKS = {"same": same, "jobs": jobs}
+# The command.
+
+
+def command(*flags_given):
+    """Runs the command in this process; returns its status and both outputs."""
+    rows._BY_NAME.update({row.name: row for row in (ROW, LONG)})
+    values = flags.FlagValues()
+    run.define_flags(values)
+    values(["run.py", "--nosteps", *map(str, flags_given)])
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run.main(values)
+    return status, out.getvalue(), err.getvalue()
+
+
+def folders(folder, name):
+    """Returns the flags that say where a session reads and writes."""
+    folder = pathlib.Path(folder)
+    return (
+        f"--data={folder / 'data'}",
+        f"--out={folder / name}",
+        f"--state={folder / name / 'state'}",
+        f"--plan={folder / 'plan.csv'}",
+        "--allow_cpu",
+    )
+
+
+KILLED = ("--scale=0.25", "--save_every=0", "--test_every=3", "--minutes=9")
+"""Fifty epochs of five steps, with a state after each step."""
+
+
+def victim(folder):
+    """Trains until it is killed."""
+    print(command(*folders(folder, "killed"), *KILLED))
+
+
+def killed(folder):
+    """A run that is killed in the middle ends as one that is not."""
+    folder = pathlib.Path(folder)
+    write_images(folder / "data")
+    (folder / "plan.csv").write_text("row,seeds\nsmall_sq,0\n")
+    saved = session(folder, "killed", scale=0.25).state_path(ROW, 0)
+    process = subprocess.Popen(
+        [sys.executable, __file__, f"victim:{folder}"], stderr=subprocess.PIPE
+    )
+    while not saved.exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    with np.load(saved) as file:
+        position = json.loads(file["meta"].tobytes())["position"]
+    assert 0 < position["epoch"] * 5 + position["step"] < 250
+    for name in ("killed", "whole"):
+        status, out, err = command(*folders(folder, name), *KILLED[:1], KILLED[2])
+        assert (status, err) == (0, "")
+        assert "epoch 50 of 50" in out
+    one, other = (session(folder, name, scale=0.25) for name in ("killed", "whole"))
+    assert result(one, ROW, 0) == result(other, ROW, 0)
+    codes = []
+    for where in (one, other):
+        with np.load(where.out / "codes" / "small_sq-seed0.npz") as file:
+            codes.append({name: file[name] for name in file.files})
+    assert codes[0].keys() == codes[1].keys()
+    assert all(np.array_equal(codes[0][name], codes[1][name]) for name in codes[0])
+    # What has ended is known from the states, and not trained again.
+    status, out, err = command(*folders(folder, "whole"), *KILLED[:1])
+    assert (status, out, err) == (0, "All runs of the plan have ended.\n", "")
+    print(f"killed at step {position['epoch'] * 5 + position['step']} of 250: the same")
+    requests(folder)
+
+
+def requests(folder):
+    """What cannot be done is said in one line, and changes nothing."""
+    usual = folders(folder, "requests")
+
+    def refused(part, *flags_given):
+        status, out, err = command(*flags_given)
+        assert status == 2, (status, out, err)
+        assert part in err and err.startswith("run.py: error: ")
+        assert err.count("\n") == 1, err
+
+    refused("There is no GPU", *usual[:-1])
+    refused("Flag --data must", *usual[1:])
+    refused("is missing: unpack", *usual, "--data=nowhere", "--scale=0.001")
+    refused("must be one of", *usual, "--only=resnet21")
+    refused("must be row:seed", *usual, "--only=small_sq:x")
+    (folder / "broken").mkdir()
+    for path in (folder / "data").iterdir():
+        (folder / "broken" / path.name).write_bytes(path.read_bytes()[:100])
+    broken = f"--data={folder / 'broken'}"
+    refused("is damaged: unpack", *usual, broken, "--scale=0.001")
+    # Another package: the state stays, until it is set aside.
+    small = ("--only=small_long:0", "--scale=0.001")
+    status, _, err = command(*usual, *small, f"--deadline={time.time() + 1.5}")
+    assert (status, err) == (0, "")
+    saved = session(folder, "requests", scale=0.001).state_path(LONG, 0)
+    if not saved.exists():  # It was quick enough to end.
+        state.save(saved, {}, state.Position(), [])
+    before = saved.read_bytes()
+    session(folder, "requests", scale=0.001).kept_path(LONG, 0).unlink(missing_ok=True)
+    version, keras_sq.__version__ = keras_sq.__version__, "99"
+    try:
+        refused("Use --restart to begin anew", *usual, *small)
+        assert saved.read_bytes() == before
+        status, _, err = command(*usual, *small, "--restart")
+        assert (status, err) == (0, "")
+        assert saved.with_name(saved.name + ".old-1").read_bytes() == before
+        assert result(session(folder, "requests"), LONG, 0)["finished"]
+    finally:
+        keras_sq.__version__ = version
+    print("refused: one line each, nothing lost")
+
+
+CHECKS = {"same": same, "jobs": jobs, "killed": killed, "victim": victim}
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
