@@ -18,7 +18,12 @@ import tensorflow as tf
 
 from keras_sq.core import checks
 from keras_sq.core.types import Array, Tensor
-from keras_sq.datasets.images import PAD, mirror_and_shift, standardize
+from keras_sq.datasets.images import (
+    PAD,
+    mirror_and_shift,
+    standardize,
+    standardized,
+)
 
 
 class Source(Protocol):
@@ -196,10 +201,5 @@ def in_order(
     std: tuple[float, ...],
 ) -> tf.data.Dataset:
     """Returns all examples as standardized batches, the last one smaller."""
-    mean, std = tf.constant(mean), tf.constant(std)
-    return (
-        tf.data.Dataset.from_tensor_slices(arrays)
-        .batch(batch_size)
-        .map(lambda images, labels: (standardize(images, mean, std), labels))
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    stream = tf.data.Dataset.from_tensor_slices(arrays)
+    return standardized(stream, batch_size, mean, std).prefetch(tf.data.AUTOTUNE)

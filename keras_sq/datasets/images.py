@@ -26,6 +26,17 @@ def standardize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (tf.cast(images, tf.float32) - mean) / std
 
 
+def standardized(
+    stream: tf.data.Dataset,
+    batch_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> tf.data.Dataset:
+    """Returns `(image, label)` examples as standardized batches."""
+    means, stds = tf.constant(mean), tf.constant(std)
+    return stream.batch(batch_size).map(lambda x, y: (standardize(x, means, stds), y))
+
+
 def mirror_and_shift(
     images: Tensor, mirrored: Tensor, down: Tensor, right: Tensor
 ) -> Tensor:

@@ -99,7 +99,9 @@ class View:
         found = encoded(self.source, split, None).map(
             self.central, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        return _standardized(found, batch_size, mean, std).prefetch(tf.data.AUTOTUNE)
+        return images.standardized(found, batch_size, mean, std).prefetch(
+            tf.data.AUTOTUNE
+        )
 
     def statistics(self, split: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns mean and standard deviation per channel, in pixel values.
@@ -159,7 +161,7 @@ class Files:
         stream = stream.map(
             self._example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        return _standardized(stream, batch_size, self.mean, self.std)
+        return images.standardized(stream, batch_size, self.mean, self.std)
 
     def _epoch(self, seed: int, epoch: int, count: int) -> tf.data.Dataset:
         """Returns seed, content and label of the examples of an epoch."""
@@ -210,15 +212,3 @@ def encoded(source: Prepared, split: str, seed: int | None) -> tf.data.Dataset:
         return example[source.example_key], label
 
     return found.map(pair)
-
-
-def _standardized(
-    stream: tf.data.Dataset,
-    batch_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> tf.data.Dataset:
-    means, stds = tf.constant(mean), tf.constant(std)
-    return stream.batch(batch_size).map(
-        lambda x, y: (images.standardize(x, means, stds), y)
-    )

@@ -2,12 +2,12 @@
 
     python -m keras_sq.train --experiment=cifar10_resnet56_sq_twn --scale=0.05
 
-There is one file for each paper, and `own.json`. A file is a list of tables, each of
-one network on one data set: the source, the end of the titles, settings that the rows
-share, and the rows. A row has a title, settings of its own, and what was published.
-Settings are attributes of `keras_sq.experiments.config.TrainConfig`: an experiment says
-nothing that flags could not. `--protocol=equal` trains for as long as the baselines;
-the files have the papers' protocol. Many at once: `keras_sq.sweep`.
+Each paper has a file; `keras_sq.json` has the other experiments. A file is a list of
+tables, each of one network on one data set: the source, the end of the titles, settings
+that the rows share, and the rows. A row has a title, further settings, and what was
+published. Settings are attributes of `keras_sq.experiments.config.TrainConfig`: an
+experiment says nothing that flags could not. `--protocol=equal` trains for as long as
+the baselines; the files have the papers' protocol. Many at once: `keras_sq.sweep`.
 
 What was published and could not be looked up again is marked `"confirmed": false`, and
 said so wherever it is printed.
@@ -125,7 +125,7 @@ def names(patterns: Sequence[str] = ("*",)) -> list[str]:
         ['cifar10_vgg9_bwn', 'cifar10_vgg9_fwn', 'cifar10_vgg9_sq_bwn', \
 'cifar10_vgg9_sq_twn', 'cifar10_vgg9_twn']
     """
-    found: dict[str, None] = {}
+    matches: dict[str, None] = {}
     for pattern in patterns:
         hits = fnmatch.filter(_experiments(), pattern)
         if not hits:
@@ -134,8 +134,8 @@ def names(patterns: Sequence[str] = ("*",)) -> list[str]:
                 f"{checks.did_you_mean(pattern, _experiments())} "
                 "`python -m keras_sq.train --list` prints them all."
             )
-        found.update(dict.fromkeys(hits))
-    return list(found)
+        matches.update(dict.fromkeys(hits))
+    return list(matches)
 
 
 def get(name: str) -> Experiment:

@@ -58,64 +58,8 @@ SELECTION_CHOICES = {
 class TrainConfig:
     """What `python -m keras_sq.train` was asked to do.
 
-    Attributes:
-        experiment: Name of the experiment that the settings are of, or `None`.
-        dataset: `"digits"` or a TFDS name.
-        data_dir: Folder of prepared TFDS data, or `None` for TFDS's own.
-        download: Whether TFDS may download.
-        model: One of `keras_sq.models.NAMES`; `None` is `"digits_cnn"` for
-            the digits and `"resnet20"` otherwise.
-        start: What the networks start from: `"float"`, a float network that is trained
-            first; `"new"`, new weights, the same for all; or the path of a trained
-            network of this data set.
-        preset: A comparison that `comparisons.get` knows, or `None`: float,
-            quantized directly and with SQ.
-        only: Names of the methods to train; `None` is all of the comparison. The float
-            network is trained, too, if others need it. A method's result does not
-            depend on the others.
-        quantizer: A name that `keras_sq.quantizers.get` knows; `None` is
-            `"ternary"`. A preset has its own.
-        input_quantizer: A name that `keras_sq.activation_rules.get` knows, or `None`.
-        schedule: A name that `keras_sq.schedules.get` knows.
-        protocol: `"equal"`: all networks but the float one are trained equally long.
-            `"paper"`: with a schedule in stages each stage is as long as the whole run
-            of the others, and begins with the first learning rate and no momentum.
-        granularity: What is selected in SQ; `None` is the default of
-            `keras_sq.quantize_model`. Likewise the next three.
-        probability: How it depends on the error.
-        selection: How it is drawn.
-        draw: Of which formula.
-        skip: Names, patterns or places (`"@first"`) of the layers that stay
-            float; `None` is none, or what the preset says.
-        distill: Weight of the float network's outputs against the labels in the
-            training of the others, in [0, 1]; 0 is none.
-        temperature: Of the outputs, see `keras_sq.distill`.
-        reestimate: Batches to measure the statistics of batch normalization on after
-            the training of a quantized network, see `keras_sq.reestimate_batch_norm`.
-        target: Kind of the quantized networks' files: one of `TARGETS`.
-        epochs: Of each network but the first.
-        float_epochs: Of the float network they start from.
-        iterations: Steps of each network instead of `epochs` and `float_epochs`; full
-            epochs are trained, the nearest number.
-        scale: Above 0: factor on the length of every training.
-        batch_size: Examples a step.
-        optimizer: One of `OPTIMIZERS`.
-        learning_rate: At the start of each training.
-        decay: `"cosine"`: the learning rate falls to 0; `"constant"`; or the fractions
-            of the run, such as `"0.5,0.75"`, at which it falls to a tenth.
-        weight_decay: Of all kernels.
-        augment: Whether training images are mirrored and shifted; `None`
-            means for CIFAR and ImageNet only.
-        image_size: Height and width that images are brought to (pixels), or `None`;
-            see `keras_sq.datasets.load`.
-        crop: Which part of them augmentation takes then: see there.
-        seed: Of weights, order, augmentation and masks.
-        seeds: How many runs, with `seed`, `seed + 1` and so on.
-        limit: Number of training examples, or `None` for all.
-        output_dir: Folder for everything that is written.
-        resume: Whether to go on with the run in `output_dir`.
-        overwrite: Whether to replace the run in `output_dir`.
-        verbose: 0 prints the table only, 1 the progress too.
+    Attributes: Those of the flags, see `HELP` in `flags.py`. `None` stands for the
+        default in brackets there.
 
     Raises:
         TypeError: If a value has the wrong type.

@@ -24,17 +24,19 @@ HELP: dict[str, str] = {
     "download": "Let TFDS fetch a data set not there.",
     "model": "Network. [digits_cnn for digits, else resnet20]",
     "start": "What is quantized: float, a float network that is trained first; new, "
-    "new weights; or the path of a trained network.",
+    "new weights, the same for all; or the path of a trained network of this data.",
     "preset": "A paper's methods and what to compare them with. [--quantizer, directly "
     "and with SQ]",
-    "only": "Methods of the comparison to train. [all]",
+    "only": "Methods of the comparison to train; the float network is trained, too, if "
+    "others need it. A method's result does not depend on the others. [all]",
     "quantizer": "binary, ternary, uniform-4, lq-2, … [ternary]",
     "input_quantizer": "Of the inputs of the layers: lq-2, uniform-4, … [none]",
     "schedule": "Ratio over the run: short (50, 75, 87.5 %, a twentieth of the run "
     "each), exponential (the paper's: four equal stages), average, constant, linear, "
     "cosine, cubic.",
     "protocol": "equal: all networks are trained equally long; paper: each stage of SQ "
-    "is as long as the whole training of the others.",
+    "is as long as the whole training of the others, and begins with the first "
+    "learning rate and no momentum.",
     "granularity": "What SQ selects. [filter]",
     "probability": "How it depends on the quantization error. [linear]",
     "selection": "How SQ draws. [roulette]",
@@ -47,7 +49,8 @@ HELP: dict[str, str] = {
     "target": "Kind of the quantized networks' TFLite files, see keras_sq.export.",
     "epochs": "Epochs of each network but the first.",
     "float_epochs": "Epochs of the float network.",
-    "iterations": "Steps of each network, instead of both.",
+    "iterations": "Steps of each network, instead of both; the nearest number of full "
+    "epochs is trained.",
     "scale": "Factor on the length of every training.",
     "batch_size": "Examples a step.",
     "optimizer": "sgd has a momentum of 0.9.",
@@ -85,9 +88,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags; their defaults are those of `TrainConfig`.
 
     Args:
-        values: Where to define them: `absl.flags.FLAGS`, or a set of one's own.
+        values: Where to define them: `absl.flags.FLAGS`, or another set of flags.
     """
-    own: dict[str, Any] = {"flag_values": values}
+    common: dict[str, Any] = {"flag_values": values}
     kinds = {
         "bool": flags.DEFINE_bool,
         "int": flags.DEFINE_integer,
@@ -99,12 +102,12 @@ def define_flags(values: flags.FlagValues) -> None:
         name, text = field.name, HELP[field.name]
         if name in CHOICES:
             default: Any = field.default
-            flags.DEFINE_enum(name, default, list(CHOICES[name]), text, **own)
+            flags.DEFINE_enum(name, default, list(CHOICES[name]), text, **common)
         else:
             kind = getattr(field.type, "__name__", str(field.type))
             define: Any = kinds[str(kind).removesuffix(" | None")]
-            define(name, field.default, text, **own)
-    flags.DEFINE_bool("list", False, "Print the names of the experiments.", **own)
+            define(name, field.default, text, **common)
+    flags.DEFINE_bool("list", False, "Print the names of the experiments.", **common)
 
 
 def config_from_flags(values: flags.FlagValues) -> TrainConfig:
@@ -115,14 +118,14 @@ def config_from_flags(values: flags.FlagValues) -> TrainConfig:
         ValueError: As `TrainConfig`; or if a flag is set that an experiment decides.
         OSError: As `TrainConfig`.
     """
-    given = {
+    settings = {
         field.name: getattr(values, field.name)
         for field in dataclasses.fields(TrainConfig)
     }
     for name in ("skip", "only"):
-        given[name] = None if given[name] is None else tuple(given[name])
-    if given["experiment"] is None:
-        return TrainConfig(**given)
-    experiment = experiments.get(given.pop("experiment"))
-    set_by_hand = {name: given[name] for name in given if values[name].present}
+        settings[name] = None if settings[name] is None else tuple(settings[name])
+    if settings["experiment"] is None:
+        return TrainConfig(**settings)
+    experiment = experiments.get(settings.pop("experiment"))
+    set_by_hand = {name: settings[name] for name in settings if values[name].present}
     return experiment.config(**set_by_hand)

@@ -180,8 +180,8 @@ def test_bad_request_is_refused_and_nothing_made(arguments, message, tmp_path, c
 
 
 def test_file_of_another_shape_of_settings_is_told(tmp_path, monkeypatch):
-    tables = json.loads((FOLDER / "own.json").read_text())
-    (tmp_path / "own.json").write_text(
+    tables = json.loads((FOLDER / "keras_sq.json").read_text())
+    (tmp_path / "tables.json").write_text(
         json.dumps([{**table, "settings": {"modle": "mlp"}} for table in tables])
     )
     monkeypatch.setattr(experiments, "_FOLDER", tmp_path)

@@ -11,6 +11,7 @@ import sys
 import zlib
 
 import flatbuffers
+import fuzzing
 import keras
 import numpy as np
 import pytest
@@ -30,7 +31,6 @@ from keras_sq.export.tflite.flatbuffer import (
     TFLiteFile,
     pack_bits,
     per_channel,
-    unpack_bits,
 )
 
 
@@ -78,11 +78,11 @@ def named(entries, *names):
     return tuple(entries[name] for name in names)
 
 
-# Files by hand: a graph of one float input, to which a weight is made.
+# Files by hand: a graph of one float input, to which a test adds a weight.
 
 
 class Graph:
-    """A file with one FULLY_CONNECTED whose weight is still to be made."""
+    """A file with one float input; `read_by` adds the FULLY_CONNECTED."""
 
     def __init__(self, filters=6, size=20):
         self.file = TFLiteFile(empty_file())
@@ -666,14 +666,14 @@ def vector(builder, start, offsets):
 
 def finish(builder, tensors, buffers, graphs=1):
     """Returns a file of graphs with a vector of tensors, otherwise empty."""
-    made = []
+    subgraphs = []
     for _ in range(graphs):
         schema.SubGraphStart(builder)
         schema.SubGraphAddTensors(builder, tensors)
-        made.append(schema.SubGraphEnd(builder))
-    made = vector(builder, schema.ModelStartSubgraphsVector, made)
+        subgraphs.append(schema.SubGraphEnd(builder))
+    subgraphs = vector(builder, schema.ModelStartSubgraphsVector, subgraphs)
     schema.ModelStart(builder)
-    schema.ModelAddSubgraphs(builder, made)
+    schema.ModelAddSubgraphs(builder, subgraphs)
     schema.ModelAddBuffers(builder, buffers)
     builder.Finish(schema.ModelEnd(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
@@ -764,55 +764,14 @@ def test_constants_behind_the_tables_are_found(size):
     assert result["notes"] == ["the values of 1 tensors are in another file"]
 
 
-def variants(content, count, seed):
-    """Yields a file cut off, with bits flipped, words replaced, parts copied."""
-    generator = random.Random(seed)
-    for number in range(count):
-        damaged = bytearray(content)
-        if number % 4 == 0:
-            del damaged[generator.randrange(len(content)) :]
-        elif number % 4 == 1:
-            for _ in range(generator.choice([1, 4, 64])):
-                place = generator.randrange(len(content))
-                damaged[place] ^= 1 << generator.randrange(8)
-        else:
-            place = 4 * generator.randrange(len(content) // 4)
-            words = [
-                b"\0" * 4,
-                b"\xff" * 4,
-                b"\xff\xff\xff\x7f",
-                generator.randbytes(4),
-            ]
-            word = generator.choice(words)
-            if number % 4 == 3:
-                start = 4 * generator.randrange(len(content) // 4)
-                word = content[start : start + generator.choice([4, 16, 64])]
-            damaged[place : place + len(word)] = word
-        yield bytes(damaged)
-
-
-def test_damaged_file_gives_contents_or_a_clear_error(float_file):
-    outcomes = {"contents": 0, "error": 0}
-    for number, damaged in enumerate(variants(float_file, 400, seed="float")):
-        try:
-            result = contents(damaged)
-        except ValueError as error:
-            assert str(error).startswith("it "), number
-            outcomes["error"] += 1
-        else:
-            json.dumps(result)
-            table.table(result, "x")
-            outcomes["contents"] += 1
-    assert min(outcomes.values()) > 50
-
-
 def test_damaged_file_is_read_in_a_process_of_its_own(tmp_path):
-    # With operators for the interpreter, which may not survive what they are made of.
-    paths = []
-    for content in (packed_file(), decode_file()):
-        for damaged in variants(content, 8, seed=0):
-            paths.append(tmp_path / f"{len(paths)}.tflite")
-            paths[-1].write_bytes(damaged)
+    # With operators for the interpreter, which may crash; other damaged files are
+    # among those of `fuzzing.py`.
+    generator = random.Random(0)
+    paths = [tmp_path / f"{number}.tflite" for number in range(16)]
+    for number, path in enumerate(paths):
+        content = (packed_file, decode_file)[number % 2]()
+        path.write_bytes(fuzzing.damaged(content, generator))
 
     def outcome(path):
         try:
@@ -938,9 +897,3 @@ def test_command_runs_as_a_process(float_file, tmp_path):
         # TensorFlow may log, but nothing of Python's.
         assert "Traceback" not in error
         assert "Warning:" not in error
-
-
-def test_packed_bits_come_back():
-    # Of `keras_sq/export/tflite/flatbuffer.py`, which the tests above build on.
-    codes = np.random.default_rng(0).integers(-2, 2, 13).astype("i1")
-    np.testing.assert_array_equal(unpack_bits(pack_bits(codes, 2), 2, 13), codes)

@@ -25,7 +25,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags.
 
     Args:
-        values: Where to define them: `absl.flags.FLAGS`, or a set of one's own.
+        values: Where to define them: `absl.flags.FLAGS`, or another set of flags.
     """
     flags.DEFINE_bool(
         "json", False, "Print JSON, with every constant.", flag_values=values

@@ -168,11 +168,13 @@ def _weight_entry(
 
 
 def _entry(tensor: Tensor, values: Callable[[], Array]) -> Json:
-    levels = channel_levels = None
-    try:
-        levels, channel_levels = count_levels(values(), tensor.axis)
-    except Unknown as error:
-        tensor.unknown = str(error)
+    if tensor.levels is None:  # A constant may be a weight, too.
+        tensor.levels = (None, None)
+        try:
+            tensor.levels = count_levels(values(), tensor.axis)
+        except Unknown as error:
+            tensor.unknown = str(error)
+    levels, channel_levels = tensor.levels
     return {
         "name": tensor.name,
         "shape": tensor.shape,

@@ -61,6 +61,8 @@ class Tensor:
         readers: Name of an operator -> how many of them read the tensor.
         producer: The operator that makes the tensor of constants alone, and the
             tensors that it makes it of; `None` for other tensors.
+        levels: The number of different values and the most in a channel, each `None` if
+            unknown; `None` for tensors that were not counted.
         unknown: Why the values are unknown, empty if they are not.
     """
 
@@ -75,6 +77,7 @@ class Tensor:
         self.data = np.empty(0, np.uint8) if data is None else data
         self.readers: collections.Counter[str] = collections.Counter()
         self.producer: tuple[Operator, list[Tensor]] | None = None
+        self.levels: tuple[int | None, int | None] | None = None
         self.unknown = ""
         bits = PACKED_BITS.get(self.type, 0)
         self.packing = f"{8 // bits} per byte" if bits else ""
