@@ -106,9 +106,11 @@ class KernelMeter:
         ratios, errors, changed = [], [], []
         for (layer, name), codes in zip(self._kernels, self._codes, strict=True):
             quantizer = layer.quantization_settings.kernel_quantizer
-            look = _look_function(quantizer, layer.filter_axes(name))
+            measure = _look_function(quantizer, layer.filter_axes(name))
             latent = internals.read(layer.latent(name))
-            error, count, new = look(latent, internals.read(codes), *layer.fitted(name))
+            error, count, new = measure(
+                latent, internals.read(codes), *layer.fitted(name)
+            )
             errors.append(error)
             changed.append(count)
             codes.assign(new)

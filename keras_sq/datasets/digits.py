@@ -87,8 +87,8 @@ def prepare_digits(folder: str | os.PathLike[str], fall_back: bool) -> str:
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=folder, prefix=f".{KerasSqDigits.name}."
-        ) as own:
-            builder = KerasSqDigits(data_dir=own)
+        ) as unfinished:
+            builder = KerasSqDigits(data_dir=unfinished)
             # TFDS prints lines and bars that are meant for downloads.
             with (
                 contextlib.redirect_stdout(io.StringIO()),

@@ -121,13 +121,13 @@ def arrays(source: Prepared) -> dict[str, tuple[Array, Array]]:
         ValueError: If a split has no labels.
     """
     wanted = {"train": "train", "validation": source.validation, "test": source.test}
-    found = {}
+    parts = {}
     for part, split in wanted.items():
         if split is not None:
-            found[part] = _features(source, split)
-            if len(found[part][1]) and found[part][1].min() < 0:
+            parts[part] = _features(source, split)
+            if len(parts[part][1]) and parts[part][1].min() < 0:
                 raise _no_labels(source.name, split)
-    return found
+    return parts
 
 
 def _features(source: Prepared, split: str) -> tuple[Array, Array]:

@@ -96,10 +96,10 @@ class View:
         std: tuple[float, ...],
     ) -> tf.data.Dataset:
         """Returns all examples of a split as standardized batches."""
-        found = encoded(self.source, split, None).map(
+        examples = encoded(self.source, split, None).map(
             self.central, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        return images.standardized(found, batch_size, mean, std).prefetch(
+        return images.standardized(examples, batch_size, mean, std).prefetch(
             tf.data.AUTOTUNE
         )
 
@@ -173,10 +173,10 @@ class Files:
 
         def examples(crops: Tensor) -> tf.data.Dataset:
             tf.random.set_seed(_GRAPH_SEED)  # Of this function's graph only.
-            found = encoded(source, self.split, of_files)
-            found = found.shuffle(window, of_window, reshuffle_each_iteration=False)
-            found = found.take(count).enumerate()
-            return found.map(lambda i, pair: (tf.stack([crops, 2 * i]), *pair))
+            pairs = encoded(source, self.split, of_files)
+            pairs = pairs.shuffle(window, of_window, reshuffle_each_iteration=False)
+            pairs = pairs.take(count).enumerate()
+            return pairs.map(lambda i, pair: (tf.stack([crops, 2 * i]), *pair))
 
         one = tf.data.Dataset.from_tensors(tf.constant(of_crops, tf.int64))
         # It calls TFDS, which is no code of tensors.
@@ -200,7 +200,7 @@ def encoded(source: Prepared, split: str, seed: int | None) -> tf.data.Dataset:
     """
     options = tfds.ReadConfig(shuffle_seed=seed, try_autocache=False)
     options.options.deterministic = True
-    found = source.builder.as_dataset(
+    examples = source.builder.as_dataset(
         split=split,
         shuffle_files=seed is not None,
         decoders={source.example_key: tfds.decode.SkipDecoding()},
@@ -211,4 +211,4 @@ def encoded(source: Prepared, split: str, seed: int | None) -> tf.data.Dataset:
         label = tf.cast(example[source.label_key], tf.int32)
         return example[source.example_key], label
 
-    return found.map(pair)
+    return examples.map(pair)

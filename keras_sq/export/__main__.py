@@ -39,42 +39,42 @@ def define_flags(values: flags.FlagValues) -> None:
     Args:
         values: Where to define them: `absl.flags.FLAGS`, or a set of one's own.
     """
-    own: dict[str, Any] = {"flag_values": values}
+    shared: dict[str, Any] = {"flag_values": values}
     described = "; ".join(f"{x.name}: {x.description}" for x in kinds.KINDS.values())
     flags.DEFINE_enum(
-        "target", "float", list(kinds.KINDS), f"Kind of file. {described}.", **own
+        "target", "float", list(kinds.KINDS), f"Kind of file. {described}.", **shared
     )
     flags.DEFINE_string(
-        "representative", None, "File of example inputs, .npz or .npy.", **own
+        "representative", None, "File of example inputs, .npz or .npy.", **shared
     )
     flags.DEFINE_integer(
         "max_decode_bytes",
         None,
         "For mcu: largest part of a kernel to unfold at a time. [found by trying]",
-        **own,
+        **shared,
     )
     flags.DEFINE_string(
         "oldest_runtime",
         None,
         "Oldest runtime that has to run the file, such as 'LiteRT 1.0.1'. [the newest]",
-        **own,
+        **shared,
     )
     flags.DEFINE_bool(
-        "allow_partial", False, "Quantize what is not trained to the end.", **own
+        "allow_partial", False, "Quantize what is not trained to the end.", **shared
     )
     flags.DEFINE_bool(
-        "allow_untrained", False, "Quantize a model that was not trained.", **own
+        "allow_untrained", False, "Quantize a model that was not trained.", **shared
     )
     flags.DEFINE_bool(
         "allow_float_kernels",
         False,
         "Write a file that holds a quantized kernel as float32 for want of a form.",
-        **own,
+        **shared,
     )
     flags.DEFINE_multi_string(
-        "import", [], "Module to import first, with layers of your own.", **own
+        "import", [], "Module to import first, with layers of your own.", **shared
     )
-    flags.DEFINE_bool("json", False, "Print the report as JSON.", **own)
+    flags.DEFINE_bool("json", False, "Print the report as JSON.", **shared)
 
 
 def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:

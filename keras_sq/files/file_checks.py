@@ -179,10 +179,10 @@ def _check_heaps(file: IO[bytes]) -> None:
     place, rest = 0, start
     while piece := file.read(_PIECE):
         rest += piece
-        found = rest.find(_HEAP)
-        while found >= 0:
-            _check_heap(file, place + found)
-            found = rest.find(_HEAP, found + 1)
+        index = rest.find(_HEAP)
+        while index >= 0:
+            _check_heap(file, place + index)
+            index = rest.find(_HEAP, index + 1)
         kept = len(_HEAP) - 1  # One may begin here and end in the next piece.
         place += len(rest) - kept
         rest = rest[-kept:]
@@ -253,12 +253,12 @@ def read_json(path: str | os.PathLike[str], kind: type) -> Any:
     try:
         if len(content) > MAX_JSON_BYTES:
             raise ValueError(f"it is longer than {MAX_JSON_BYTES:,} bytes")
-        found = json.loads(content.decode("utf-8"))
-        if not isinstance(found, kind):
+        value = json.loads(content.decode("utf-8"))
+        if not isinstance(value, kind):
             raise ValueError(f"it holds no {kind.__name__}")
     except (RecursionError, ValueError) as error:
         raise ValueError(f"File '{path}' is damaged: {_short(error)}.") from error
-    return found
+    return value
 
 
 def check_sums(folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -267,7 +267,7 @@ def check_sums(folder: str | os.PathLike[str]) -> dict[str, str]:
     Args:
         folder: Its path; folders inside are entered.
     """
-    found = {}
+    sums = {}
     for place, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(place, name)
@@ -276,8 +276,8 @@ def check_sums(folder: str | os.PathLike[str]) -> dict[str, str]:
                 while piece := file.read(_PIECE):
                     crc, size = zlib.crc32(piece, crc), size + len(piece)
             key = os.path.relpath(path, folder).replace(os.sep, "/")
-            found[key] = f"{size} bytes, {crc:08x}"
-    return found
+            sums[key] = f"{size} bytes, {crc:08x}"
+    return sums
 
 
 def seal(folder: str | os.PathLike[str]) -> None:
@@ -299,10 +299,10 @@ def check_seal(folder: str | os.PathLike[str]) -> None:
             f"Folder '{os.fspath(folder)}' is no backup, or damaged: it has no {_SUMS}."
         )
     expected = read_json(os.path.join(folder, _SUMS), dict)
-    found = check_sums(folder)
-    del found[_SUMS]
-    names = found.keys() | expected.keys()
-    changed = {name for name in names if found.get(name) != expected.get(name)}
+    sums = check_sums(folder)
+    del sums[_SUMS]
+    names = sums.keys() | expected.keys()
+    changed = {name for name in names if sums.get(name) != expected.get(name)}
     if changed:
         path = os.path.join(folder, min(changed))
         raise ValueError(

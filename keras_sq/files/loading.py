@@ -53,13 +53,13 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no model '{path}'.")
     try:
-        held = os.path.getsize(path)
+        size = os.path.getsize(path)
         if path.endswith(_H5):
             with open(path, "rb") as file:
-                held = file_checks.check_h5(file, file_checks.most_bytes(held))
+                size = file_checks.check_h5(file, file_checks.most_bytes(size))
         elif path.endswith(".keras"):
-            held = file_checks.check_model_archive(path)
-        with _weights_limited(2 * held + file_checks.SLACK), _readable(path) as source:
+            size = file_checks.check_model_archive(path)
+        with _weights_limited(2 * size + file_checks.SLACK), _readable(path) as source:
             return keras.models.load_model(source, compile=False)
     # Whatever is wrong with a file comes out of Keras as any of many types.
     except Exception as error:

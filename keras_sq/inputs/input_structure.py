@@ -98,8 +98,8 @@ def _same(shape: Sequence[int], sizes: Sequence[int | None]) -> bool:
 
 
 def _shaped(array: Any, shape: tuple[int, ...]) -> Array:
-    found: Array = np.reshape(np.asarray(array), shape)
-    return found
+    result: Array = np.reshape(np.asarray(array), shape)
+    return result
 
 
 def described(data: Any) -> str:

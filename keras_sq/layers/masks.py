@@ -226,9 +226,9 @@ def finite_kernels(layers: Sequence[StochasticallyQuantized]) -> Tensor:
         [backend.array_in_memory(x.latent(name)) for name in x.quantized_weights]
         for x in layers
     ]
-    if all(kernel is not None for own in kernels for kernel in own):
+    if all(kernel is not None for arrays in kernels for kernel in arrays):
         # A tenth of the time of as many small operations.
-        return np.isfinite([sum(map(_array_size, own)) for own in kernels])
+        return np.isfinite([sum(map(_array_size, arrays)) for arrays in kernels])
     sizes = [
         sum(_size(layer, name) for name in layer.quantized_weights) for layer in layers
     ]

@@ -134,8 +134,8 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
     def quantization_state(self) -> list[Variable]:
         """Returns what the layer has beyond the Keras layer's variables."""
         masks = [self.mask(name) for name in self.quantized_weights]
-        own = [self.ratio, self.mask_seed_generator.state]
-        return [*masks, *self.codebook_state(), *own, *self.input_state()]
+        state = [self.ratio, self.mask_seed_generator.state]
+        return [*masks, *self.codebook_state(), *state, *self.input_state()]
 
     def filter_axes(self, name: str) -> tuple[int, ...]:
         """Returns the axes of a kernel that tell its filters apart."""
@@ -214,9 +214,9 @@ class StochasticallyQuantized(LearnedCodebooks, QuantizedInputs):
         latent = self.latent(name)
         if f"_{name}_mask" not in self.__dict__:
             return latent  # Still building.
-        held = held_kernel(self, name)
-        if held is not None:
-            return held
+        computed = held_kernel(self, name)
+        if computed is not None:
+            return computed
         training = bool(internals.training_phase())
         dtype = internals.dtype_of(latent)
         if internals.in_autocast():

@@ -58,8 +58,10 @@ def load_source(
         shape = (math.prod(shape),)
     if network.classifies:
         if len(source.outputs[0].shape) != 2 or (source.output_shape[-1] or 0) < 2:
-            found = source.output_shape
-            raise _other_network(name, path, f"its output is {found}, and not logits")
+            output_shape = source.output_shape
+            raise _other_network(
+                name, path, f"its output is {output_shape}, and not logits"
+            )
     try:
         network.check_input(name, shape)
     except ValueError as error:
@@ -130,8 +132,8 @@ def _compare(
     shape = (EXAMPLES, *source.inputs[0].shape[1:])
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected = _outputs(source, x)
-    found = _outputs(target, x.reshape(EXAMPLES, *target.input_shape[1:]))
-    error = np.abs(found - expected.reshape(found.shape)).max()
+    outputs = _outputs(target, x.reshape(EXAMPLES, *target.input_shape[1:]))
+    error = np.abs(outputs - expected.reshape(outputs.shape)).max()
     if not error <= TOLERANCE * max(np.abs(expected).max(), 1e-6):
         raise _other_network(
             name,
@@ -147,16 +149,16 @@ def _outputs(model: Model, x: Any) -> Any:
 
 def _with_weights(model: Model) -> list[Layer]:
     """Returns the innermost layers that have weights, in the order of the model."""
-    found: dict[int, Layer] = {}
+    layers: dict[int, Layer] = {}
 
     def visit(layer: Layer) -> None:
         if internals.own_variables(layer):
-            found.setdefault(id(layer), layer)
+            layers.setdefault(id(layer), layer)
         for inner in internals.sublayers(layer):
             visit(inner)
 
     visit(model)
-    return list(found.values())
+    return list(layers.values())
 
 
 def _shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:

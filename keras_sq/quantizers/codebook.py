@@ -91,13 +91,13 @@ def ranks(weights: Tensor, thresholds: Tensor) -> Tensor:
         limits = ops.unstack(thresholds, count)
         above = [ops.cast(weights > limit, "int32") for limit in limits]
         return functools.reduce(ops.add, above)
-    found = ops.zeros(weights.shape, "int32")
+    rank = ops.zeros(weights.shape, "int32")
     half = (count + 1) // 2
     while half:
-        value = _picked(thresholds, found + (half - 1))
-        found = found + half * ops.cast(weights > value, "int32")
+        value = _picked(thresholds, rank + (half - 1))
+        rank = rank + half * ops.cast(weights > value, "int32")
         half //= 2
-    return found
+    return rank
 
 
 def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
@@ -109,13 +109,13 @@ def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
     """
     count = len(levels) if isinstance(levels, Sequence) else int(levels.shape[0])
     if count > 2**MAX_UNROLLED_BITS:
-        found = _picked(levels, ranks(weights, thresholds_of(levels)))
+        result = _picked(levels, ranks(weights, thresholds_of(levels)))
     else:
         rows = levels if isinstance(levels, Sequence) else ops.unstack(levels, count)
-        found = ops.broadcast_to(rows[0], weights.shape)
+        result = ops.broadcast_to(rows[0], weights.shape)
         for lower, upper in itertools.pairwise(rows):
-            found = ops.where(weights > (lower + upper) / 2, upper, found)
-    return ops.where(weights == weights, found, weights)
+            result = ops.where(weights > (lower + upper) / 2, upper, result)
+    return ops.where(weights == weights, result, weights)
 
 
 def _picked(values: Tensor, indices: Tensor) -> Tensor:
