@@ -186,7 +186,7 @@ def choose_bits(
             f"Received: candidates={candidates!r}"
         )
     measured = [x for x in candidates if not (isinstance(x, str) and x == FLOAT)]
-    found = sensitivity(
+    result = sensitivity(
         model,
         data,
         candidates=measured,
@@ -195,16 +195,16 @@ def choose_bits(
         skip=skip,
         batch_size=batch_size,
     )
-    return choose_within(found, max_bytes, allow_float=len(measured) < len(candidates))
+    return choose_within(result, max_bytes, allow_float=len(measured) < len(candidates))
 
 
 def choose_within(
-    found: Sensitivity, max_bytes: int, *, allow_float: bool = True
+    measured: Sensitivity, max_bytes: int, *, allow_float: bool = True
 ) -> BitChoice:
     """Returns the best choice within a budget from what was measured.
 
     Args:
-        found: What `keras_sq.sensitivity` returned.
+        measured: What `keras_sq.sensitivity` returned.
         max_bytes: The budget, as in `choose_bits`.
         allow_float: Whether a layer may stay float.
 
@@ -215,8 +215,8 @@ def choose_within(
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
         >>> model.compile("sgd", "mse")
-        >>> found = keras_sq.sensitivity(model, (np.ones((32, 4)), np.ones((32, 8))))
-        >>> [keras_sq.choose_within(found, size).packed_bytes <= size
+        >>> measured = keras_sq.sensitivity(model, (np.ones((32, 4)), np.ones((32, 8))))
+        >>> [keras_sq.choose_within(measured, size).packed_bytes <= size
         ...  for size in (80, 100, 120)]
         [True, True, True]
     """
@@ -224,8 +224,8 @@ def choose_within(
     names: list[list[str]] = []
     costs: list[list[float]] = []
     sizes: list[list[int]] = []
-    for path in found.layers:
-        rows = [found.row(path, name) for name in found.quantizers]
+    for path in measured.layers:
+        rows = [measured.row(path, name) for name in measured.quantizers]
         usable = [row for row in rows if math.isfinite(row.harm)]
         names.append([row.quantizer for row in usable])
         costs.append([row.harm for row in usable])
@@ -236,10 +236,10 @@ def choose_within(
             sizes[-1].append(kernel_sizes.FLOAT_BITS * rows[0].weights)
         if not names[-1]:
             raise ValueError(
-                f"Layer '{path}' makes the {found.metric} infinite with every "
+                f"Layer '{path}' makes the {measured.metric} infinite with every "
                 "candidate. Add 'float' to the candidates, or name it in `skip`."
             )
-    rest = kernel_sizes.FLOAT_BITS * found.float_weights
+    rest = kernel_sizes.FLOAT_BITS * measured.float_weights
     least = math.ceil((rest + knapsack.smallest_size(sizes)) / 8)
     if max_bytes < least:
         raise ValueError(
@@ -251,16 +251,16 @@ def choose_within(
     assignment = {
         path: group[option]
         for path, group, option in zip(
-            found.layers, names, solution.options, strict=True
+            measured.layers, names, solution.options, strict=True
         )
     }
-    sign = 1.0 if found.mode == "min" else -1.0
+    sign = 1.0 if measured.mode == "min" else -1.0
     return BitChoice(
         assignment,
         max_bytes,
         math.ceil((rest + solution.size) / 8),
-        found.baseline,
-        found.baseline + sign * solution.cost,
+        measured.baseline,
+        measured.baseline + sign * solution.cost,
         solution.gap,
-        found,
+        measured,
     )

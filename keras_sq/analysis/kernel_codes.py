@@ -42,8 +42,8 @@ class KernelCodes:
         if self.levels is not None:
             numbers = self.codes.astype(np.intp)[np.newaxis]
             table = np.broadcast_to(self.levels, (len(self.levels), *self.codes.shape))
-            found: np.ndarray[Any, Any] = np.take_along_axis(table, numbers, axis=0)[0]
-            return found
+            values: np.ndarray[Any, Any] = np.take_along_axis(table, numbers, axis=0)[0]
+            return values
         kernel: np.ndarray[Any, Any] = self.codes.astype(self.scale.dtype) * self.scale
         return kernel
 
@@ -68,7 +68,7 @@ def get_codes(model: Model) -> dict[str, KernelCodes]:
         >>> codes.codes.tolist(), codes.scale.tolist()
         ([[1], [-1]], [[1.0]])
     """
-    found = {}
+    codes_of_model = {}
     for path, layer in quantized_layers(model):
         quantizer = layer.quantization_settings.kernel_quantizer
         for name in layer.quantized_weights:
@@ -85,17 +85,17 @@ def get_codes(model: Model) -> dict[str, KernelCodes]:
                 table = keras.ops.convert_to_numpy(
                     keras.ops.cast(quantizer.levels(*fitted), value.dtype)
                 ).reshape(-1, *shape)
-                found[f"{path}/{name}"] = KernelCodes(
+                codes_of_model[f"{path}/{name}"] = KernelCodes(
                     numbers.astype(np.uint8), np.abs(table).max(axis=0), table
                 )
                 continue
             scale = keras.ops.reshape(keras.ops.cast(fitted[0], value.dtype), shape)
-            found[f"{path}/{name}"] = KernelCodes(
+            codes_of_model[f"{path}/{name}"] = KernelCodes(
                 numbers.astype(np.int8), keras.ops.convert_to_numpy(scale)
             )
-    if not found:
+    if not codes_of_model:
         raise ValueError(
             "No quantized layer found. Make the model one with "
             "`keras_sq.quantize_model(model)`."
         )
-    return found
+    return codes_of_model

@@ -263,11 +263,11 @@ def _named(candidates: Sequence[Any]) -> dict[str, Quantizer]:
         )
     if not candidates:
         raise ValueError("Argument `candidates` must name at least one quantizer.")
-    found = {}
+    named = {}
     for candidate in candidates:
         quantizer = quantizers.get(candidate)
-        found[candidate if isinstance(candidate, str) else repr(quantizer)] = quantizer
-    return found
+        named[candidate if isinstance(candidate, str) else repr(quantizer)] = quantizer
+    return named
 
 
 def _evaluate_arguments(data: Any, batch_size: int) -> Config:
@@ -289,8 +289,8 @@ def _evaluate_arguments(data: Any, batch_size: int) -> Config:
             first = next(iter(first.values() if isinstance(first, dict) else first))
         if hasattr(first, "__len__") and not len(first):
             raise ValueError("Argument `data` must hold examples. Received: none.")
-        found = dict(zip(names, data, strict=False))
-        return {**found, "batch_size": batch_size}
+        arguments = dict(zip(names, data, strict=False))
+        return {**arguments, "batch_size": batch_size}
     if isinstance(data, Iterator):
         raise TypeError(
             "Argument `data` is evaluated many times, so it must be possible to go "

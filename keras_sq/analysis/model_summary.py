@@ -285,8 +285,8 @@ def summary(
     for path, layer in layer_paths(model):
         if isinstance(layer, StochasticallyQuantized):
             turn = turns.get(id(layer))
-            found = _quantized_rows(path, layer, counts)
-            rows.extend(row._replace(turn=turn) for row in found)
+            quantized_rows = _quantized_rows(path, layer, counts)
+            rows.extend(row._replace(turn=turn) for row in quantized_rows)
         if isinstance(layer, QuantizedActivation):
             rows.append(_activation_row(path, layer))
             continue

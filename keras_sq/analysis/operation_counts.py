@@ -196,10 +196,10 @@ def macs_of(counts: Counts | None, layer: Layer, names: Sequence[str]) -> Count:
     """
     if counts is None:
         return Count(None)
-    found = [counts[id(layer), name] for name in names if (id(layer), name) in counts]
-    if not found:
+    known = [counts[id(layer), name] for name in names if (id(layer), name) in counts]
+    if not known:
         return Count(0)
-    if any(count.macs is None for count in found):
-        return Count(None, max(count.activation_bits for count in found))
-    total = sum(count.macs or 0 for count in found)
-    return Count(total, max(count.activation_bits for count in found))
+    if any(count.macs is None for count in known):
+        return Count(None, max(count.activation_bits for count in known))
+    total = sum(count.macs or 0 for count in known)
+    return Count(total, max(count.activation_bits for count in known))

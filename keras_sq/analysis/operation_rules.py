@@ -92,8 +92,8 @@ def _base_with_rule(kind: type) -> type | None:
 
 def _shape(layer: Layer, name: str) -> Shape:
     """Returns the shape of a kernel, without computing a quantized one."""
-    found = layer.__dict__.get(f"_{name}", None)
-    return tuple((getattr(layer, name) if found is None else found).shape)
+    variable = layer.__dict__.get(f"_{name}", None)
+    return tuple((getattr(layer, name) if variable is None else variable).shape)
 
 
 def _dense(layer: Layer, inputs: list[Shape], output: Shape) -> Macs:

@@ -114,19 +114,19 @@ def table(
     rows = [header] + [
         (
             titles[method],
-            _percent([report.test_accuracy for report in found]),
-            *((_top_5(found),) if many else ()),
-            _kilobytes(_mean(report.tflite_bytes for report in found)),
-            _kilobytes(_mean(report.float_tflite_bytes for report in found)),
-            f"{_mean(r.float_tflite_bytes / r.tflite_bytes for r in found):.1f} x",
-            f"{_mean(report.bits_per_weight for report in found):.2f}",
+            _percent([report.test_accuracy for report in of_method]),
+            *((_top_5(of_method),) if many else ()),
+            _kilobytes(_mean(report.tflite_bytes for report in of_method)),
+            _kilobytes(_mean(report.float_tflite_bytes for report in of_method)),
+            f"{_mean(r.float_tflite_bytes / r.tflite_bytes for r in of_method):.1f} x",
+            f"{_mean(report.bits_per_weight for report in of_method):.2f}",
         )
-        for method, found in reports.items()
+        for method, of_method in reports.items()
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
     lines = text_tables.aligned(rows)
-    everything = [report for found in reports.values() for report in found]
+    everything = [report for of_method in reports.values() for report in of_method]
     quantized = max(everything, key=lambda report: report.quantized_weights)
     # Of one accuracy; of a difference of two it is up to 1.4 times that.
     deviation = max(
@@ -192,11 +192,11 @@ def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
 def _row_of_text(row: dict[str, Any]) -> dict[str, Any]:
     if row.keys() != set(COLUMNS) or None in row.values():
         raise ValueError(f"a row has not {len(COLUMNS)} values")
-    found: dict[str, Any] = {"run": row["run"], "epoch": int(row["epoch"])}
+    parsed: dict[str, Any] = {"run": row["run"], "epoch": int(row["epoch"])}
     for name in COLUMNS[2:]:
         empty = name == "ratio" and not row[name]
-        found[name] = None if empty else float(row[name])
-    return found
+        parsed[name] = None if empty else float(row[name])
+    return parsed
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -204,8 +204,8 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _top_5(reports: Sequence[NetworkReport]) -> str:
-    found = [report.test_top_5_accuracy for report in reports]
-    known = [value for value in found if value is not None]
+    accuracies = [report.test_top_5_accuracy for report in reports]
+    known = [value for value in accuracies if value is not None]
     return _percent(known) if known else ""
 
 

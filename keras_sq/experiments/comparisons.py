@@ -104,16 +104,16 @@ def defaults(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
     Args:
         schedule: Of stochastic quantization.
     """
-    made = [Method(FLOAT, "float, the start"), Method("float-longer", TRAINED_ON)]
+    methods = [Method(FLOAT, "float, the start"), Method("float-longer", TRAINED_ON)]
     for bits in ("ternary", "binary"):
         directly = presets.direct(bits)
         small = presets.direct(bits, overrides=None)
-        made += [
+        methods += [
             Method(f"{bits}-direct", f"{bits}, directly", directly),
             Method(f"{bits}-small", f"{bits}, directly, small layers 4 bits", small),
             Method(bits, f"{bits}, default", presets.stochastic(bits, schedule)),
         ]
-    return tuple(made)
+    return tuple(methods)
 
 
 def lq_nets(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
@@ -161,7 +161,7 @@ def stompp(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
         **skip,
     }
     fully = {**plain, "input_quantizer": "binary"}
-    made = {
+    presets_by_name = {
         "ste": ("binary, straight-through", presets.direct(**fully)),
         "forward": ("binary, StoMPP", presets.stompp()),
         "global": ("binary, all layers at once", presets.stompp("global")),
@@ -181,7 +181,7 @@ def stompp(schedule: schedules.RatioSchedule) -> tuple[Method, ...]:
         Method(FLOAT, "float"),
         *(
             Method(name, title, preset, from_float=False)
-            for name, (title, preset) in made.items()
+            for name, (title, preset) in presets_by_name.items()
         ),
     )
 

@@ -164,17 +164,17 @@ class TrainConfig:
 
     def _check_method(self) -> None:
         """Checks what the networks are, and that the settings go together."""
-        own = (
+        setting_names = (
             *SELECTION_CHOICES,
             "quantizer",
             "input_quantizer",
             "distill",
             "reestimate",
         )
-        given = {name: getattr(self, name) for name in own}
-        given = {k: value for k, value in given.items() if value not in (None, 0)}
-        if self.preset is not None and given:
-            name, value = next(reversed(given.items()))
+        chosen = {name: getattr(self, name) for name in setting_names}
+        chosen = {k: value for k, value in chosen.items() if value not in (None, 0)}
+        if self.preset is not None and chosen:
+            name, value = next(reversed(chosen.items()))
             raise ValueError(
                 f"Arguments `preset` and `{name}` exclude each other: a preset has "
                 f"methods of its own. Received: preset={self.preset!r}, "
@@ -235,18 +235,18 @@ class TrainConfig:
             names = (*SELECTION_CHOICES, "input_quantizer")
             settings = {name: getattr(self, name) for name in names}
             settings = {k: value for k, value in settings.items() if value is not None}
-            found = comparisons.plain(self.quantizer_name, schedule, **settings)
-            found = tuple(
+            methods = comparisons.plain(self.quantizer_name, schedule, **settings)
+            methods = tuple(
                 x if x.preset is None else dataclasses.replace(x, **self._training())
-                for x in found
+                for x in methods
             )
         else:
-            found = comparisons.get(self.preset, schedule)
+            methods = comparisons.get(self.preset, schedule)
         if self.start == START_NEW:
-            found = tuple(dataclasses.replace(x, from_float=False) for x in found)
+            methods = tuple(dataclasses.replace(x, from_float=False) for x in methods)
         if self.protocol == "paper":
-            found = tuple(method.as_in_the_paper() for method in found)
-        return found
+            methods = tuple(method.as_in_the_paper() for method in methods)
+        return methods
 
     def _training(self) -> dict[str, Any]:
         """Returns how quantized networks are trained, for those without a preset."""

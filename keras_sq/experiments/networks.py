@@ -34,12 +34,12 @@ def new_model(config: TrainConfig, data: "datasets.Dataset") -> Model:
         )
     model = load_model(config.start)
     wanted = (None, *data.input_shape), (None, data.num_classes)
-    found = (model.input_shape, model.output_shape)
-    if found != wanted:
+    shapes = (model.input_shape, model.output_shape)
+    if shapes != wanted:
         raise ValueError(
             f"Argument `start` must be a network of the data set {data.name!r}, with "
             f"inputs {wanted[0]} and outputs {wanted[1]}. Received: "
-            f"start={config.start!r}, with inputs {found[0]} and outputs {found[1]}"
+            f"start={config.start!r}, with inputs {shapes[0]} and outputs {shapes[1]}"
         )
     return model
 

@@ -182,9 +182,9 @@ class RunFolder:
         """Returns what was asked of the run in the folder, if there is one."""
         path = self.path / _DESCRIPTION
         try:
-            found: dict[str, Any] = file_checks.read_json(path, dict)
-            methods: Any = found.get("methods")
-            known = "version" in found and isinstance(methods, list)
+            description: dict[str, Any] = file_checks.read_json(path, dict)
+            methods: Any = description.get("methods")
+            known = "version" in description and isinstance(methods, list)
             # They become names of files.
             if not known or not all(re.fullmatch(r"[\w-]+", str(x)) for x in methods):
                 raise ValueError("it names no methods")
@@ -195,7 +195,7 @@ class RunFolder:
                 f"File {str(path)!r} is not of a training run, or damaged. Choose "
                 "another `--output_dir`, or remove the file."
             ) from error
-        return found
+        return description
 
     def outputs(self, methods: Sequence[str]) -> set[str]:
         """Returns the names of the files that a run of these methods leaves."""

@@ -103,7 +103,7 @@ class SweepConfig:
             "download": self.download,
         }
         chosen = [experiments.get(x) for x in experiments.names(self.experiments)]
-        found: dict[tuple[str, int, str], Run] = {}
+        runs_by_key: dict[tuple[str, int, str], Run] = {}
         for seed in range(self.seeds):
             for experiment in chosen:
                 name = experiment.name
@@ -121,8 +121,8 @@ class SweepConfig:
                         "output_dir": str(folder),
                     }
                     key = (name, seed, protocol)
-                    found[key] = Run(experiment, protocol, seed, folder, settings)
-        return list(found.values())
+                    runs_by_key[key] = Run(experiment, protocol, seed, folder, settings)
+        return list(runs_by_key.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +225,9 @@ def sweep(config: SweepConfig) -> int:
 
 def _check_folder(run: Run) -> None:
     """Raises if a run could not go on in its folder; makes nothing."""
-    found = run_folder.RunFolder(run.folder).earlier_description()
+    earlier = run_folder.RunFolder(run.folder).earlier_description()
     asked = run.experiment.config(**run.settings).description()
-    changes = "" if found is None else run_folder.differences(found, asked)
+    changes = "" if earlier is None else run_folder.differences(earlier, asked)
     if changes:
         raise ValueError(
             f"The run in '{run.folder}' has other settings: {changes}. Choose another "
@@ -269,8 +269,8 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 def _progress(run: Run) -> set[str]:
     """Returns what a stopped run would go on with: backups, trained networks."""
     folder = run_folder.RunFolder(run.folder)
-    found = [*folder.path.glob("*.keras"), *folder.state.glob("*/epoch-*")]
-    return {str(path.relative_to(folder.path)) for path in found}
+    files = [*folder.path.glob("*.keras"), *folder.state.glob("*/epoch-*")]
+    return {str(path.relative_to(folder.path)) for path in files}
 
 
 def _log(folder: pathlib.Path, run: Run) -> pathlib.Path:
@@ -280,18 +280,18 @@ def _log(folder: pathlib.Path, run: Run) -> pathlib.Path:
 
 def _results(folder: pathlib.Path, runs: Iterable[Run]) -> list[sweep_report.Result]:
     """Reads what is finished: of these runs, then of earlier sweeps in the folder."""
-    found = []
+    results = []
     asked = {run.folder for run in runs}
     for run in (*runs, *(x for x in _runs_in(folder) if x.folder not in asked)):
         if run.is_finished:
             path = run_folder.RunFolder(run.folder).results
-            found += sweep_report.read(path, run.experiment, run.protocol, run.seed)
-    return found
+            results += sweep_report.read(path, run.experiment, run.protocol, run.seed)
+    return results
 
 
 def _runs_in(folder: pathlib.Path) -> list[Run]:
     """Returns the runs whose folders are in the folder of a sweep."""
-    found = []
+    runs = []
     for path in sorted(folder.glob("*/*/seed-*")):
         name, protocol, seed = path.relative_to(folder).parts
         number = seed.removeprefix("seed-")
@@ -300,8 +300,8 @@ def _runs_in(folder: pathlib.Path) -> list[Run]:
                 experiment = experiments.get(name)
             except ValueError:
                 continue  # Not a folder of this command.
-            found.append(Run(experiment, protocol, int(number), path, {}))
-    return found
+            runs.append(Run(experiment, protocol, int(number), path, {}))
+    return runs
 
 
 def _write_tables(folder: pathlib.Path, runs: Iterable[Run]) -> str:
@@ -319,20 +319,20 @@ def define_flags(values: flags.FlagValues) -> None:
     Args:
         values: Where to define them.
     """
-    own: dict[str, Any] = {"flag_values": values}
+    kw: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_list(
-        "experiments", [], "Names, with wildcards: 'cifar10_vgg9_*'.", **own
+        "experiments", [], "Names, with wildcards: 'cifar10_vgg9_*'.", **kw
     )
     flags.DEFINE_list(
-        "protocols", ["paper"], "paper, equal, or both, see keras_sq.train.", **own
+        "protocols", ["paper"], "paper, equal, or both, see keras_sq.train.", **kw
     )
-    flags.DEFINE_integer("seeds", 1, "Runs of each experiment.", **own)
-    flags.DEFINE_float("scale", 1.0, "Factor on the length of every training.", **own)
-    flags.DEFINE_integer("limit", None, "Use so many training examples. [all]", **own)
-    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data.", **own)
-    flags.DEFINE_bool("download", False, "Let TFDS fetch data sets.", **own)
-    flags.DEFINE_string("output_dir", "keras_sq_sweep", "Folder of the sweep.", **own)
-    flags.DEFINE_float("minutes", None, "Stop after so many. [when all is done]", **own)
+    flags.DEFINE_integer("seeds", 1, "Runs of each experiment.", **kw)
+    flags.DEFINE_float("scale", 1.0, "Factor on the length of every training.", **kw)
+    flags.DEFINE_integer("limit", None, "Use so many training examples. [all]", **kw)
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data.", **kw)
+    flags.DEFINE_bool("download", False, "Let TFDS fetch data sets.", **kw)
+    flags.DEFINE_string("output_dir", "keras_sq_sweep", "Folder of the sweep.", **kw)
+    flags.DEFINE_float("minutes", None, "Stop after so many. [when all is done]", **kw)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -345,11 +345,11 @@ def main(values: flags.FlagValues) -> int:
         Exit status: that of `sweep`, or 2 if the request was wrong.
     """
     names = [field.name for field in dataclasses.fields(SweepConfig)]
-    given = {name: getattr(values, name) for name in names}
+    settings = {name: getattr(values, name) for name in names}
     for name in ("experiments", "protocols"):
-        given[name] = tuple(given[name])
+        settings[name] = tuple(settings[name])
     try:
-        return sweep(SweepConfig(**given))
+        return sweep(SweepConfig(**settings))
     except (DamagedRunError, OSError, TypeError, ValueError) as error:
         return commands.fail(PROGRAM, error, commands.WRONG_REQUEST)
 

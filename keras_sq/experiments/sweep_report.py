@@ -71,9 +71,9 @@ def read(
         DamagedRunError: If the file is damaged.
     """
     try:
-        found: dict[str, Any] = file_checks.read_json(path, dict)
-        networks = found["networks"]
-        epochs = found["epochs"]
+        content: dict[str, Any] = file_checks.read_json(path, dict)
+        networks = content["networks"]
+        epochs = content["epochs"]
         return [
             Result(
                 experiment=experiment.name,
@@ -140,14 +140,14 @@ def markdown(results: Sequence[Result]) -> str:
     rows = [
         (
             *key,
-            f"{found[0].epochs}",
-            f"{len(found)}",
-            _spread([100 * result.test_accuracy for result in found]),
-            *((_top_5(found),) if many else ()),
-            f"{statistics.fmean(r.tflite_bytes for r in found) / 1000:.1f}",
-            found[0].published,
+            f"{results_of_key[0].epochs}",
+            f"{len(results_of_key)}",
+            _spread([100 * result.test_accuracy for result in results_of_key]),
+            *((_top_5(results_of_key),) if many else ()),
+            f"{statistics.fmean(r.tflite_bytes for r in results_of_key) / 1000:.1f}",
+            results_of_key[0].published,
         )
-        for key, found in groups.items()
+        for key, results_of_key in groups.items()
     ]
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

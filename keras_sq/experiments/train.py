@@ -80,8 +80,8 @@ def run(config: TrainConfig) -> list[dict[str, training_report.NetworkReport]]:
         NotFiniteError: If a network diverges; a `ValueError`, too.
         ExportError: If a network cannot be exported.
     """
-    with contextlib.ExitStack() as held:
-        return _finish(config, _prepare(config, held))
+    with contextlib.ExitStack() as folders:
+        return _finish(config, _prepare(config, folders))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +93,10 @@ class _Run:
     folder: RunFolder
 
 
-def _prepare(config: TrainConfig, held: contextlib.ExitStack) -> list[_Run]:
+def _prepare(config: TrainConfig, folders: contextlib.ExitStack) -> list[_Run]:
     """Everything that can be wrong with a request; then makes the folders.
 
-    They are this process's until `held` is closed.
+    They are this process's until `folders` is closed.
     """
     singles = config.single_runs()
     data = datasets.load(
@@ -114,7 +114,7 @@ def _prepare(config: TrainConfig, held: contextlib.ExitStack) -> list[_Run]:
     for method in config.methods:
         network_recipes.quantized(config, method, model)
     for single in singles:
-        held.enter_context(only_process(single.output_dir))
+        folders.enter_context(only_process(single.output_dir))
     return [
         _Run(single, data.with_seed(single.seed), single.claim_folder())
         for single in singles
@@ -270,16 +270,16 @@ def _export_and_test(
 def _export_elsewhere(folder: RunFolder, name: str, target: str) -> dict[str, Any]:
     """Exports in a process of its own, on the backend that the converter needs."""
     paths = str(folder.model(name)), str(folder.tflite(name))
-    made = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "keras_sq.export", *paths, f"--target={target}"]
         + ["--json"],
         env=os.environ | {"KERAS_BACKEND": "tensorflow"},
         capture_output=True,
         text=True,
     )
-    if made.returncode:
-        raise ExportError(made.stderr.strip())
-    report: dict[str, Any] = json.loads(made.stdout)
+    if process.returncode:
+        raise ExportError(process.stderr.strip())
+    report: dict[str, Any] = json.loads(process.stdout)
     return report
 
 
@@ -336,14 +336,14 @@ def main(values: flags.FlagValues) -> int:
         for name in experiments.names():
             print(f"{name:<48}  {experiments.get(name).caption}".rstrip())
         return 0
-    with contextlib.ExitStack() as held:
-        return _main(values, held)
+    with contextlib.ExitStack() as folders:
+        return _main(values, folders)
 
 
-def _main(values: flags.FlagValues, held: contextlib.ExitStack) -> int:
+def _main(values: flags.FlagValues, folders: contextlib.ExitStack) -> int:
     try:
         config = config_from_flags(values)
-        prepared = _prepare(config, held)
+        prepared = _prepare(config, folders)
     except (OSError, TypeError, ValueError) as error:
         return commands.fail(PROGRAM, error, commands.WRONG_REQUEST)
     try:

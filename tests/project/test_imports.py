@@ -104,6 +104,25 @@ def test_imports_have_no_cycle():
         visit(name, [])
 
 
+# They say that a thing is, not what it is.
+EMPTY_NAMES = {"found", "given", "held", "look", "made", "own", "there"}
+
+
+def test_names_say_what_they_hold():
+    empty = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if (isinstance(node, ast.arg) and node.arg in EMPTY_NAMES)
+        or (
+            isinstance(node, ast.Name)
+            and isinstance(node.ctx, ast.Store)
+            and node.id in EMPTY_NAMES
+        )
+    ]
+    assert empty == []
+
+
 # Of another repository; what a command writes.
 NOT_OURS = {"get_dataset.py", "larq.py", "cifar10-vgg-small.py"}
 NOT_OURS |= {"qat_resnet_cifar10.py", "failed/", "cifar10/", "kit/", "site/"}

@@ -127,7 +127,7 @@ def _kernels(
         for key in as_keys(keys, "layers"):
             chosen |= quantized_paths("layers", key, after, quantized)
     others = dict(layer_paths(before))
-    found = []
+    kernels = []
     for path, layer in quantized.items():
         if path not in chosen:
             continue
@@ -141,8 +141,8 @@ def _kernels(
                     f"weights at '{path}/{name}'."
                 )
             kernel = ops.convert_to_numpy(layer.quantized_kernel(name)).ravel()
-            found.append((f"{path}/{name}", old, latent, kernel))
-    return found if keys is not None else found[:MAX_KERNELS]
+            kernels.append((f"{path}/{name}", old, latent, kernel))
+    return kernels if keys is not None else kernels[:MAX_KERNELS]
 
 
 def _weight(layer: Any, name: str) -> Array | None:

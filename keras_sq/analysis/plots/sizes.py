@@ -109,16 +109,16 @@ def _size_axis(axes: Any, sizes: Sequence[float]) -> None:
 def _points(
     folders: Sequence[str | os.PathLike[str]], names: Sequence[str] | None
 ) -> list[_Point]:
-    found: dict[tuple[tuple[str, ...], str], list[tuple[float, float]]] = {}
+    values_by_group: dict[tuple[tuple[str, ...], str], list[tuple[float, float]]] = {}
     for index, folder in enumerate(folders):
         for path in _files(pathlib.Path(folder)):
             group, networks = _read(path)
             if names is not None:
                 group = (names[index],)
             for name, values in networks.items():
-                found.setdefault((group, name), []).append(values)
+                values_by_group.setdefault((group, name), []).append(values)
     # Of what the groups are called, that in which they differ.
-    parts = list(zip(*{group for group, _ in found}, strict=True))
+    parts = list(zip(*{group for group, _ in values_by_group}, strict=True))
     telling = [len(set(part)) > 1 for part in parts]
     return [
         _Point(
@@ -127,7 +127,7 @@ def _points(
             statistics.fmean(accuracy for _, accuracy in values),
             statistics.stdev(a for _, a in values) if len(values) > 1 else 0.0,
         )
-        for (group, name), values in found.items()
+        for (group, name), values in values_by_group.items()
     ]
 
 
