@@ -65,8 +65,8 @@ class ActivationLevels:
         active: Whether activations are quantized; else they pass as they are.
         compares: Whether signs are taken by a comparison with 0.
         calls: How often it was called.
-        imposed: Number of a call -> what it returns, whatever its input, or `None`;
-            see `imposed`.
+        imposed: Number of a call, from 0 -> what it returns, whatever its input;
+            other calls give their levels. `None` if nothing is imposed.
         seen: Inputs of the calls while outputs are imposed.
     """
 
@@ -145,34 +145,22 @@ class StoredActivations:
 
 
 @contextlib.contextmanager
-def bypassed(quantizers: Sequence[ActivationLevels]) -> Iterator[None]:
-    """Within, the quantizers let activations pass as they are."""
-    for quantizer in quantizers:
-        quantizer.active = False
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.active = True
-
-
-@contextlib.contextmanager
-def imposed(
-    levels: Mapping[ActivationLevels, Mapping[int, Array]],
-) -> Iterator[None]:
-    """Within, quantizers return the outputs of a file, and record their inputs.
+def changed(name: str, values: Mapping[ActivationLevels, Any]) -> Iterator[None]:
+    """Within, an attribute of quantizers has other values; `seen` begins anew.
 
     Args:
-        levels: Quantizer -> number of a call, from 0 -> what it returns. Other calls
-            of these quantizers give their own levels.
+        name: Name of the attribute.
+        values: Quantizer -> value.
     """
-    for quantizer, by_call in levels.items():
-        quantizer.imposed, quantizer.seen = by_call, []
+    before = {quantizer: getattr(quantizer, name) for quantizer in values}
+    for quantizer, value in values.items():
+        setattr(quantizer, name, value)
+        quantizer.seen = []
     try:
         yield
     finally:
-        for quantizer in levels:
-            quantizer.imposed = None
+        for quantizer, value in before.items():
+            setattr(quantizer, name, value)
 
 
 def deploy(model: Model, plain: Model) -> tuple[ActivationLevels, ...]:

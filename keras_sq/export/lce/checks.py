@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from keras_sq.core.types import Array
-from keras_sq.export.activations.levels import NODE_NAME, ActivationLevels, imposed
+from keras_sq.export.activations.levels import NODE_NAME, ActivationLevels, changed
 from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.examples import Batch
 from keras_sq.export.lce import signs
@@ -105,11 +105,11 @@ def _keras(
         batch: The inputs.
         levels: Outputs of the quantizers that are not to be computed.
     """
-    by_quantizer = {
+    imposed = {
         quantizer: {call: x for (n, call), x in levels.items() if n == quantizer.number}
         for quantizer in request.quantizers
     }
-    with imposed(by_quantizer):
+    with changed("imposed", imposed):
         outputs = running.keras_outputs(request.model, signature, batch)
     inputs = {
         (quantizer.number, call): array

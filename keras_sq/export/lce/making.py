@@ -18,9 +18,8 @@ pattern. The converter makes binary ones of them where a group has a multiple of
 channels, and the standard kernels of Larq Compute Engine then refuse to load them.
 """
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,7 +29,7 @@ from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Model
 from keras_sq.export import building, missing_kernels
 from keras_sq.export.activations import forms as activation_forms
-from keras_sq.export.activations.levels import ActivationLevels
+from keras_sq.export.activations.levels import ActivationLevels, changed
 from keras_sq.export.conversion import convert
 from keras_sq.export.conversion.inputs import InputSignature
 from keras_sq.export.errors import ExportError
@@ -59,7 +58,7 @@ def make(request: Request) -> Candidate:
     plain = convert.float_file(request.model, request.signature)
     for quantizer in request.quantizers:
         quantizer.calls = 0  # Their numbers are in the names.
-    with _comparing(compared):
+    with changed("compares", dict.fromkeys(compared, True)):
         content = convert.by_converter(
             request.model,
             request.signature,
@@ -143,17 +142,6 @@ def _compared(
         if getattr(layer, "groups", 1) > 1
     }
     return [x for x in quantizers if x.is_sign and id(x) not in grouped]
-
-
-@contextlib.contextmanager
-def _comparing(quantizers: Sequence[ActivationLevels]) -> Iterator[None]:
-    for quantizer in quantizers:
-        quantizer.compares = True
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.compares = False
 
 
 def _converted(package: Any, function: Any, holder: Any) -> bytes:

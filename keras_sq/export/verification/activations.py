@@ -28,8 +28,7 @@ from keras_sq.export.activations.levels import (
     GRID,
     ActivationLevels,
     StoredActivations,
-    bypassed,
-    imposed,
+    changed,
 )
 from keras_sq.export.errors import ExportError
 from keras_sq.export.examples import Batch
@@ -103,7 +102,7 @@ def check_parts(candidate: Candidate, request: Request) -> None:
     """
     converted = candidate.converted
     content = activation_forms.without_quantizers(converted.content, request.quantizers)
-    with bypassed(request.quantizers):
+    with changed("active", dict.fromkeys(request.quantizers, False)):
         converted = dataclasses.replace(converted, content=content)
         comparer = comparison.Comparer(converted, request.model, request.examples)
         comparer.compare_float()
@@ -133,7 +132,7 @@ def check_integers(candidate: Candidate, request: Request) -> None:
         for (entry, quantizer), array in zip(single, arrays, strict=True):
             tensor = file.subgraphs[0].tensors[entry.output]
             levels[quantizer] = real_values(tensor, array)[0].astype(np.float32)
-        with imposed({quantizer: {0: array} for quantizer, array in levels.items()}):
+        with changed("imposed", {x: {0: array} for x, array in levels.items()}):
             expected = running.keras_outputs(request.model, signature, batch)
         for quantizer, array in levels.items():
             least = SPARSE_LEVELS * float(np.max(np.abs(quantizer.levels)))
