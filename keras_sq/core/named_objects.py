@@ -43,6 +43,6 @@ def lookup(
         hint = f" Pass an instance: {identifier.__name__}(…)."
     names, received = ", ".join(map(repr, by_name)), type(identifier).__name__
     raise TypeError(
-        f"{expected.format(names=names)} Received: {argument}={identifier!r} (of type "
+        f"{expected.format(names=names)} Received: {identifier!r} (of type "
         f"{received}).{hint}"
     )
