@@ -39,7 +39,7 @@ def lookup(
     if isinstance(identifier, str):
         return by_name[checks.one_of(argument, identifier, by_name)]()
     hint = ""
-    if isinstance(identifier, type) and issubclass(identifier, kind):
+    if isinstance(identifier, type):
         hint = f" Pass an instance: {identifier.__name__}(…)."
     names, received = ", ".join(map(repr, by_name)), type(identifier).__name__
     raise TypeError(
