@@ -46,7 +46,7 @@ TENSORFLOW_FILES = (
 collect_ignore = [] if BACKEND == "tensorflow" else list(TENSORFLOW_FILES)
 # Commands: two of them cannot be imported into one process, because of their flags,
 # and some import packages that the tests do not need.
-collect_ignore += ["benchmarks", "checks"]
+collect_ignore += ["benchmarks", "checks", "support"]
 
 
 class SharedFixtures:

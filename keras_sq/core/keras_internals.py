@@ -126,8 +126,8 @@ def read(variable: Variable) -> Tensor:
 
 def dtype_of(variable: Variable) -> str:
     """Returns a variable's own dtype, also where it is read in a lower precision."""
-    with AutocastScope(None):
-        return str(keras.backend.standardize_dtype(variable.dtype))
+    # `variable.dtype` within `AutocastScope(None)` is `None`.
+    return str(keras.backend.standardize_dtype(variable._dtype))
 
 
 def flatten_layers(layer: Layer, include_self: bool = False) -> list[Layer]:

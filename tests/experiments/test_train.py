@@ -168,7 +168,7 @@ def test_finished_run_is_resumed_without_training(finished, own, capsys, monkeyp
 
 HOLDER = """
 import sys
-from keras_sq import run_folder
+from keras_sq.experiments import run_folder
 with run_folder.only_process(sys.argv[1]):
     print("has it", flush=True)
     sys.stdin.read()
@@ -183,7 +183,7 @@ def test_folder_of_another_process_is_left_alone(own):
     replacing = dataclasses.replace(own, resume=False, overwrite=True)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, own.output_dir],
-        env=os.environ | {"PYTHONPATH": str(pathlib.Path(train.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(train.__file__).parents[2])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -16,7 +16,7 @@ SCRIPT = pathlib.Path(__file__).parents[1] / "checks/kills.py"
 
 def kill(*arguments):
     """Returns what the kills fell into, as the script says."""
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
     run = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
         env=environment,
