@@ -12,7 +12,7 @@ from typing import Any
 
 from keras_sq.analysis import kernel_sizes, knapsack
 from keras_sq.analysis.layer_sensitivity import FLOAT, Sensitivity, sensitivity
-from keras_sq.conversion import quantize as conversion
+from keras_sq.conversion import quantize
 from keras_sq.core import checks
 from keras_sq.core.types import Config, LayerKeys, Model
 from keras_sq.quantizers import Quantizer
@@ -99,7 +99,7 @@ class BitChoice:
             TypeError: As `keras_sq.quantize_model`.
             ValueError: As `keras_sq.quantize_model`, and as `settings`.
         """
-        return conversion.quantize_model(model, **{**self.settings, **changes})
+        return quantize.quantize_model(model, **{**self.settings, **changes})
 
     def to_dict(self) -> Config:
         """Returns the choice, JSON-serializable."""

@@ -20,7 +20,7 @@ from keras import ops
 
 from keras_sq import quantizers
 from keras_sq.analysis import kernel_sizes
-from keras_sq.conversion import quantize as conversion
+from keras_sq.conversion import quantize
 from keras_sq.conversion.copying import require_built
 from keras_sq.core import checks, text_tables
 from keras_sq.core import keras_internals as internals
@@ -195,7 +195,7 @@ def sensitivity(
     arguments = _evaluate_arguments(data, batch_size)
     _require_loss(model, metric)
     # What is quantized, and what the filters are, is that function's to say.
-    plan = conversion.quantize_model(
+    plan = quantize.quantize_model(
         model, next(iter(chosen.values())), skip=skip, overrides={}
     )
 

@@ -18,8 +18,7 @@ from keras_sq.core.types import Array, Tensor, Variable
 from keras_sq.layers import masks
 from keras_sq.layers.kernel_functions import filters_last
 from keras_sq.layers.quantized import StochasticallyQuantized
-from keras_sq.quantizers import Quantizer
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import Quantizer, filter_functions
 
 
 class Measurement(NamedTuple):
@@ -134,7 +133,7 @@ def _look_function(
         columns, restore = filters_last(latent, axes)
         fitted = state or quantizer.fit(columns)
 
-        norms = functional.absolute_sums(columns)
+        norms = filter_functions.absolute_sums(columns)
         differences = norms * quantizer.filter_errors(columns, *fitted)
         error = ops.divide_no_nan(ops.sum(differences), ops.sum(norms))
         new = ops.cast(quantizer.encode(columns, *fitted), "int32") - offset

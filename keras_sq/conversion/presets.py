@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from keras_sq import callbacks, schedules
-from keras_sq.conversion import quantize as conversion
+from keras_sq.conversion import quantize
 from keras_sq.core import checks
 from keras_sq.core.types import Model
 from keras_sq.layers import masks
@@ -56,7 +56,7 @@ class Preset:
             TypeError: As `keras_sq.quantize_model`.
             ValueError: As `keras_sq.quantize_model`.
         """
-        quantized = conversion.quantize_model(model, **{**self.settings, **changes})
+        quantized = quantize.quantize_model(model, **{**self.settings, **changes})
         if self.schedule is None:
             masks.set_ratio(quantized, 1.0)
         return quantized

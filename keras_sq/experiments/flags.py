@@ -6,8 +6,7 @@ from typing import Any
 from absl import flags
 
 from keras_sq import datasets, models
-from keras_sq.experiments import catalogue as experiments
-from keras_sq.experiments import comparisons
+from keras_sq.experiments import catalogue, comparisons
 from keras_sq.experiments.config import (
     OPTIMIZERS,
     PROTOCOLS,
@@ -126,6 +125,6 @@ def config_from_flags(values: flags.FlagValues) -> TrainConfig:
         settings[name] = None if settings[name] is None else tuple(settings[name])
     if settings["experiment"] is None:
         return TrainConfig(**settings)
-    experiment = experiments.get(settings.pop("experiment"))
+    experiment = catalogue.get(settings.pop("experiment"))
     set_by_hand = {name: settings[name] for name in settings if values[name].present}
     return experiment.config(**set_by_hand)

@@ -30,8 +30,7 @@ from typing import Any
 from absl import flags
 
 from keras_sq.core import checks, commands
-from keras_sq.experiments import catalogue as experiments
-from keras_sq.experiments import run_folder, sweep_report
+from keras_sq.experiments import catalogue, run_folder, sweep_report
 from keras_sq.experiments.config import MAX_SEEDS, PROTOCOLS
 from keras_sq.experiments.training_files import DamagedRunError, write_text
 
@@ -102,7 +101,7 @@ class SweepConfig:
             "data_dir": self.data_dir,
             "download": self.download,
         }
-        chosen = [experiments.get(x) for x in experiments.names(self.experiments)]
+        chosen = [catalogue.get(x) for x in catalogue.names(self.experiments)]
         runs_by_key: dict[tuple[str, int, str], Run] = {}
         for seed in range(self.seeds):
             for experiment in chosen:
@@ -137,7 +136,7 @@ class Run:
         settings: What `Experiment.config` takes.
     """
 
-    experiment: experiments.Experiment
+    experiment: catalogue.Experiment
     protocol: str
     seed: int
     folder: pathlib.Path
@@ -297,7 +296,7 @@ def _runs_in(folder: pathlib.Path) -> list[Run]:
         number = seed.removeprefix("seed-")
         if protocol in PROTOCOLS and number.isdecimal():
             try:
-                experiment = experiments.get(name)
+                experiment = catalogue.get(name)
             except ValueError:
                 continue  # Not a folder of this command.
             runs.append(Run(experiment, protocol, int(number), path, {}))

@@ -39,9 +39,7 @@ from keras_sq.conversion.batch_statistics import reestimate_batch_norm
 from keras_sq.conversion.distillation import distill
 from keras_sq.core import commands
 from keras_sq.core.types import Model
-from keras_sq.experiments import callbacks as training_callbacks
-from keras_sq.experiments import catalogue as experiments
-from keras_sq.experiments import networks as network_recipes
+from keras_sq.experiments import callbacks, catalogue, networks
 from keras_sq.experiments.comparisons import FLOAT, Method
 from keras_sq.experiments.config import TrainConfig
 from keras_sq.experiments.flags import config_from_flags
@@ -110,9 +108,9 @@ def _prepare(config: TrainConfig, folders: contextlib.ExitStack) -> list[_Run]:
         limit=config.limit,
         download=config.download,
     )
-    model = network_recipes.new_model(config, data)
+    model = networks.new_model(config, data)
     for method in config.methods:
-        network_recipes.quantized(config, method, model)
+        networks.quantized(config, method, model)
     for single in singles:
         folders.enter_context(only_process(single.output_dir))
     return [
@@ -139,7 +137,7 @@ def _finish(
     if config.preset is not None:
         caption = f"Preset: {config.preset}"
     if config.experiment is not None:
-        caption = f"{experiments.get(config.experiment).caption}\n{caption}"
+        caption = f"{catalogue.get(config.experiment).caption}\n{caption}"
     test_size = runs[0].data.sizes["test"]
     print(training_report.table(reports, titles, caption, test_size))
     if config.verbose:
@@ -184,7 +182,7 @@ def _train(
         return
     if name == FLOAT and config.starts_from_file:
         write_json(folder.history(name), [])
-        _save(network_recipes.new_model(config, data), folder, name)
+        _save(networks.new_model(config, data), folder, name)
         return
     # Each method draws from its own seed and reads the float network from its
     # file, so that it does not matter which process trained what before.
@@ -194,9 +192,9 @@ def _train(
     else:
         # The same first weights for all methods that start anew.
         keras.utils.set_random_seed(config.seed + 1)
-        start = network_recipes.new_model(config, data)
+        start = networks.new_model(config, data)
     keras.utils.set_random_seed(config.seed + 1 + names.index(name))
-    model = trained = network_recipes.quantized(config, method, start)
+    model = trained = networks.quantized(config, method, start)
     if method.distill:
         trained = distill(
             model,
@@ -206,16 +204,16 @@ def _train(
         )
     epochs = config.epochs_of(method, data.steps_per_epoch)
     steps = epochs * data.steps_per_epoch
-    network_recipes.compile_model(
-        trained, config, network_recipes.learning_rate(config, method.stages, steps)
+    networks.compile_model(
+        trained, config, networks.learning_rate(config, method.stages, steps)
     )
-    backup = training_callbacks.Backup(folder.snapshots(name), name)
+    backup = callbacks.Backup(folder.snapshots(name), name)
     around: list[Any] = []
     if method.preset is not None:
         around += method.preset.callbacks()
     around.append(backup)
     if config.verbose:
-        around.append(training_callbacks.Progress(name))
+        around.append(callbacks.Progress(name))
     trained.fit(
         data.train(backup.initial_epoch, epochs),
         steps_per_epoch=data.steps_per_epoch,
@@ -259,9 +257,7 @@ def _export_and_test(
             exported = export(model, folder.tflite(name), target=target).to_dict()
         else:
             exported = _export_elsewhere(folder, name, target)
-        network_recipes.compile_model(
-            model, config, rate=config.learning_rate, for_test=True
-        )
+        networks.compile_model(model, config, rate=config.learning_rate, for_test=True)
         logs = model.evaluate(data.test, return_dict=True, verbose=0)
         reports[name] = training_report.network_report(exported, parameters, logs)
     return reports
@@ -333,8 +329,8 @@ def main(values: flags.FlagValues) -> int:
         is kept.
     """
     if values["list"].value:
-        for name in experiments.names():
-            print(f"{name:<48}  {experiments.get(name).caption}".rstrip())
+        for name in catalogue.names():
+            print(f"{name:<48}  {catalogue.get(name).caption}".rstrip())
         return 0
     with contextlib.ExitStack() as folders:
         return _main(values, folders)

@@ -13,7 +13,7 @@ from keras_sq.analysis.kernel_codes import get_codes
 from keras_sq.conversion import strip
 from keras_sq.core.types import Model
 from keras_sq.export import missing_kernels
-from keras_sq.export.activations import levels as activations
+from keras_sq.export.activations import levels
 from keras_sq.export.conversion import inputs, precision
 from keras_sq.export.examples import Examples
 from keras_sq.export.kinds import KINDS, Kind
@@ -61,7 +61,7 @@ def prepare(
         signature=signature,
         codes=get_codes(model) if quantized else {},
         types=types,
-        quantizers=activations.deploy(model, plain) if rounding else (),
+        quantizers=levels.deploy(model, plain) if rounding else (),
         examples=examples,
         max_decode_bytes=max_decode_bytes,
         notes=notes,
@@ -137,7 +137,7 @@ def verify(candidate: Candidate, request: Request, path: str) -> ExportReport:
         runtimes=candidate.runtimes,
         arena_bytes=candidate.arena_bytes,
         int8_arena_bytes=candidate.int8_arena_bytes,
-        activations=activations.reports(request.quantizers, candidate.activations),
+        activations=levels.reports(request.quantizers, candidate.activations),
         agreeing=result.agreeing,
         output_errors=result.output_errors,
         notes=(*candidate.converted.notes, *notes),

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_sq.core.types import Config, Tensor
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 
 
 class Quantizer(abc.ABC):
@@ -149,8 +149,8 @@ class Quantizer(abc.ABC):
             return ops.abs(difference), ops.abs(weights)
 
         fitted = state or self.fit(kernel)
-        difference, norm = functional.filter_sums(terms, kernel, *fitted)
-        return functional.relative_error(difference, norm)
+        difference, norm = filter_functions.filter_sums(terms, kernel, *fitted)
+        return filter_functions.relative_error(difference, norm)
 
     def element_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error `|w − q| / |w|` of every weight.
@@ -164,7 +164,7 @@ class Quantizer(abc.ABC):
         """
         wide = ops.cast(kernel, "float32")
         quantized = self.quantize(wide, *(state or self.fit(kernel)))
-        return functional.relative_error(ops.abs(wide - quantized), ops.abs(wide))
+        return filter_functions.relative_error(ops.abs(wide - quantized), ops.abs(wide))
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments, JSON-serializable."""

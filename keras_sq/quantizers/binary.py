@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_sq.core.types import Tensor
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 from keras_sq.quantizers.base import Quantizer, register
 
 
@@ -36,18 +36,18 @@ class BinaryQuantizer(Quantizer):
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale,)`."""
-        count = functional.weights_per_filter(kernel)
-        return (functional.absolute_sums(kernel) / count,)
+        count = filter_functions.weights_per_filter(kernel)
+        return (filter_functions.absolute_sums(kernel) / count,)
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the signs, with +1 for 0."""
-        return functional.binary_codes(kernel)
+        return filter_functions.binary_codes(kernel)
 
     def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error per filter; `Σ|w − q|` is `Σ||w| − scale|` here."""
-        norm = functional.absolute_sums(kernel)
-        scale = norm / functional.weights_per_filter(kernel)
-        (difference,) = functional.filter_sums(
+        norm = filter_functions.absolute_sums(kernel)
+        scale = norm / filter_functions.weights_per_filter(kernel)
+        (difference,) = filter_functions.filter_sums(
             lambda w, s: (ops.abs(ops.abs(w) - s),), kernel, scale
         )
-        return functional.relative_error(difference, norm)
+        return filter_functions.relative_error(difference, norm)

@@ -5,8 +5,8 @@ are the sums of the basis with the signs of a code (or, for codes {0, 1}, the su
 of a part of it); a weight takes the nearest level, which is the number of
 **thresholds**, the midpoints between neighbours, that it exceeds.
 
-Everything takes the numbers as `(..., filters)`, like `filters.py`; a basis is
-`(num_bits, filters)`, float32. Nothing here has state.
+Everything takes the numbers as `(..., filters)`, like `filter_functions.py`; a basis
+is `(num_bits, filters)`, float32. Nothing here has state.
 
 Design note: **no codes in memory.** The least squares problem needs the codes of
 every weight only as `BᵀB` and `Bᵀw`, and these follow from how many weights each
@@ -27,7 +27,7 @@ from keras import ops
 
 from keras_sq.core import backend
 from keras_sq.core.types import Tensor
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 
 RIDGE = 1e-4
 """Pulls the least squares solution to the basis before, where codes leave it open."""
@@ -159,8 +159,8 @@ def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
         )
 
     limits = ops.unstack(thresholds, count)
-    total, *rest = functional.filter_sums(terms, weights, *limits)
-    number = ops.full((filters,), float(functional.weights_per_filter(weights)))
+    total, *rest = filter_functions.filter_sums(terms, weights, *limits)
+    number = ops.full((filters,), float(filter_functions.weights_per_filter(weights)))
     # Of the weights above each threshold; between two, the difference.
     numbers = ops.stack([number, *rest[:count], ops.zeros_like(number)])
     sums = ops.stack([total, *rest[count:], ops.zeros_like(number)])

@@ -7,8 +7,7 @@ from keras import ops
 
 from keras_sq.core import backend, checks
 from keras_sq.core.types import Config, Tensor
-from keras_sq.quantizers import codebook
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import codebook, filter_functions
 from keras_sq.quantizers.base import Quantizer, register
 
 FIT_STEPS = 20
@@ -148,7 +147,9 @@ class LearnedQuantizer(Quantizer):
         if self.num_bits > codebook.MAX_UNROLLED_BITS:
             wide = ops.reshape(ops.cast(kernel, "float32"), (-1, kernel.shape[-1]))
             sums = ops.sum(ops.abs(wide - codebook.nearest(wide, levels)), axis=0)
-            return functional.relative_error(sums, functional.absolute_sums(kernel))
+            return filter_functions.relative_error(
+                sums, filter_functions.absolute_sums(kernel)
+            )
 
         def terms(weights: Tensor, *levels: Tensor) -> tuple[Tensor, Tensor]:
             if self.num_bits > FEW_BITS:
@@ -158,10 +159,10 @@ class LearnedQuantizer(Quantizer):
                 difference = functools.reduce(ops.minimum, distances)
             return difference, ops.abs(weights)
 
-        sums, norm = functional.filter_sums(
+        sums, norm = filter_functions.filter_sums(
             terms, kernel, *ops.unstack(levels, self.num_levels)
         )
-        return functional.relative_error(sums, norm)
+        return filter_functions.relative_error(sums, norm)
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments, JSON-serializable."""

@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_sq.core.types import Tensor
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 from keras_sq.quantizers.base import register
 from keras_sq.quantizers.binary import BinaryQuantizer
 
@@ -40,7 +40,9 @@ class SignQuantizer(BinaryQuantizer):
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the signs, with +1 for 0."""
         # No scale carries a NaN here, and a NaN must show.
-        return ops.where(ops.isnan(kernel), kernel, functional.binary_codes(kernel))
+        return ops.where(
+            ops.isnan(kernel), kernel, filter_functions.binary_codes(kernel)
+        )
 
     def decode(self, codes: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the codes."""
@@ -48,7 +50,7 @@ class SignQuantizer(BinaryQuantizer):
 
     def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error per filter; `Σ|w − q|` is `Σ||w| − 1|` here."""
-        difference, norm = functional.filter_sums(
+        difference, norm = filter_functions.filter_sums(
             lambda w: (ops.abs(ops.abs(w) - 1.0), ops.abs(w)), kernel
         )
-        return functional.relative_error(difference, norm)
+        return filter_functions.relative_error(difference, norm)

@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_sq.core import checks
 from keras_sq.core.types import Config, Tensor
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 from keras_sq.quantizers.base import Quantizer, register
 
 THRESHOLDS = ("layer", "released", "filter")
@@ -54,18 +54,18 @@ class TernaryQuantizer(Quantizer):
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale, threshold)`."""
-        return self._fit(kernel, functional.absolute_sums(kernel))
+        return self._fit(kernel, filter_functions.absolute_sums(kernel))
 
     def _fit(self, kernel: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        count = functional.weights_per_filter(kernel)
+        count = filter_functions.weights_per_filter(kernel)
         if self.threshold == "filter":
             mean = norm / count
         elif self.threshold == "layer":
             mean = ops.mean(norm / count)
         else:
-            (sums,) = functional.filter_sums(lambda w: (w,), kernel)
+            (sums,) = filter_functions.filter_sums(lambda w: (w,), kernel)
             centre = ops.mean(sums / count)
-            (spread,) = functional.filter_sums(
+            (spread,) = filter_functions.filter_sums(
                 lambda w, c: (ops.abs(w - c),), kernel, centre
             )
             mean = ops.mean(spread / count)
@@ -80,12 +80,12 @@ class TernaryQuantizer(Quantizer):
                 ops.where(above, ops.ones((), "float32"), zero),
             )
 
-        total, number = functional.filter_sums(terms, kernel, threshold)
+        total, number = filter_functions.filter_sums(terms, kernel, threshold)
         return ops.divide_no_nan(total, number), threshold
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns -1, 0 or +1."""
-        return functional.ternary_codes(kernel, fitted[1])
+        return filter_functions.ternary_codes(kernel, fitted[1])
 
     def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error per filter.
@@ -93,14 +93,16 @@ class TernaryQuantizer(Quantizer):
         `|w − q|` is `||w| − scale|` above the threshold and `|w|` below: no
         codes are needed.
         """
-        norm = functional.absolute_sums(kernel)
+        norm = filter_functions.absolute_sums(kernel)
 
         def terms(weights: Tensor, scale: Tensor, limit: Tensor) -> tuple[Tensor]:
             size = ops.abs(weights)
             return (ops.where(size > limit, ops.abs(size - scale), size),)
 
-        (difference,) = functional.filter_sums(terms, kernel, *self._fit(kernel, norm))
-        return functional.relative_error(difference, norm)
+        (difference,) = filter_functions.filter_sums(
+            terms, kernel, *self._fit(kernel, norm)
+        )
+        return filter_functions.relative_error(difference, norm)
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments, JSON-serializable."""

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_sq.core import checks
 from keras_sq.core.types import Config, Tensor
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 from keras_sq.quantizers.base import Quantizer, register
 
 SCALES = ("output_error", "max", "least_squares")
@@ -154,12 +154,12 @@ class UniformQuantizer(Quantizer):
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale,)`."""
-        largest = functional.absolute_maxima(kernel) / self.max_code
+        largest = filter_functions.absolute_maxima(kernel) / self.max_code
         if self.scale == "max":
             return (largest,)
         best_for_gauss = gaussian_scale(self.max_code) * MEAN_TO_DEVIATION
-        factor = best_for_gauss / functional.weights_per_filter(kernel)
-        guess = factor * functional.absolute_sums(kernel)
+        factor = best_for_gauss / filter_functions.weights_per_filter(kernel)
+        guess = factor * filter_functions.absolute_sums(kernel)
         if self.scale == "least_squares":
             return (self._least_squares(kernel, ops.minimum(largest, guess)),)
         finest = ops.divide_no_nan(guess, largest)
@@ -195,7 +195,7 @@ class UniformQuantizer(Quantizer):
             return (squares, difference) if limit > 1 else (squares,)
 
         inverses = ops.reshape(1 / ratios, (CANDIDATES, 1, kernel.shape[-1]))
-        error, *totals = functional.filter_sums(
+        error, *totals = filter_functions.filter_sums(
             terms, kernel, largest, inverses, candidates=CANDIDATES
         )
         for total in totals:
@@ -204,17 +204,17 @@ class UniformQuantizer(Quantizer):
 
     def _least_squares(self, kernel: Tensor, scale: Tensor) -> Tensor:
         def terms(weights: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-            codes = functional.uniform_codes(weights, step, self.max_code)
+            codes = filter_functions.uniform_codes(weights, step, self.max_code)
             return weights * codes, codes * codes
 
         for _ in range(LEAST_SQUARES_STEPS):
-            product, square = functional.filter_sums(terms, kernel, scale)
+            product, square = filter_functions.filter_sums(terms, kernel, scale)
             scale = ops.divide_no_nan(product, square)
         return scale
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns integers from -n to n."""
-        return functional.uniform_codes(kernel, fitted[0], self.max_code)
+        return filter_functions.uniform_codes(kernel, fitted[0], self.max_code)
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments, JSON-serializable."""

@@ -30,7 +30,7 @@ import keras_sq
 from keras_sq import datasets, models, schedules
 from keras_sq.core.types import Tensor
 from keras_sq.datasets import loading
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 
 _DATASET = flags.DEFINE_string("dataset", "cifar10", "TFDS name, of images.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder.", required=True)
@@ -74,7 +74,7 @@ class Offset(keras_sq.quantizers.BinaryQuantizer):
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the signs of what is left without the mean."""
-        return functional.binary_codes(kernel - ops.cast(fitted[1], kernel.dtype))
+        return filter_functions.binary_codes(kernel - ops.cast(fitted[1], kernel.dtype))
 
     def decode(self, codes: Tensor, *fitted: Tensor) -> Tensor:
         """Returns `mean ± scale`."""

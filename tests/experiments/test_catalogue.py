@@ -8,14 +8,13 @@ import pytest
 from absl import flags
 
 from keras_sq import models
-from keras_sq.experiments import catalogue as experiments
-from keras_sq.experiments import train
+from keras_sq.experiments import catalogue, train
 from keras_sq.experiments.config import TrainConfig
 from keras_sq.experiments.flags import config_from_flags, define_flags
 
-NAMES = experiments.names()
+NAMES = catalogue.names()
 
-FOLDER = pathlib.Path(experiments.__file__).parent
+FOLDER = pathlib.Path(catalogue.__file__).parent
 
 
 def parsed(*arguments):
@@ -28,7 +27,7 @@ def parsed(*arguments):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_experiment_is_a_valid_run(name, tmp_path):
-    experiment = experiments.get(name)
+    experiment = catalogue.get(name)
     config = experiment.config(output_dir=str(tmp_path / "run"))
     assert config.experiment == name
     assert config.model in models.NAMES
@@ -56,7 +55,7 @@ def test_experiment_is_a_valid_run(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_experiment_is_what_its_flags_say(name, tmp_path):
     folder = f"--output_dir={tmp_path / 'run'}"
-    experiment = experiments.get(name)
+    experiment = catalogue.get(name)
     by_name = config_from_flags(parsed(f"--experiment={name}", folder)).description()
     by_flags = config_from_flags(
         parsed(*experiment.flags().removesuffix(".").split(), folder)
@@ -96,20 +95,20 @@ def test_all_rows_of_the_papers_are_there():
 
 
 @pytest.mark.parametrize(
-    "name", experiments.names(["imagenet_*_lq_*"]), ids=lambda name: name[9:]
+    "name", catalogue.names(["imagenet_*_lq_*"]), ids=lambda name: name[9:]
 )
 def test_images_of_lq_nets_are_cropped_as_its_code_does(name):
     """110 epochs go with crops of 8 to 100 % of the area there."""
-    settings = experiments.get(name).settings
+    settings = catalogue.get(name).settings
     assert settings["crop"] == "area"
     assert settings["iterations"] == 110 * 5000
 
 
-@pytest.mark.parametrize("name", experiments.names(["*_resnet[15][80]_stompp_*"]))
+@pytest.mark.parametrize("name", catalogue.names(["*_resnet[15][80]_stompp_*"]))
 def test_gains_of_stompp_have_the_baseline_beside_them(name):
-    experiment = experiments.get(name)
+    experiment = catalogue.get(name)
     baseline = "weights_ste" if "_weights_" in name else "ste"
-    other = experiments.get(f"{name.partition('_stompp_')[0]}_stompp_{baseline}")
+    other = catalogue.get(f"{name.partition('_stompp_')[0]}_stompp_{baseline}")
     same = {**experiment.settings, "only": other.settings["only"]}
     assert same == other.settings
     assert ("ste" in name.split("_stompp_")[1]) or experiment.published
@@ -125,7 +124,7 @@ def test_gains_of_stompp_have_the_baseline_beside_them(name):
     ],
 )
 def test_length_is_that_of_the_protocol(name, protocol, stages, epochs, tmp_path):
-    config = experiments.get(name).config(
+    config = catalogue.get(name).config(
         protocol=protocol, output_dir=str(tmp_path / "run")
     )
     method = config.methods[-1]
@@ -140,18 +139,18 @@ def test_length_is_that_of_the_protocol(name, protocol, stages, epochs, tmp_path
 
 
 def test_scale_shortens_all(tmp_path):
-    config = experiments.get("cifar10_resnet56_sq_twn").config(
+    config = catalogue.get("cifar10_resnet56_sq_twn").config(
         scale=0.05, output_dir=str(tmp_path / "run")
     )
     assert config.epochs_of(config.methods[-1], 351) == 4 * 9
 
 
 def test_caption_says_what_is_not_confirmed():
-    assert experiments.get("cifar10_vgg9_sq_twn").caption == (
+    assert catalogue.get("cifar10_vgg9_sq_twn").caption == (
         "SQ-TWN, VGG-9, CIFAR-10; published, in %: test error 8.37 (not confirmed)"
     )
-    assert experiments.get("cifar10_vgg_small_lq_2_2").caption.endswith("accuracy 93.5")
-    assert ";" not in experiments.get("digits_twn").caption
+    assert catalogue.get("cifar10_vgg_small_lq_2_2").caption.endswith("accuracy 93.5")
+    assert ";" not in catalogue.get("digits_twn").caption
 
 
 def test_list_prints_all_names(capsys):
@@ -184,13 +183,13 @@ def test_file_of_another_shape_of_settings_is_told(tmp_path, monkeypatch):
     (tmp_path / "tables.json").write_text(
         json.dumps([{**table, "settings": {"modle": "mlp"}} for table in tables])
     )
-    monkeypatch.setattr(experiments, "_FOLDER", tmp_path)
-    experiments._experiments.cache_clear()
+    monkeypatch.setattr(catalogue, "_FOLDER", tmp_path)
+    catalogue._experiments.cache_clear()
     try:
         with pytest.raises(TypeError, match="modle"):
-            experiments.get("digits_fwn").config(output_dir=str(tmp_path / "run"))
+            catalogue.get("digits_fwn").config(output_dir=str(tmp_path / "run"))
     finally:
-        experiments._experiments.cache_clear()
+        catalogue._experiments.cache_clear()
 
 
 def test_experiment_is_in_one_table():

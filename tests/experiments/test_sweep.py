@@ -14,8 +14,7 @@ import time
 import pytest
 from absl import flags
 
-from keras_sq.experiments import catalogue as experiments
-from keras_sq.experiments import sweep, sweep_report
+from keras_sq.experiments import catalogue, sweep, sweep_report
 from keras_sq.experiments.sweep import SweepConfig
 from keras_sq.experiments.training_files import DamagedRunError
 
@@ -276,7 +275,7 @@ SOUND = {"test_accuracy": 0.5, "test_loss": 1, "tflite_bytes": 9, "bits_per_weig
 )
 def test_result_that_is_no_number_is_damage(change, message, tmp_path):
     path = tmp_path / "results.json"
-    experiment = experiments.get("digits_twn")
+    experiment = catalogue.get("digits_twn")
 
     def write(report, epochs=3):
         content = {"networks": {"direct": report}, "epochs": {"direct": epochs}}

@@ -24,8 +24,7 @@ import keras_sq
 from keras_sq.analysis import training_report
 from keras_sq.experiments import callbacks as training_callbacks
 from keras_sq.experiments import config as training_config
-from keras_sq.experiments import networks as network_recipes
-from keras_sq.experiments import run_folder, train, training_files
+from keras_sq.experiments import networks, run_folder, train, training_files
 from keras_sq.experiments.config import TrainConfig
 from keras_sq.experiments.flags import config_from_flags, define_flags
 from keras_sq.files import file_checks
@@ -200,7 +199,7 @@ def test_folder_of_another_process_is_left_alone(own):
 def test_skipped_layer_stays_float(own):
     config = dataclasses.replace(own, skip=("logits", "dense1"))
     network = keras_sq.models.get("mlp", (8, 8, 1), 10)
-    model = network_recipes.quantized(config, config.methods[1], network)
+    model = networks.quantized(config, config.methods[1], network)
     assert [path for path, _ in keras_sq.layers.quantized_layers(model)] == ["dense2"]
 
 
@@ -210,15 +209,13 @@ def test_decay_of_the_learning_rate():
         ("constant", [0.1, 0.1]),
         ("0.5,0.75", [0.1, 0.001]),
     ):
-        rate = network_recipes.learning_rate(
-            TrainConfig(decay=decay), stages=1, steps=10
-        )
+        rate = networks.learning_rate(TrainConfig(decay=decay), stages=1, steps=10)
         found = [rate if isinstance(rate, float) else float(rate(x)) for x in (0, 9)]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_learning_rate_of_the_papers_protocol_begins_again_at_each_stage():
-    rate = network_recipes.learning_rate(TrainConfig(decay="0.5"), stages=4, steps=40)
+    rate = networks.learning_rate(TrainConfig(decay="0.5"), stages=4, steps=40)
     found = [float(rate(step)) for step in (0, 9, 10, 19, 30, 39)]
     np.testing.assert_allclose(found, [0.1, 0.01] * 3, rtol=1e-5)
 
@@ -352,7 +349,7 @@ def test_start_that_is_not_there_is_refused(tmp_path):
 def test_network_with_a_softmax_is_trained_on_its_probabilities():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
     for network in (model, keras_sq.quantize_model(model, overrides={})):
-        network_recipes.compile_model(network, TrainConfig(), 0.1)
+        networks.compile_model(network, TrainConfig(), 0.1)
         assert not network.loss._fn_kwargs["from_logits"]
 
 
@@ -364,7 +361,7 @@ def test_top_5_accuracy_of_many_classes_is_tested_and_in_the_table(classes):
     labels = rng.integers(0, classes, 200)
     labels[:50] = np.argsort(logits[:50])[:, -4]
     model = keras.Sequential([keras.Input((classes,)), keras.layers.Identity()])
-    network_recipes.compile_model(model, TrainConfig(), 0.1, for_test=True)
+    networks.compile_model(model, TrainConfig(), 0.1, for_test=True)
     logs = model.evaluate(logits, labels, verbose=0, return_dict=True)
     exported = dict.fromkeys(
         ("target", "num_bytes", "float_bytes", "quantized_weights", "bits_per_weight"),
@@ -384,7 +381,7 @@ def test_top_5_accuracy_of_many_classes_is_tested_and_in_the_table(classes):
 
 def test_adam_is_an_optimizer():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    network_recipes.compile_model(model, TrainConfig(optimizer="adam"), 0.1)
+    networks.compile_model(model, TrainConfig(optimizer="adam"), 0.1)
     assert type(model.optimizer) is keras.optimizers.Adam
 
 

@@ -17,7 +17,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 import keras_sq
 from keras_sq.conversion import strip
 from keras_sq.export import ExportError
-from keras_sq.export.activations import levels as activations
+from keras_sq.export.activations import levels
 from keras_sq.export.activations.levels import NODE_NAME
 from keras_sq.export.conversion import convert, inputs
 from keras_sq.export.lce import runtime, signs
@@ -269,7 +269,7 @@ def test_open_size_is_refused(standing_in, tmp_path):
 def test_signs_are_a_comparison_that_the_converter_knows():
     model = network()
     plain = strip.plain_copy(model)
-    (quantizer,) = activations.deploy(model, plain)
+    (quantizer,) = levels.deploy(model, plain)
     assert quantizer.is_sign
     quantizer.compares = True
     signature = inputs.input_signature(model).with_batch(1)

@@ -30,9 +30,8 @@ from keras import layers as kl
 
 import keras_sq
 from keras_sq.analysis import training_report
-from keras_sq.experiments import callbacks as training_callbacks
+from keras_sq.experiments import callbacks, run_folder, train, training_files
 from keras_sq.experiments import config as training_config
-from keras_sq.experiments import run_folder, train, training_files
 from keras_sq.experiments.flags import define_flags
 from keras_sq.export.__main__ import load_examples
 from keras_sq.files import file_checks
@@ -582,7 +581,7 @@ def backup_folder(tmp_path, model):
 @pytest.mark.parametrize("damage", ["bit", "cut", "lost", "added"])
 def test_damaged_backup_is_not_gone_on_with(damage, name, model, tmp_path):
     folder, kept = backup_folder(tmp_path, model)
-    assert training_callbacks.Backup(folder, "sq").rows == [ROW]
+    assert callbacks.Backup(folder, "sq").rows == [ROW]
     content = bytearray((kept / name).read_bytes())
     if damage == "bit":
         content[len(content) // 2] ^= 1
@@ -593,7 +592,7 @@ def test_damaged_backup_is_not_gone_on_with(damage, name, model, tmp_path):
     else:
         (kept / (f"{name}.x" if damage == "added" else name)).write_bytes(content)
     with pytest.raises(training_files.DamagedRunError, match=name) as error:
-        training_callbacks.Backup(folder, "sq")
+        callbacks.Backup(folder, "sq")
     assert f"Remove the folder '{kept}'" in str(error.value)
     with pytest.raises(ValueError, match="to train from the start"):
         keras_sq.callbacks.AtomicBackup(folder).on_train_begin()

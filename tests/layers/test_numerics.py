@@ -18,7 +18,7 @@ from keras_sq.layers.selection import (
     Selection,
     log_probability,
 )
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 
 QUANTIZERS = {
     **{name: quantizers.get(name) for name in ("binary", "ternary", "sign")},
@@ -124,7 +124,7 @@ def test_errors_of_any_size_give_masks_of_the_exact_count(selection):
     rng = np.random.default_rng(0)
     kinds = [
         np.zeros(16),
-        np.full(16, functional.LARGEST_ERROR),
+        np.full(16, filter_functions.LARGEST_ERROR),
         np.full(9, 1e-45),
         10.0 ** rng.uniform(-45, 37, 16),
         np.array([0.0, 1e37, *np.ones(14)]),

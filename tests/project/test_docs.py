@@ -20,7 +20,7 @@ from documents import ROOT
 import keras_sq
 from keras_sq import datasets, models, plots
 from keras_sq.conversion.plan import STAYS_FLOAT
-from keras_sq.experiments import catalogue as experiments
+from keras_sq.experiments import catalogue
 from keras_sq.layers import container, derived, promotion, registry
 
 DOCS = ROOT / "docs"
@@ -152,7 +152,7 @@ def test_every_public_name_is_on_an_api_page():
         keras_sq.quantizers,
         keras_sq.schedules,
         datasets,
-        experiments,
+        catalogue,
         models,
         plots,
     ):

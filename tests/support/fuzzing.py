@@ -296,7 +296,7 @@ class Files:
     def case_backup(self, rng):
         import shutil
 
-        from keras_sq.experiments import callbacks as training_callbacks
+        from keras_sq.experiments import callbacks
 
         folder = self.folder / "backup"
         shutil.rmtree(folder, ignore_errors=True)
@@ -310,7 +310,7 @@ class Files:
             (place / name).unlink()
 
         def read():
-            backup = training_callbacks.Backup(folder, "sq")
+            backup = callbacks.Backup(folder, "sq")
             expect(backup.rows == self.rows, "other rows")
             for path in self.backup.iterdir():
                 same = (place / path.name).read_bytes() == path.read_bytes()

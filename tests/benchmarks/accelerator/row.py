@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_sq import experiments, models, schedules
-from keras_sq.experiments import networks as network_recipes
+from keras_sq.experiments import networks
 from keras_sq.experiments.comparisons import Method
 from keras_sq.experiments.config import TrainConfig
 
@@ -24,7 +24,7 @@ NUM_CLASSES = 10
 TRAIN_EXAMPLES = 50_000
 """All training images: no image is held out, because nothing is chosen by a score."""
 
-MOMENTUM = network_recipes.MOMENTUM
+MOMENTUM = networks.MOMENTUM
 """Of SGD, which all rows use."""
 
 
@@ -185,7 +185,7 @@ class Row:
         Args:
             steps: Optimizer steps of the whole training, `Length.steps`.
         """
-        return network_recipes.learning_rate(self.config(), self.stages, steps)
+        return networks.learning_rate(self.config(), self.stages, steps)
 
     def float_network(self) -> Any:
         """Returns a new float network, built and not compiled.
@@ -203,7 +203,7 @@ class Row:
             network: What `float_network` returns.
             seed: Of the masks.
         """
-        return network_recipes.quantized(self.config(seed=seed), self.method, network)
+        return networks.quantized(self.config(seed=seed), self.method, network)
 
     def callbacks(self) -> list[Any]:
         """Returns new callbacks for `fit`: one if there is a schedule, or none.

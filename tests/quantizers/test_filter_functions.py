@@ -7,7 +7,7 @@ from backends import COMPILERS, array, compiled
 from keras import ops
 
 from keras_sq.core import backend
-from keras_sq.quantizers import filters as functional
+from keras_sq.quantizers import filter_functions
 
 
 def normal(shape, seed=0, dtype="float32"):
@@ -62,7 +62,7 @@ def test_filter_sums_by_block_equal_plain(shape, monkeypatch):
     kernel = normal(shape)
     limit = np.linspace(0.1, 1.0, shape[-1], dtype="float32")
     arguments = (ops.array(kernel), ops.array(limit), ops.array(0.25))
-    plain = functional.filter_sums(two_terms, *arguments)
+    plain = filter_functions.filter_sums(two_terms, *arguments)
     seen = []
 
     def watched(block, *rest):
@@ -70,7 +70,7 @@ def test_filter_sums_by_block_equal_plain(shape, monkeypatch):
         return two_terms(block, *rest)
 
     monkeypatch.setattr(backend, "inside_fused", lambda: True)
-    by_block = functional.filter_sums(watched, *arguments)
+    by_block = filter_functions.filter_sums(watched, *arguments)
     for expected, one, other in zip(
         two_sums(kernel, limit, 0.25), plain, by_block, strict=True
     ):
@@ -78,10 +78,10 @@ def test_filter_sums_by_block_equal_plain(shape, monkeypatch):
         assert one.shape == other.shape == (shape[-1],)
         np.testing.assert_allclose(one, expected, rtol=3e-5)
         np.testing.assert_allclose(other, expected, rtol=3e-5)
-    if kernel.size < functional.BLOCKWISE_MIN_SIZE:
+    if kernel.size < filter_functions.BLOCKWISE_MIN_SIZE:
         assert seen == [(kernel.size // shape[-1], shape[-1])]
     else:
-        largest = max(functional.BLOCK_SIZE, shape[-1])
+        largest = max(filter_functions.BLOCK_SIZE, shape[-1])
         assert max(rows * columns for rows, columns in seen) <= largest
 
 
@@ -99,8 +99,8 @@ def test_filter_sums_of_candidates(shape, fused, monkeypatch):
         return above, factor * ops.square(above)
 
     monkeypatch.setattr(backend, "inside_fused", lambda: fused)
-    monkeypatch.setattr(functional, "UNFUSED_MAX_SIZE", 2**15)
-    found = functional.filter_sums(
+    monkeypatch.setattr(filter_functions, "UNFUSED_MAX_SIZE", 2**15)
+    found = filter_functions.filter_sums(
         terms, ops.array(kernel), ops.array(limits), ops.array(0.25), candidates=5
     )
     above = np.where(np.abs(kernel) > limits, kernel, 0).astype("float64")
@@ -109,7 +109,7 @@ def test_filter_sums_of_candidates(shape, fused, monkeypatch):
         assert one.dtype == "float32"
         np.testing.assert_allclose(one, other, rtol=3e-5, atol=1e-4)
     # What is written out for all candidates does not grow with the kernel.
-    size = functional.BLOCK_SIZE if fused else functional.UNFUSED_MAX_SIZE
+    size = filter_functions.BLOCK_SIZE if fused else filter_functions.UNFUSED_MAX_SIZE
     if kernel.size > 2**15:
         assert max(seen) <= max(size / 5, shape[-1])
 
@@ -126,10 +126,10 @@ def test_filter_sums_of_candidates(shape, fused, monkeypatch):
 def test_filter_sums_fused_equal_plain(shape, dtype):
     kernel = ops.cast(normal(shape), dtype)
     limit = ops.full((shape[-1],), 0.5)
-    plain = functional.filter_sums(two_terms, kernel, limit, ops.array(0.25))
-    fused = backend.fused(lambda w, a, b: functional.filter_sums(two_terms, w, a, b))(
-        kernel, limit, ops.array(0.25)
-    )
+    plain = filter_functions.filter_sums(two_terms, kernel, limit, ops.array(0.25))
+    fused = backend.fused(
+        lambda w, a, b: filter_functions.filter_sums(two_terms, w, a, b)
+    )(kernel, limit, ops.array(0.25))
     wide = ops.convert_to_numpy(ops.cast(kernel, "float32"))
     for expected, one, other in zip(
         two_sums(wide, 0.5, 0.25), plain, fused, strict=True
@@ -140,7 +140,7 @@ def test_filter_sums_fused_equal_plain(shape, dtype):
 
 def test_fused_inside_a_compiled_step_equals_plain():
     kernel = ops.array(normal((600, 130)))
-    fused = backend.fused(functional.absolute_sums)
+    fused = backend.fused(filter_functions.absolute_sums)
     expected = np.abs(ops.convert_to_numpy(kernel)).astype("float64").sum(0)
     for how in COMPILERS:
         step = compiled(lambda w: fused(w) + 1.0, how)
@@ -157,7 +157,7 @@ def test_fused_small_kernel_is_not_summed_by_block():
 
 def test_absolute_sums_do_not_saturate_in_float16():
     kernel = ops.full((70000, 2), 2.0, dtype="float16")  # Sum beyond 65,504.
-    np.testing.assert_allclose(functional.absolute_sums(kernel), [140000.0] * 2)
+    np.testing.assert_allclose(filter_functions.absolute_sums(kernel), [140000.0] * 2)
 
 
 def test_absolute_sums_against_loops():
@@ -168,7 +168,7 @@ def test_absolute_sums_against_loops():
             for k in range(4):
                 expected[k] += abs(float(kernel[i, j, k]))
     np.testing.assert_allclose(
-        functional.absolute_sums(ops.array(kernel)), expected, rtol=1e-6
+        filter_functions.absolute_sums(ops.array(kernel)), expected, rtol=1e-6
     )
 
 
@@ -176,12 +176,12 @@ def test_absolute_sums_against_loops():
     ("shape", "count"), [((7,), 1), ((5, 2), 5), ((3, 3, 4, 8), 36), ((0, 2), 0)]
 )
 def test_weights_per_filter(shape, count):
-    assert functional.weights_per_filter(np.zeros(shape)) == count
+    assert filter_functions.weights_per_filter(np.zeros(shape)) == count
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_binary_codes_of_zeros_are_plus_one(dtype):
-    codes = functional.binary_codes(
+    codes = filter_functions.binary_codes(
         ops.cast(ops.array([[-2.0, -0.0, 0.0, 1e-6]]), dtype)
     )
     assert keras.backend.standardize_dtype(codes.dtype) == dtype
@@ -191,17 +191,17 @@ def test_binary_codes_of_zeros_are_plus_one(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_ternary_codes_threshold_itself_is_zero(dtype):
     kernel = ops.cast(ops.array([[-0.75, 0.75], [-0.5, 0.5], [-0.25, 1.0]]), dtype)
-    codes = functional.ternary_codes(kernel, ops.array([0.5, 0.75]))
+    codes = filter_functions.ternary_codes(kernel, ops.array([0.5, 0.75]))
     assert keras.backend.standardize_dtype(codes.dtype) == dtype
     assert array(ops.cast(codes, "float32")).tolist() == [[-1, 0], [0, 0], [0, 1]]
-    codes = functional.ternary_codes(kernel, ops.array(0.5))
+    codes = filter_functions.ternary_codes(kernel, ops.array(0.5))
     assert array(ops.cast(codes, "float32")).tolist() == [[-1, 1], [0, 0], [0, 1]]
 
 
 def test_ternary_codes_compare_in_float32():
     # In float16 threshold and weight would be the same number.
     weight = np.float16(0.1)
-    codes = functional.ternary_codes(ops.array([[weight]]), ops.array(0.09997))
+    codes = filter_functions.ternary_codes(ops.array([[weight]]), ops.array(0.09997))
     assert float(codes[0, 0]) == 1.0
     assert np.float16(0.09997) == weight
 
@@ -209,7 +209,7 @@ def test_ternary_codes_compare_in_float32():
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_uniform_codes_round_half_to_even_and_clip(dtype):
     kernel = np.array([[-9.0], [-2.5], [-1.5], [-0.5], [0.5], [1.5], [2.5], [99.0]])
-    codes = functional.uniform_codes(ops.cast(kernel, dtype), ops.array([1.0]), 3)
+    codes = filter_functions.uniform_codes(ops.cast(kernel, dtype), ops.array([1.0]), 3)
     assert keras.backend.standardize_dtype(codes.dtype) == dtype
     codes = array(ops.cast(codes, "float32")).ravel().tolist()
     assert codes == [-3, -2, -2, 0, 0, 2, 2, 3]
@@ -217,13 +217,13 @@ def test_uniform_codes_round_half_to_even_and_clip(dtype):
 
 def test_uniform_codes_scale_zero():
     kernel = ops.array([[0.0, 1.0], [-1.0, 1.0]])
-    codes = functional.uniform_codes(kernel, ops.array([0.0, 1.0]), 1)
+    codes = filter_functions.uniform_codes(kernel, ops.array([0.0, 1.0]), 1)
     assert array(codes).tolist() == [[0, 1], [0, 1]]
 
 
 def test_relative_error_of_nothing_is_zero_and_nan_stays():
     error = array(
-        functional.relative_error(
+        filter_functions.relative_error(
             ops.array([0.0, 1.0, float("nan"), float("inf")]),
             ops.array([0.0, 4.0, float("nan"), float("inf")]),
         )
