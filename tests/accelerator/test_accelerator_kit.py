@@ -13,18 +13,17 @@ import sys
 import tarfile
 import types
 
+import dividing
 import numpy as np
+import pictures
+import pieces as kit_pieces
 import pytest
+import unpack
 from hiding import TENSORFLOW, hide
 
 ROOT = pathlib.Path(__file__).parents[2]
 KIT = ROOT / "tests" / "benchmarks" / "accelerator"
-sys.path.insert(0, str(KIT))
 
-import dividing  # noqa: E402
-import pictures  # noqa: E402
-import pieces as kit_pieces  # noqa: E402
-import unpack  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow  # TFDS writes and reads the data set.
 

@@ -6,15 +6,13 @@ What is packed, unpacked and run is in test_accelerator_kit.py.
 import pathlib
 import sys
 
+import dividing
 import numpy as np
+import pictures
+import pieces as kit_pieces
 import pytest
 
 KIT = pathlib.Path(__file__).parents[1] / "benchmarks" / "accelerator"
-sys.path.insert(0, str(KIT))
-
-import dividing  # noqa: E402
-import pictures  # noqa: E402
-import pieces as kit_pieces  # noqa: E402
 
 
 def test_pictures_keep_every_pixel():

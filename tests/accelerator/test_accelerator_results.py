@@ -2,19 +2,13 @@
 
 import csv
 import json
-import pathlib
-import sys
 
+import bundle
 import pytest
-
-sys.path.insert(
-    0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "accelerator")
-)
-import bundle  # noqa: E402
-import report  # noqa: E402
-import result_files  # noqa: E402
-import result_page  # noqa: E402
-import rows  # noqa: E402
+import report
+import result_files
+import result_page
+import rows
 
 NAMES = [row.name for row in rows.all_rows()]
 

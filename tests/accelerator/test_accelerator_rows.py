@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import result_files
+import result_page
+import rows
 
 import keras_sq
 from keras_sq import experiments, schedules
@@ -14,10 +17,6 @@ from keras_sq import experiments, schedules
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "benchmarks" / "accelerator"
 
-sys.path.insert(0, str(FOLDER))
-import result_files  # noqa: E402
-import result_page  # noqa: E402
-import rows  # noqa: E402
 
 NAMES = [row.name for row in rows.all_rows()]
 

@@ -11,16 +11,14 @@ import subprocess
 import sys
 import time
 
+import bundle
 import numpy as np
 import pytest
+import state
 from backends import needs_jax
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "benchmarks" / "accelerator"
-
-sys.path.insert(0, str(FOLDER))
-import bundle  # noqa: E402
-import state  # noqa: E402
 
 
 def check(cache, *checks):
