@@ -54,22 +54,27 @@ def code_table(num_bits: int, signed: bool) -> np.ndarray[Any, Any]:
     return (2 * bits - 1 if signed else bits).astype("float32")
 
 
-def levels_of(basis: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """Returns the levels, sorted, and their codes.
+def levels_of(basis: Tensor, signed: bool) -> Tensor:
+    """Returns the levels, sorted: float32 `(levels, filters)`.
 
     Args:
         basis: Float32 `(num_bits, filters)`.
         signed: Whether codes are -1 and 1, or 0 and 1.
-
-    Returns:
-        Float32 `(levels, filters)` and `(levels, num_bits, filters)`.
     """
     table = code_table(int(basis.shape[0]), signed)
-    unsorted = ops.matmul(table, basis)
-    order = ops.argsort(unsorted, axis=0)
-    levels = ops.take_along_axis(unsorted, order, axis=0)
-    codes = ops.transpose(ops.take(table, order, axis=0), (0, 2, 1))
-    return levels, codes
+    return ops.sort(ops.matmul(table, basis), axis=0)
+
+
+def codes_of(basis: Tensor, signed: bool) -> Tensor:
+    """Returns the codes of the sorted levels: float32 `(levels, num_bits, filters)`.
+
+    Args:
+        basis: Float32 `(num_bits, filters)`.
+        signed: Whether codes are -1 and 1, or 0 and 1.
+    """
+    table = code_table(int(basis.shape[0]), signed)
+    order = ops.argsort(ops.matmul(table, basis), axis=0)
+    return ops.transpose(ops.take(table, order, axis=0), (0, 2, 1))
 
 
 def thresholds_of(levels: Tensor) -> Tensor:
@@ -206,8 +211,9 @@ def step(weights: Tensor, basis: Tensor, signed: bool) -> Tensor:
         basis: Float32 `(num_bits, filters)`.
         signed: Whether codes are -1 and 1, or 0 and 1.
     """
-    levels, codes = levels_of(basis, signed)
-    return least_squares(basis, codes, *level_sums(weights, thresholds_of(levels)))
+    thresholds = thresholds_of(levels_of(basis, signed))
+    codes = codes_of(basis, signed)
+    return least_squares(basis, codes, *level_sums(weights, thresholds))
 
 
 def fitted(weights: Any, start: Any, steps: int) -> np.ndarray[Any, Any]:
