@@ -148,6 +148,25 @@ def test_shared_layers_and_shared_inputs_have_one_matrix_and_one_set_of_rows(tmp
     assert names.count("FULLY_CONNECTED") == 3
 
 
+def test_rows_of_embeddings_are_looked_up_as_they_are(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12,), dtype="int32")
+    x = kl.Embedding(200, 32, name="embedding")(inputs)
+    model = keras_sq.quantize_model(keras.Model(inputs, x), "ternary", overrides={})
+    path = tmp_path / "model.tflite"
+    report = exported(model, path)
+    assert stored(report) == {"embedding/embeddings": "INT2 weights"}
+    assert "looked up as they are" in report.kernels[0].reason
+    rows = np.random.default_rng(0).integers(0, 200, (3, 12)).astype("int32")
+    runner = Runner(path.read_bytes())
+    (name,), (output,) = runner.inputs, runner.outputs
+    expected = keras.ops.convert_to_numpy(model(rows))
+    assert np.array_equal(runner({name: rows})[output], expected)
+    names = [name for name, _ in operators(path)]
+    assert "EMBEDDING_LOOKUP" in names
+    assert "DEQUANTIZE" not in names
+
+
 def test_loops_over_time_multiply_too(tmp_path):
     model = quantized(kl.LSTM(64), (4, 32))
     report = exported(model, tmp_path / "model.tflite")

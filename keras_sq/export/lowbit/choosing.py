@@ -46,6 +46,12 @@ LEVEL_STEP = 1 / 16
 The second where activations have levels: there a step may decide much.
 """
 
+ROWS_TIME, TABLE_TIME = 1.0, 2.0
+"""Times of looking rows up as they are, and of unfolding a whole table before.
+
+Not measured: what counts is that the second is longer.
+"""
+
 PRODUCT_BYTES = 100
 ROWS_BYTES = 700
 """About what the operators and tensors of a product, and of its rows, take."""
@@ -79,6 +85,7 @@ class Option:
         forms: The forms, if there is a choice.
         reason: Why its weights are not multiplied as they are.
         windows: How the convolutions that read it move.
+        looks_up: Whether its rows are looked up.
         direct: The tensor in its direct form, if that was chosen.
         share: Part of the estimated time of all tensors.
     """
@@ -87,6 +94,7 @@ class Option:
     forms: tuple[Form, ...] = ()
     reason: str = ""
     windows: tuple[Window, ...] = ()
+    looks_up: bool = False
     direct: Direct | None = None
     share: float = 0.0
 
@@ -163,6 +171,8 @@ def _option(
     work = work_of(file, weight, shapes)
 
     def time(form: str, copied: int = 0) -> float:
+        if work.kind == "lookup":
+            return ROWS_TIME if form in types else TABLE_TIME
         return costs.microseconds(work, f"{form}, {activations} activations", copied)
 
     options: list[Form] = []
@@ -182,7 +192,8 @@ def _option(
     if packed is not None and (best := packed.best()) is not None:
         size = best.total_bytes
         options.append(Form(size, time(f"{depth}packed"), packed, packed=True))
-    return Option(plan, tuple(options), reason, windows)
+    looks_up = any(product.looks_up for product in products)
+    return Option(plan, tuple(options), reason, windows, looks_up)
 
 
 def _other_plans(
@@ -350,7 +361,8 @@ def direct_report(option: Option) -> KernelReport:
     direct = option.direct
     assert direct is not None  # As the caller made sure.
     values = direct.codes.codes
-    reason = f"codes {values.min()} to {values.max()}, multiplied as they are"
+    verb = "looked up" if option.looks_up else "multiplied"
+    reason = f"codes {values.min()} to {values.max()}, {verb} as they are"
     if option.windows:
         height, width = option.windows[0].kernel
         reason += f", in rows of {height} × {width} pixels"
