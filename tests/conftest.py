@@ -148,8 +148,10 @@ def make_metrics_before_the_step() -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What was imported stays; the garbage collector need not look at it again.
+    # What was imported stays; the garbage collector need not look at it again. Nor so
+    # often: a graph is a hundred thousand objects, and each time all are looked at.
     gc.freeze()
+    gc.set_threshold(7_000, 10, 10)
 
 
 def pytest_configure(config: pytest.Config) -> None:
