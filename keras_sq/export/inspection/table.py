@@ -21,9 +21,12 @@ def table(contents: Json, title: str) -> str:
         contents: What `reader.read` returns.
         title: Name of the file, such as its path.
     """
+    size = f"{contents['num_bytes']:,} bytes"
+    if contents["packed_bytes"] is not None:
+        size = f"{contents['packed_bytes']:,} bytes packed, {size} unpacked"
     lines = [
-        f"{title}: {contents['num_bytes']:,} bytes ({contents['constant_bytes']:,} of "
-        f"constants, {contents['other_bytes']:,} of the rest)"
+        f"{title}: {size} ({contents['constant_bytes']:,} of constants, "
+        f"{contents['other_bytes']:,} of the rest)"
     ]
     weights, graphs = contents["weights"], contents["graphs"]
     for signature in contents["signatures"]:
