@@ -108,8 +108,9 @@ class Segment:
 
 def _entropy_bytes(counts: Array) -> float:
     """Returns the bytes of symbols that occur so often, with their table, about."""
-    bits = counts @ np.log2(counts.sum() / counts) if len(counts) else 0.0
-    return float(bits) / 8 + min(2 + 1.5 * len(counts), 260)
+    total = counts.sum()
+    entropy = counts @ np.log2(total / counts) / 8 if len(counts) else 0.0
+    return float(min(entropy + 2 + 1.5 * len(counts), total + 3))
 
 
 def choose(content: Array, constants: list[Constant]) -> list[Segment]:
