@@ -52,7 +52,7 @@ def encode(blocks: Sequence[Block], tables: Sequence[Array], lanes: int) -> byte
     rows: list[Array] = []
     for block in reversed(blocks):
         _encode_block(block.symbols, tables[block.table], states, rows)
-    words = np.concatenate([np.empty(0, np.uint64), *reversed(rows)])
+    words = np.concatenate([np.empty(0, np.uint16), *reversed(rows)])
     return states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
@@ -73,7 +73,7 @@ def _encode_block(
         x = states[: len(row)]
         full = x >= limits[row]
         if full.any():
-            rows.append(x[full] & np.uint64(0xFFFF))
+            rows.append(x[full].astype(np.uint16))  # Their lower bits.
             x = np.where(full, x >> shift, x)
         # (x // size) * SCALE + x % size + start
         states[: len(row)] = x // sizes[row] * rests[row] + (x + starts[row])

@@ -26,7 +26,7 @@ SHORTEST = 3
 RUNS, LENGTHS, DISTANCES = range(3)
 NUM_STREAMS = 7
 
-MAX_BYTES = 2**24
+MAX_BYTES = 2**22
 """Most bytes that `split` searches; what follows becomes literals."""
 
 PASSES = 3

@@ -10,7 +10,8 @@ A form turns bytes into blocks of symbols, which `entropy.py` codes:
   value among those of the channel. The values come before the segment with the rest of
   the file, `count` for each channel.
 
-What no form makes smaller than DEFLATE stays with the rest of the file.
+What no form makes smaller than DEFLATE stays with the rest of the file, unless it is
+large and random: looking for copies there takes long and leads to nothing.
 """
 
 import dataclasses
@@ -34,7 +35,8 @@ MAX_COUNT = 64
 
 _SMALLEST = 64  # Bytes of a constant that is looked at.
 _DESCRIPTION = 8  # Bytes of a segment, about.
-_FEW = 4  # Different bytes of which parts cannot be fewer.
+_RANDOM = 0.95  # What DEFLATE leaves of bytes in which a search for copies is vain.
+_LARGE = 1024  # Bytes that are not worth such a search.
 _GAIN = 0.99  # What a form with more symbols than another must take of its bytes.
 
 
@@ -134,28 +136,46 @@ def choose(content: Array, constants: list[Constant]) -> list[Segment]:
 def _best(data: Array, start: int, constant: Constant) -> Segment | None:
     """Returns the segment that takes the fewest bytes; `None` if DEFLATE does."""
     best, smallest = None, float(len(zlib.compress(data.tobytes(), 6)))
+    if smallest > _RANDOM * len(data) and len(data) >= _LARGE:
+        smallest = float("inf")
     for form in _forms(data, constant):
         segment = Segment(start, len(data), *form)
         num_bytes = segment.num_bytes
-        if num_bytes < smallest * (1 if best is None else _GAIN):
+        if num_bytes < smallest:
             best, smallest = segment, num_bytes
     return best
 
 
 def _forms(data: Array, constant: Constant) -> Iterator[_Form]:
     """Yields the forms to try, those that are decoded fastest first."""
-    yield BITS, 8, (data,), None
+    bits = _best_bits(np.bincount(data, minlength=256))
+    yield BITS, bits, (_parts(data, bits),), None
     for width in (2, 4):
         yield PLANES, width, tuple(data[place::width] for place in range(width)), None
     if len(data) == constant.size:
         yield from _palettes(data, constant)
-    if np.count_nonzero(np.bincount(data, minlength=256)) > _FEW:
-        for bits in (4, 2, 1):
-            yield BITS, bits, (_parts(data, bits),), None
+
+
+def _best_bits(counts: Array) -> int:
+    """Returns of how many bits symbols take the fewest bytes.
+
+    Args:
+        counts: Int array `(256,)`: how often each byte occurs.
+    """
+    best, smallest = 8, _entropy_bytes(counts[counts > 0])
+    for bits in (4, 2, 1):
+        parts = _parts(np.arange(256, dtype=np.uint8), bits)
+        of_parts = np.bincount(parts, np.repeat(counts, 8 // bits))
+        num_bytes = _entropy_bytes(of_parts[of_parts > 0])
+        if num_bytes < _GAIN * smallest:
+            best, smallest = bits, num_bytes
+    return best
 
 
 def _parts(data: Array, bits: int) -> Array:
     """Returns the parts of bytes of so many bits, the lowest first."""
+    if bits == 8:
+        return data
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     parts: Array = data[:, np.newaxis] >> shifts & np.uint8(2**bits - 1)
     return parts.reshape(-1)

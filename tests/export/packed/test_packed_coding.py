@@ -194,9 +194,13 @@ def test_form_fits_the_values():
     assert form(generator.normal(size=4096).astype(np.float32)) == [
         (segments.PLANES, 4)
     ]
-    # DEFLATE would be smaller, or nothing would.
-    assert form(generator.integers(0, 256, 4096).astype(np.uint8)) == []
+    # DEFLATE would be smaller; nothing would.
     assert form(np.tile(generator.integers(0, 256, 64).astype(np.uint8), 64)) == []
+    assert form(generator.integers(0, 256, 500).astype(np.uint8)) == []
+    # Not searched for copies, as that would be in vain.
+    assert form(generator.integers(0, 256, 4096).astype(np.uint8)) == [
+        (segments.BITS, 8)
+    ]
 
 
 def test_segments_begin_and_end_at_multiples_of_four():

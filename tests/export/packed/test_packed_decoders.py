@@ -1,7 +1,10 @@
 """The three decoders return the same bytes, and refuse the same damaged files."""
 
+import ctypes
+import subprocess
 import zlib
 
+import documents
 import numpy as np
 import packed_decoders
 import packed_samples
@@ -11,7 +14,7 @@ from packed_decoders import needs_cpp, needs_java
 from keras_sq.export.packed import container, segments
 from keras_sq.export.packed.tables import number
 
-OK, DAMAGED, UNKNOWN_VERSION = range(3)
+OK, DAMAGED, UNKNOWN_VERSION, WRONG_SIZE = range(4)
 CONTENT, CONSTANTS = packed_samples.content_and_constants()
 DECODERS = [
     pytest.param("cpp", marks=needs_cpp),
@@ -158,6 +161,31 @@ def check_results(files, results, expected):
     assert {sum for _, (_, sum) in accepted} <= {expected}
     assert len(accepted) < len(files) // 100
     assert all(python_status(file) == result for file, result in accepted)
+
+
+@needs_cpp
+def test_functions_of_the_guide_compile_and_unpack(packed, tmp_path):
+    blocks = documents.blocks(documents.ROOT / "docs/guides/packed.md")
+    source, header = (
+        next(block.text for block in blocks if block.language == language)
+        for language in ("cpp", "c")
+    )
+    # With the declarations of the bridging header, which have to agree.
+    source = f'extern "C" {{\n{header}}}\n{source}'
+    (tmp_path / "KerasSq.cpp").write_text(source)
+    library = tmp_path / "library.so"
+    command = [packed_decoders.CPP, *packed_decoders.CPP_FLAGS, "-shared", "-fPIC"]
+    command += ["-I", packed_decoders.SOURCES, tmp_path / "KerasSq.cpp", "-o", library]
+    subprocess.run(command, check=True, timeout=120)
+    functions, size = ctypes.CDLL(str(library)), ctypes.c_size_t()
+    source = packed, ctypes.c_size_t(len(packed))
+    assert functions.keras_sq_unpacked_size(*source, ctypes.byref(size)) == OK
+    assert size.value == len(CONTENT)
+    model = ctypes.create_string_buffer(size.value)
+    assert functions.keras_sq_unpack(*source, model, size) == OK
+    assert model.raw == CONTENT
+    wrong_size = ctypes.c_size_t(size.value - 1)
+    assert functions.keras_sq_unpack(*source, model, wrong_size) == WRONG_SIZE
 
 
 @needs_cpp
