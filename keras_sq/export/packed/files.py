@@ -44,6 +44,7 @@ def pack_file(
         OSError: If a file cannot be read or written.
 
     Example:
+        >>> import tempfile
         >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
         >>> sq_model = keras_sq.quantize_model(model, "ternary", overrides={})
         >>> with tempfile.TemporaryDirectory() as directory:
