@@ -88,7 +88,7 @@ def network(name):
         shape = (int(size), int(size), 3)
         return keras.applications.MobileNetV2(shape, weights=None)
     if kind == "resnet18":
-        return models.resnet18(input_shape=(int(size), int(size), 3))
+        return models.resnet_imagenet((int(size), int(size), 3), 1000)
     return {"resnet8": models.resnet8, "ds_cnn": models.ds_cnn}[name]()
 
 

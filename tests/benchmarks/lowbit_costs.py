@@ -99,7 +99,7 @@ def _of_request(request, activations):
         options = [choosing.float_option(TFLiteFile(content), weights[0], {}, False)]
     else:
         _, content, weights, _ = building.shared_integers(request)
-        options = [choosing.integer_option(TFLiteFile(content), weights[0], {})]
+        options = [choosing.integer_option(TFLiteFile(content), weights[0], {}, False)]
     (option,) = options
     file = TFLiteFile(content)
     work = work_of(file, option.plan.weight, {})

@@ -36,6 +36,22 @@ LARGER = 1.15
 SLOWER = 1.05
 """Time of a file over the least, up to which it may be smaller."""
 
+FASTER = 0.8
+"""Time of a packed form over that of a direct one, from which it competes."""
+
+STEP = 0.5
+LEVEL_STEP = 1 / 16
+"""The largest multiples that sums are of, in steps of the output.
+
+The second where activations have levels: there a step may decide much.
+"""
+
+ROWS_TIME, TABLE_TIME = 1.0, 2.0
+"""Times of looking rows up as they are, and of unfolding a whole table before.
+
+Not measured: what counts is that the second is longer.
+"""
+
 PRODUCT_BYTES = 100
 ROWS_BYTES = 700
 """About what the operators and tensors of a product, and of its rows, take."""
@@ -69,6 +85,7 @@ class Option:
         forms: The forms, if there is a choice.
         reason: Why its weights are not multiplied as they are.
         windows: How the convolutions that read it move.
+        looks_up: Whether its rows are looked up.
         direct: The tensor in its direct form, if that was chosen.
         share: Part of the estimated time of all tensors.
     """
@@ -77,6 +94,7 @@ class Option:
     forms: tuple[Form, ...] = ()
     reason: str = ""
     windows: tuple[Window, ...] = ()
+    looks_up: bool = False
     direct: Direct | None = None
     share: float = 0.0
 
@@ -104,17 +122,20 @@ def float_option(
     return _option(file, plan, matrix, shapes, reason, "float")
 
 
-def integer_option(file: TFLiteFile, weight: WeightTensor, shapes: Shapes) -> Option:
+def integer_option(
+    file: TFLiteFile, weight: WeightTensor, shapes: Shapes, rounds: bool
+) -> Option:
     """Returns the forms of a weight tensor of a full-integer file.
 
     Args:
         file: The file.
         weight: The tensor.
         shapes: See `products.work_of`.
+        rounds: Whether activations are rounded to levels.
     """
     plan = plans.int8_plan(file, weight)
     matrix = codes.of_integers(file, weight) if weight.axis == 0 else None
-    return _option(file, plan, matrix, shapes, "", "int8")
+    return _option(file, plan, matrix, shapes, "", "int8", rounds)
 
 
 def _option(
@@ -124,6 +145,7 @@ def _option(
     shapes: Shapes,
     reason: str,
     activations: str,
+    rounds: bool = False,
 ) -> Option:
     """Returns the forms of a weight tensor.
 
@@ -134,6 +156,7 @@ def _option(
         shapes: See `products.work_of`.
         reason: Why it is not to be multiplied as it is, if so.
         activations: Type of the activations.
+        rounds: Whether int8 activations are rounded to levels.
     """
     weight = plan.weight
     products: list[Product] = []
@@ -144,10 +167,12 @@ def _option(
         reason = "its values are not codes of 2 or 4 bits"
     if not reason and activations == "int8":
         assert matrix is not None
-        reason = _coarse_bias(products, matrix)
+        reason = _coarse_sums(products, matrix, LEVEL_STEP if rounds else STEP)
     work = work_of(file, weight, shapes)
 
     def time(form: str, copied: int = 0) -> float:
+        if work.kind == "lookup":
+            return ROWS_TIME if form in types else TABLE_TIME
         return costs.microseconds(work, f"{form}, {activations} activations", copied)
 
     options: list[Form] = []
@@ -158,7 +183,7 @@ def _option(
         direct = Direct(weight, matrix, name)
         size = matrix_bytes(direct) + PRODUCT_BYTES * len(products)
         options.append(Form(size, time(name, copied), plan, direct))
-    wide, packed = _other_plans(plan, activations)
+    wide, packed = _other_plans(plan, activations, bool(options))
     depth = "depthwise " if work.kind == "depthwise" else ""
     if wide is not None:
         best = wide.best()
@@ -167,35 +192,55 @@ def _option(
     if packed is not None and (best := packed.best()) is not None:
         size = best.total_bytes
         options.append(Form(size, time(f"{depth}packed"), packed, packed=True))
-    return Option(plan, tuple(options), reason, windows)
+    looks_up = any(product.looks_up for product in products)
+    return Option(plan, tuple(options), reason, windows, looks_up)
 
 
-def _other_plans(plan: Plan, activations: str) -> tuple[Plan | None, Plan | None]:
-    """Returns the plans for int8 weights and for packed ones."""
+def _other_plans(
+    plan: Plan, activations: str, direct: bool
+) -> tuple[Plan | None, Plan | None]:
+    """Returns the plans for int8 weights and for packed ones.
+
+    Args:
+        plan: What is known of the values.
+        activations: Type of the activations.
+        direct: Whether they can be multiplied as they are, in the types of codes that
+            would be dequantized otherwise.
+    """
     if plan.reason and not plan.options:
         return None, None
     if activations == "int8":
         return dataclasses.replace(plan, options=()), plan
     wide = plans.allowed(plan, ("INT8",))
-    packed = plans.allowed(plan, (*forms.PACKED_FORMS, "INT2", "INT4"))
+    short = () if direct else ("INT2", "INT4")
+    packed = plans.allowed(plan, (*forms.PACKED_FORMS, *short))
     return (wide if wide.options else None), (packed if packed.options else None)
 
 
-def _coarse_bias(products: Sequence[Product], matrix: MatrixCodes) -> str:
-    """Returns why biases need int8 weights; an empty string if they do not.
+def _coarse_sums(
+    products: Sequence[Product], matrix: MatrixCodes, largest: float
+) -> str:
+    """Returns why sums need int8 weights; an empty string if they do not.
 
-    A bias is a multiple of a code times a step of the input. Where that is more than a
-    step of the output, it would be rounded more coarsely than the output is.
+    Sums, and the bias in them, are multiples of a code times a step of the input, to
+    which the bias is rounded. Those of the interpreter's kernels, unlike XNNPACK's, are
+    rounded twice: first to about as much, then to a step of the output.
+
+    Args:
+        products: The products.
+        matrix: Their codes.
+        largest: The largest multiple, in steps of the output.
     """
     for product in products:
         tensors = product.weight.subgraph.tensors
-        places = indices(product.operator.inputs)
-        if len(places) < 3 or places[2] < 0:
-            continue
-        step = bias_scale(tensors[places[0]], matrix.scale)
+        source = tensors[indices(product.operator.inputs)[0]]
         output = tensors[indices(product.operator.outputs)[0]]
-        if np.any(step > float(output.quantization.scale[0])):
-            return "its bias would be rounded more coarsely than its output"
+        step = bias_scale(source, matrix.scale)
+        if np.any(step > largest * float(output.quantization.scale[0])):
+            return (
+                f"a code times a step of its input is more than {largest:g} steps of "
+                "its output"
+            )
     return ""
 
 
@@ -245,7 +290,8 @@ def _worth_a_trial(option: Option, by_size: bool) -> Option:
     kept = []
     for form in option.forms:
         if form.packed:
-            useful = form.time <= direct.time or 2 * form.num_bytes <= direct.num_bytes
+            faster = form.time <= FASTER * direct.time
+            useful = faster or 2 * form.num_bytes <= direct.num_bytes
         else:
             useful = form is direct or form.direct is None or not by_size
         if useful:
@@ -315,7 +361,8 @@ def direct_report(option: Option) -> KernelReport:
     direct = option.direct
     assert direct is not None  # As the caller made sure.
     values = direct.codes.codes
-    reason = f"codes {values.min()} to {values.max()}, multiplied as they are"
+    verb = "looked up" if option.looks_up else "multiplied"
+    reason = f"codes {values.min()} to {values.max()}, {verb} as they are"
     if option.windows:
         height, width = option.windows[0].kernel
         reason += f", in rows of {height} × {width} pixels"

@@ -52,7 +52,10 @@ def _floats(request: Request) -> Candidate:
 def _integers(request: Request) -> Candidate:
     candidate, content, weights, floats = building.shared_integers(request)
     file, shapes = TFLiteFile(content), _shapes(content, request)
-    options = [choosing.integer_option(file, weight, shapes) for weight in weights]
+    rounds = bool(request.quantizers)
+    options = [
+        choosing.integer_option(file, weight, shapes, rounds) for weight in weights
+    ]
     chosen = choosing.choose(options, request.optimize)
     result, kernels = _stored(content, chosen)
     entries = [x.direct for x in chosen if x.direct]

@@ -92,7 +92,7 @@ class Patches:
         operators, source = self.padded(subgraph, source, channels, window.padding)
         height, width = window.padded
         pixels = self._like(subgraph, source, (1, height * width, channels))
-        operators.append(self._reshape(source, pixels, (-1, height * width, channels)))
+        operators.append(self.reshape(source, pixels, (-1, height * width, channels)))
         indices = places(window)
         kind = {2: "INT16", 4: "INT32"}[indices.itemsize]
         index = self._file.add_tensor(subgraph, "", indices.shape, kind, indices)
@@ -106,7 +106,7 @@ class Patches:
         )
         shape = *window.outputs, math.prod(window.kernel) * channels
         rows = self._like(subgraph, source, (1, *shape))
-        operators.append(self._reshape(gathered, rows, (-1, *shape)))
+        operators.append(self.reshape(gathered, rows, (-1, *shape)))
         self._rows[key] = rows
         return operators, rows
 
@@ -152,7 +152,8 @@ class Patches:
             subgraph, "", shape, TYPE_NAMES[tensor.type], None, tensor.quantization
         )
 
-    def _reshape(self, source: int, target: int, shape: Sequence[int]) -> Any:
+    def reshape(self, source: int, target: int, shape: Sequence[int]) -> Any:
+        """Returns the operator that gives a tensor another shape; -1 stands for any."""
         options = schema.ReshapeOptionsT()
         options.newShape = np.asarray(shape, np.int32)
         return self._file.new_operator("RESHAPE", [source], [target], options)

@@ -1,7 +1,8 @@
-"""Which operators of a file are products with a matrix of weights.
+"""Which operators of a file are products with a matrix of weights, or look rows up.
 
 Runtimes multiply weights of 2 and 4 bits in FULLY_CONNECTED only. A convolution is the
-same product, once the inputs of each output pixel lie in a row (`patches.py`).
+same product, once the inputs of each output pixel lie in a row (`patches.py`). And they
+read rows of such a matrix in EMBEDDING_LOOKUP; the converter makes a GATHER of it.
 """
 
 import dataclasses
@@ -11,28 +12,33 @@ from typing import Any
 
 from tensorflow.lite.python import schema_py_generated as schema
 
-from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices, shape_of
+from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, Use, indices, shape_of
 from keras_sq.export.tflite.weights import WeightTensor
 
 MULTIPLE = 4
 """What the number of inputs of a filter is made up to, at most, for short codes."""
 
 DENSE, CONVOLUTION = "FULLY_CONNECTED", "CONV_2D"
+LOOKUP = "EMBEDDING_LOOKUP"
+LOOKUPS = {"GATHER": 0, LOOKUP: 1}
+"""Operator that reads rows -> which of its inputs is the matrix."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Product:
-    """An operator that multiplies rows of inputs by a matrix of weights.
+    """An operator that multiplies rows of inputs by a matrix, or reads rows of it.
 
     Attributes:
         operator: The schema's object.
         weight: Tensor of the weights; filters are on its first axis.
         window: How a convolution moves; `None` if inputs are rows as they are.
+        looks_up: Whether it reads rows of the matrix.
     """
 
     operator: Any
     weight: WeightTensor
     window: "Window | None" = None
+    looks_up: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Work:
     """What operators compute with a weight tensor, for one example.
 
     Attributes:
-        kind: `"dense"`, for convolutions that are not depthwise too, or `"depthwise"`.
+        kind: `"dense"`, for convolutions that are not depthwise too, `"depthwise"` or
+            `"lookup"`.
         calls: Number of operators.
         multiplications: Number of multiplications.
         weights: Number of weights read.
@@ -112,9 +119,14 @@ def work_of(
         place = indices(use.operator.outputs)[0]
         shape = shape_of(weight.subgraph.tensors[place])
         outputs += math.prod(shapes.get(place, shape) if not weight.graph else shape)
-    depthwise = any(use.name == "DEPTHWISE_CONV_2D" for use in uses)
+    kind = "dense"
+    for use in uses:
+        if use.name == "DEPTHWISE_CONV_2D":
+            kind = "depthwise"
+        elif use.name in LOOKUPS:
+            kind = "lookup"
     return Work(
-        kind="depthwise" if depthwise else "dense",
+        kind=kind,
         calls=len(uses),
         multiplications=outputs * (weight.size // filters),
         weights=weight.size * len(uses),
@@ -137,13 +149,31 @@ def products_of(file: TFLiteFile, weight: WeightTensor) -> tuple[list[Product], 
         return [], "its filters are not on the first axis"
     products = []
     for use in file.uses(weight.subgraph).get(weight.index, []):
-        if use.position != 1 or use.name not in (DENSE, CONVOLUTION):
+        if use.position == LOOKUPS.get(use.name):
+            product = _of_lookup(use, weight)
+        elif use.position != 1 or use.name not in (DENSE, CONVOLUTION):
             return [], f"{use.name} takes no weights of 2 or 4 bits"
-        product = _of_operator(file, use.operator, use.name, weight)
+        else:
+            product = _of_operator(file, use.operator, use.name, weight)
         if isinstance(product, str):
             return [], product
         products.append(product)
     return products, "" if products else "nothing reads it"
+
+
+def _of_lookup(use: Use, weight: WeightTensor) -> Product | str:
+    """Returns what reads rows of a matrix, or why it reads them in another way."""
+    tensors = weight.subgraph.tensors
+    options = use.operator.builtinOptions
+    if use.name != LOOKUP and (options.axis or options.batchDims):
+        return "it is not read by rows"
+    rows = tensors[indices(use.operator.inputs)[1 - use.position]]
+    output = tensors[indices(use.operator.outputs)[0]]
+    if rows.type != TYPES["INT32"] or output.type != TYPES["FLOAT32"]:
+        return "its rows are not looked up as floats, by int32 numbers"
+    if _has_open_size(rows) or len(weight.shape) != 2 or weight.shape[1] % MULTIPLE:
+        return "its rows are not of a multiple of 4 weights, or of an open number"
+    return Product(use.operator, weight, looks_up=True)
 
 
 def _of_operator(

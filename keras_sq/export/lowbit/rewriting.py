@@ -11,7 +11,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from keras_sq.core.types import Array
 from keras_sq.export.lowbit.codes import MatrixCodes
 from keras_sq.export.lowbit.patches import Patches
-from keras_sq.export.lowbit.products import DENSE, Product, products_of
+from keras_sq.export.lowbit.products import DENSE, LOOKUP, Product, products_of
 from keras_sq.export.tflite import packing
 from keras_sq.export.tflite.flatbuffer import (
     PACKED_BITS,
@@ -20,11 +20,15 @@ from keras_sq.export.tflite.flatbuffer import (
     Use,
     indices,
     per_channel,
+    shape_of,
 )
 from keras_sq.export.tflite.weights import WeightTensor
 
 VERSIONS = {"INT2": 14, "INT4": 10, "INT8": 9, "FLOAT32": 4}
 """Type of the weights -> version of FULLY_CONNECTED that has them, a scale a filter."""
+
+LOOKUP_VERSION = 4
+"""Version of EMBEDDING_LOOKUP that has weights of 2 and 4 bits, a scale a row."""
 
 MULTIPLES = {"INT2": 4, "INT4": 2}
 """Type of the weights -> what their number in a filter has to be a multiple of."""
@@ -117,6 +121,8 @@ class _Rewriter:
     ) -> list[Any]:
         """Returns the operators of a product."""
         operator = product.operator
+        if product.looks_up:
+            return self._lookup(subgraph, operator, entry.weight.index)
         source, weight, *biases = indices(operator.inputs)
         bias = biases[0] if biases else -1
         operators: list[Any] = []
@@ -143,6 +149,24 @@ class _Rewriter:
         inputs, outputs = [source, weight, bias], indices(operator.outputs)
         new = self._file.new_operator(DENSE, inputs, outputs, options, version)
         return [*operators, new]
+
+    def _lookup(self, subgraph: Any, operator: Any, table: int) -> list[Any]:
+        """Returns the operators that look rows up, in any shape of row numbers."""
+        (rows,) = [index for index in indices(operator.inputs)[:2] if index != table]
+        (output,) = indices(operator.outputs)
+        shape = shape_of(subgraph.tensors[output])
+        count, size = math.prod(shape[:-1]), shape[-1]
+        flat = self._file.add_tensor(subgraph, "", (count,), "INT32")
+        values = self._file.add_tensor(subgraph, "", (count, size), "FLOAT32")
+        lookup = self._file.new_operator(
+            LOOKUP, [flat, table], [values], None, LOOKUP_VERSION
+        )
+        open_first = (-1, *shape[1:])
+        return [
+            self._patches.reshape(rows, flat, (-1,)),
+            lookup,
+            self._patches.reshape(values, output, open_first),
+        ]
 
     def _rescaled(self, subgraph: Any, source: int, bias: int, scale: Array) -> int:
         """Returns the tensor of an integer bias in multiples of the new products."""
