@@ -12,6 +12,7 @@ import keras_sq
 SOURCES = pathlib.Path(keras_sq.__file__).parent / "export/packed/decoders"
 CPP, JAVA_COMPILER, JAVA = (shutil.which(name) for name in ("g++", "javac", "java"))
 CPP_FLAGS = ["-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror"]
+CPP_FLAGS += ["-fno-exceptions", "-fno-rtti"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 needs_cpp = pytest.mark.skipif(CPP is None, reason="there is no g++")
