@@ -21,13 +21,12 @@ def table(contents: Json, title: str) -> str:
         contents: What `reader.read` returns.
         title: Name of the file, such as its path.
     """
-    size = f"{contents['num_bytes']:,} bytes"
-    if contents["packed_bytes"] is not None:
-        size = f"{contents['packed_bytes']:,} bytes packed, {size} unpacked"
     lines = [
-        f"{title}: {size} ({contents['constant_bytes']:,} of constants, "
-        f"{contents['other_bytes']:,} of the rest)"
+        f"{title}: {contents['num_bytes']:,} bytes ({contents['constant_bytes']:,} of "
+        f"constants, {contents['other_bytes']:,} of the rest)"
     ]
+    if (packed := contents["packed_bytes"]) is not None:
+        lines += _entry("packed", f"{packed:,} bytes; other sizes are those unpacked")
     weights, graphs = contents["weights"], contents["graphs"]
     for signature in contents["signatures"]:
         key = f"{signature['key']}: " if len(contents["signatures"]) > 1 else ""

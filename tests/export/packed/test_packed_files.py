@@ -298,9 +298,11 @@ def test_packed_file_is_inspected(exported, packed, tmp_path, capsys):
     assert expected["packed_bytes"] is None
     assert contents == {**expected, "packed_bytes": len(packed)}
     assert run(inspect, [path]) == 0
-    title = capsys.readouterr().out.splitlines()[0]
-    sizes = f"{len(packed):,} bytes packed, {expected['num_bytes']:,} bytes unpacked ("
-    assert title.startswith(f"{path}: {sizes}")
+    title, second, *_ = capsys.readouterr().out.splitlines()
+    assert title.startswith(f"{path}: {expected['num_bytes']:,} bytes (")
+    assert (
+        second == f"  packed     {len(packed):,} bytes; other sizes are those unpacked"
+    )
     assert run(inspect, ["--json", path]) == 0
     assert json.loads(capsys.readouterr().out)["packed_bytes"] == len(packed)
 
