@@ -24,7 +24,7 @@ ROWS = [
     {"analysis"},
     {"export"},
     {"experiments"},
-    {"train", "sweep", "inspect"},
+    {"train", "sweep", "inspect", "pack"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 

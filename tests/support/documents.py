@@ -15,6 +15,7 @@ PROGRAMS = {
     "keras_sq.train": ("keras_sq.experiments.flags", 0),
     "keras_sq.sweep": ("keras_sq.experiments.sweep", 0),
     "keras_sq.export": ("keras_sq.export.__main__", 2),
+    "keras_sq.pack": ("keras_sq.export.packed.command", 2),
     "keras_sq.inspect": ("keras_sq.export.inspection.command", 1),
 }
 """Module of `python -m` -> where its flags are, and its number of arguments."""
