@@ -14,8 +14,8 @@ open are 1. Runs are measured in three ways, in all of which the files take turn
 
 CPU time is that of all threads of the process; other work of the machine disturbs it
 less than it disturbs the time of the clock. Memory is the growth of the largest
-resident size while a file is loaded and run once, with those pages of the file that
-were read.
+resident size while a file is loaded and run once, with those pages of the file and of
+the runtime's code that are read for it.
 
 On a device, neither Keras nor this package is needed, but Python 3.10 or later, NumPy
 and a runtime (ai-edge-litert, tflite-runtime or TensorFlow). Write the command as a

@@ -17,23 +17,28 @@ def entries(measured: Sequence[FileProcess]) -> list[Json]:
     Args:
         measured: The processes of the files; ratios are to the first one.
     """
+    if not measured:
+        return []
+    first = {mode: _median(times) for mode, times in measured[0].times.items()}
     results = []
     for process in measured:
-        modes = {}
-        for mode, times in process.times.items():
-            cpu, wall = (spread(values) for values in zip(*times, strict=True))
-            first = statistics.median(cpu_ns for cpu_ns, _ in measured[0].times[mode])
-            ratio = cpu["median"] / (first / 1e6) if first else None
-            modes[mode] = {
+        modes = {
+            mode: {
                 "runs": len(times),
-                "cpu_ms": cpu,
-                "wall_ms": wall,
-                "ratio": ratio,
+                "cpu_ms": spread([cpu for cpu, _ in times]),
+                "wall_ms": spread([wall for _, wall in times]),
+                "ratio": _median(times) / first[mode] if first[mode] else None,
             }
+            for mode, times in process.times.items()
+        }
         entry = {"path": process.path, "num_bytes": os.path.getsize(process.path)}
         # The Python interface of no runtime has the times of its operators.
         results.append(entry | process.loaded | {"modes": modes, "operators": None})
     return results
+
+
+def _median(times: Sequence[tuple[int, int]]) -> float:
+    return statistics.median(cpu for cpu, _ in times)
 
 
 def spread(nanoseconds: Sequence[int]) -> dict[str, float]:
