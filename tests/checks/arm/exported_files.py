@@ -4,8 +4,10 @@
 depthwise network with binary, ternary and 4-bit weights. `export_large` writes one
 dense network of 7.4 million weights, to count instructions.
 
-Both add files that `export` may not write itself: those of target "int8" whose
-FULLY_CONNECTED kernels of two or three levels are INT2 (`with_int2_kernels`).
+Both add files that `export` may not write itself, with FULLY_CONNECTED on codes: of
+"int8" files with kernels of two or three levels as INT2 (`with_int2_kernels`), of
+"fast" and "int2" files without the DEQUANTIZE before it (`with_direct_kernels`), for
+which the runtime rounds activations to int8, row by row.
 """
 
 import keras
@@ -18,10 +20,8 @@ from keras_sq.export.tflite.flatbuffer import TYPES, TFLiteFile, indices, shape_
 from keras_sq.export.tflite.packing import pack_bits
 
 EXAMPLES = 100
-INT2_VERSION = 14
+VERSION = 14
 """Version of FULLY_CONNECTED that has INT2 kernels."""
-
-REWRITTEN = "int8, dense INT2"
 
 
 def networks():
@@ -127,10 +127,11 @@ def export(model, folder, chosen, prefix, inputs):
             representative_data=examples if with_examples else None,
             allow_untrained=True,
         )
-    content = with_int2_kernels(paths["int8"].read_bytes())
-    if content is not None:
-        paths[REWRITTEN] = folder / f"{prefix}_{len(paths)}.tflite"
-        paths[REWRITTEN].write_bytes(content)
+    for case, (source, rewrite) in REWRITTEN.items():
+        content = rewrite(paths[source].read_bytes())
+        if content is not None:
+            paths[case] = folder / f"{prefix}_{len(paths)}.tflite"
+            paths[case].write_bytes(content)
     for path in paths.values():
         write_inputs(path, examples[:inputs])
     return paths
@@ -178,5 +179,57 @@ def with_int2_kernels(content):
             changed.add(index)
     if not changed:
         return None
-    file.operator_code("FULLY_CONNECTED", INT2_VERSION)
+    file.operator_code("FULLY_CONNECTED", VERSION)
     return file.pack()
+
+
+def with_direct_kernels(content):
+    """Returns a file whose FULLY_CONNECTED reads codes; `None` if none can.
+
+    Args:
+        content: The bytes of a file of target "fast" or "int2".
+    """
+    file = TFLiteFile(content)
+    changed = False
+    for graph in file.subgraphs:
+        sources = {
+            int(operator.outputs[0]): int(operator.inputs[0])
+            for operator in graph.operators
+            if file.operator_name(operator) == "DEQUANTIZE"
+        }
+        for operator in graph.operators:
+            weight = int(operator.inputs[1]) if len(operator.inputs) > 1 else None
+            if file.operator_name(operator) != "FULLY_CONNECTED":
+                continue
+            tensor = graph.tensors[sources[weight]] if weight in sources else None
+            # Scales of rows, without zero points; four INT2 codes a byte.
+            if tensor is None or tensor.quantization.quantizedDimension != 0:
+                continue
+            if tensor.type not in (TYPES["INT2"], TYPES["INT8"]):
+                continue
+            if shape_of(tensor)[1] % 4:
+                continue
+            operator.inputs = [
+                operator.inputs[0],
+                sources[weight],
+                *operator.inputs[2:],
+            ]
+            changed = True
+        read = {x for operator in graph.operators for x in indices(operator.inputs)}
+        graph.operators = [
+            operator
+            for operator in graph.operators
+            if int(operator.outputs[0]) not in set(sources) - read
+        ]
+    if not changed:
+        return None
+    file.operator_code("FULLY_CONNECTED", VERSION)
+    return file.pack()
+
+
+REWRITTEN = {
+    "int8, dense INT2": ("int8", with_int2_kernels),
+    "fast, dense INT8": ("fast", with_direct_kernels),
+    "int2, dense INT2": ("int2", with_direct_kernels),
+}
+"""Case -> case of the files that its files are made of, and how."""
