@@ -5,14 +5,14 @@
 Exports files of every target for small dense, convolutional and depthwise networks, and
 makes others of them whose FULLY_CONNECTED reads codes of 8 or 2 bits. Runs them with
 LiteRT here and in QEMU's user mode, on processors with and without dot products, by
-XNNPACK and by the runtime's other kernels. Prints where outputs are equal, bit for bit, and the
-largest differences of the others: of int8 outputs in steps, of floats as a part of the
-largest output. Then prints how many instructions a run of a file takes on ARM, for the
-small networks with ternary weights and for a dense network of 7.4 million of them.
-These are instructions, not cycles: neither caches nor pipelines are emulated.
+XNNPACK and by the runtime's other kernels. Prints where outputs are equal, bit for bit,
+and the largest differences of the others: of int8 outputs in steps, of floats as a part
+of the largest output. Then prints how many instructions a run of a file takes on ARM,
+for the small networks with ternary weights and for a dense network of 7.4 million of
+them. These are instructions, not cycles: there are neither caches nor pipelines.
 
 The exit status is 1 if a file does not run, or differs by more than `MAX_STEPS` or
-`TOLERANCE`. Takes about six minutes, and is no part of the test suite.
+`TOLERANCE`. Takes about six minutes; not part of the test suite.
 
 The folder `arm` holds Debian for ARM, unpacked, with Python, and packages for that
 Python, which need not be installed anywhere else:
@@ -61,8 +61,9 @@ HERE = "here"
 
 MAX_STEPS = 3
 """Of int8 outputs: kernels of other processors may round otherwise, layer by layer."""
-TOLERANCE = 1e-4
-"""Of floats, relative to the largest output."""
+TOLERANCE = 1e-3
+"""Of floats, relative to the largest output: where activations become int8 at run time,
+one may be rounded to the other side."""
 
 RUNS = 4
 """Runs of which instructions are counted; and twice as many, for the difference."""
