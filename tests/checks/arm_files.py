@@ -48,9 +48,10 @@ FOLDER = pathlib.Path(__file__).with_name("arm")
 
 # Name -> QEMU's option, and implementer and part, as /proc/cpuinfo has them.
 PROCESSORS = {
-    # Without dot products.
+    # Without dot products: those of Raspberry Pi 3 and 4, and of phones before 2018.
     "cortex-a53": ("cortex-a53", "0x41", "0xd03"),
-    # With dot products of int8.
+    "cortex-a72": ("cortex-a72", "0x41", "0xd08"),
+    # With dot products of int8: that of Raspberry Pi 5.
     "cortex-a76": ("cortex-a76", "0x41", "0xd0b"),
     # With products of int8 matrices, too; without SME, of which QEMU 7.2 computes SMOPA
     # wrongly. LiteRT crashes at QEMU's numbers for it: these are of a Neoverse N2.

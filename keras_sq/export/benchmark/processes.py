@@ -86,7 +86,13 @@ class FileProcess:
     def _ask(self, request: Json) -> Json:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(MAX_SECONDS, process.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(MAX_SECONDS, end)
         timer.start()
         try:
             print(json.dumps(request), file=process.stdin, flush=True)
@@ -94,11 +100,10 @@ class FileProcess:
         except BrokenPipeError:
             line = ""
         finally:
-            late = timer.finished.is_set()
             timer.cancel()
         if not line:
             status = process.wait()
-            if late:
+            if late.is_set():
                 raise InvalidFile(f"it takes more than {MAX_SECONDS:.0f} seconds")
             raise InvalidFile(self._ending(status))
         answer: Json = json.loads(line)
