@@ -3,7 +3,7 @@
     python tests/checks/arm_files.py --environment=arm
 
 Exports files of every target for small dense, convolutional and depthwise networks, and
-makes others of them whose FULLY_CONNECTED reads codes of 8 or 2 bits. Runs them with
+makes others of them whose FULLY_CONNECTED reads codes of 8, 4 or 2 bits. Runs them with
 LiteRT here and in QEMU's user mode, on processors with and without dot products, by
 XNNPACK and by the runtime's other kernels. Prints where outputs are equal, bit for bit,
 and the largest differences of the others: of int8 outputs in steps, of floats as a part

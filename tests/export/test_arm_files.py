@@ -25,7 +25,8 @@ def paths(tmp_path_factory):
     layers = [keras.layers.Dense(32, activation="relu"), keras.layers.Dense(24)]
     model = keras.Sequential([keras.Input((16,)), *layers])
     quantized = keras_sq.quantize_model(model, "ternary", seed=0, overrides={})
-    cases = {"fast": ("fast", False), "int2": ("int2", False), "int8": ("int8", True)}
+    cases = {name: (name, False) for name in ("fast", "int2", "int4")}
+    cases["int8"] = ("int8", True)
     folder = tmp_path_factory.mktemp("files")
     return exported_files.export(quantized, folder, cases, "small", 5)
 
@@ -62,7 +63,7 @@ def test_int2_kernels_of_an_int8_file_compute_the_same(paths):
     np.testing.assert_array_equal(outputs(paths["int8, dense INT2"]), expected)
 
 
-@pytest.mark.parametrize("case", ["fast", "int2"])
+@pytest.mark.parametrize("case", ["fast", "int2", "int4"])
 def test_direct_kernels_leave_out_the_unfolding(case, paths):
     (direct,) = (key for key in paths if key.startswith(f"{case}, dense"))
     types, operators = kernel_types(paths[direct])

@@ -6,7 +6,7 @@ dense network of 7.4 million weights, to count instructions.
 
 Both add files that `export` may not write itself, with FULLY_CONNECTED on codes: of
 "int8" files with kernels of two or three levels as INT2 (`with_int2_kernels`), of
-"fast" and "int2" files without the DEQUANTIZE before it (`with_direct_kernels`), for
+"fast", "int2" and "int4" files without the DEQUANTIZE (`with_direct_kernels`), for
 which the runtime rounds activations to int8, row by row.
 """
 
@@ -187,7 +187,7 @@ def with_direct_kernels(content):
     """Returns a file whose FULLY_CONNECTED reads codes; `None` if none can.
 
     Args:
-        content: The bytes of a file of target "fast" or "int2".
+        content: The bytes of a file of target "fast", "int2" or "int4".
     """
     file = TFLiteFile(content)
     changed = False
@@ -205,7 +205,7 @@ def with_direct_kernels(content):
             # Scales of rows, without zero points; four INT2 codes a byte.
             if tensor is None or tensor.quantization.quantizedDimension != 0:
                 continue
-            if tensor.type not in (TYPES["INT2"], TYPES["INT8"]):
+            if tensor.type not in (TYPES["INT2"], TYPES["INT4"], TYPES["INT8"]):
                 continue
             if shape_of(tensor)[1] % 4:
                 continue
@@ -231,5 +231,6 @@ REWRITTEN = {
     "int8, dense INT2": ("int8", with_int2_kernels),
     "fast, dense INT8": ("fast", with_direct_kernels),
     "int2, dense INT2": ("int2", with_direct_kernels),
+    "int4, dense INT4": ("int4", with_direct_kernels),
 }
 """Case -> case of the files that its files are made of, and how."""
