@@ -172,5 +172,6 @@ def _write_program(path: str) -> int:
         program.write(path)
     except OSError as error:
         return fail(f"'{path}': {error.strerror or error}.")
-    print(f"Wrote {path}. Copy it to the device, and run `python {path} FILE ...`.")
+    name = os.path.basename(path)
+    print(f"Wrote {path}. Copy it to the device, and run `python {name} FILE ...`.")
     return 0
