@@ -214,7 +214,7 @@ def test_reason_names_the_runtime_that_has_an_operator():
     message = "Didn't find op for builtin opcode 'FULLY_CONNECTED' version '14'. An old"
     assert worker._reason(message, "LiteRT 2.0.3") == (
         "it needs a newer runtime: LiteRT 2.0.3 has no FULLY_CONNECTED of version 14; "
-        "LiteRT 2.1 has it"
+        "LiteRT 2.1.4 has it"
     )
     assert worker._reason("a\nb", "LiteRT 9") == "LiteRT 9 refuses it: a b"
 

@@ -32,9 +32,9 @@ RUNTIMES = (
 OLDEST = {
     ("DEQUANTIZE", 6): "LiteRT 1.0.1",
     ("DEQUANTIZE", 7): "LiteRT 2.1",
-    ("FULLY_CONNECTED", 14): "LiteRT 2.1",
+    ("FULLY_CONNECTED", 14): "LiteRT 2.1.4",
 }
-"""Operator and version -> the oldest runtime that has it, where it is known."""
+"""Operator and version -> the oldest runtime that runs it well, where it is known."""
 
 MAX_BURST = 20
 BURST_NS = 50_000_000
