@@ -12,7 +12,7 @@ for the small networks with ternary weights and for a dense network of 7.4 milli
 them. These are instructions, not cycles: there are neither caches nor pipelines.
 
 The exit status is 1 if a file does not run, or differs by more than `MAX_STEPS` or
-`TOLERANCE`. Takes about six minutes; not part of the test suite.
+`TOLERANCE`. Takes about ten minutes; not part of the test suite.
 
 The folder `arm` holds Debian for ARM, unpacked, with Python, and packages for that
 Python, which need not be installed anywhere else:
