@@ -1,6 +1,6 @@
 """Which form each weight tensor gets: by bytes, and by estimated time.
 
-`optimize="size"`: the fastest file of those that are up to 15 % larger than the
+`optimize="size"`: the fastest file of those that are up to 8 % larger than the
 smallest; 2-bit weights that are multiplied as they are count as small, though packed
 ones of two or three values take less. `optimize="speed"`: the smallest file of those
 that are up to 5 % slower than the fastest. Both start from the best form of each tensor
@@ -30,7 +30,7 @@ from keras_sq.export.tflite.weights import WeightTensor
 Shapes = Mapping[int, tuple[int, ...]]
 """Place -> shape of the tensors of a main graph."""
 
-LARGER = 1.15
+LARGER = 1.08
 """Size of a file over the smallest, up to which it may be faster."""
 
 SLOWER = 1.05
