@@ -89,7 +89,8 @@ def network(name):
         return keras.applications.MobileNetV2(shape, weights=None)
     if kind == "resnet18":
         return models.resnet_imagenet((int(size), int(size), 3), 1000)
-    return {"resnet8": models.resnet8, "ds_cnn": models.ds_cnn}[name]()
+    shape, classes = {"resnet8": ((32, 32, 3), 10), "ds_cnn": ((49, 10, 1), 12)}[name]
+    return models.get(name, shape, classes)
 
 
 def quantized(name):
