@@ -31,6 +31,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 FUSED_MIN_SIZE = 2**16
 """Kernels with fewer weights are quantized by plain operations."""
 
+_NOT_INLINED = {"_noinline": True}
+"""Attributes of a TensorFlow function that many layers call: it is optimized once, and
+not again within each graph that calls it."""
+
 UNKNOWN_SIZE = 32
 """What an unknown dimension, the batch, counts for."""
 
@@ -281,13 +285,19 @@ def float64() -> contextlib.AbstractContextManager[Any]:
     return jax.enable_x64(True)  # type: ignore[no-any-return]
 
 
-def fused(function: F) -> F:
+def fused(
+    function: F, result_shapes: Callable[..., Sequence[Sequence[int]]] | None = None
+) -> F:
     """Returns `function` compiled on its own, into one kernel where it pays.
 
     Args:
         function: A pure function of tensors, the first of which decides by
             its size. Gradients do not pass: call it from within a custom
             gradient.
+        result_shapes: Returns the shapes of the results for the arguments. If not
+            `None`, the function works with tensors whose shapes are not known while
+            it is traced, and TensorFlow traces it once for small tensors of all
+            shapes.
     """
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax"):
@@ -315,16 +325,49 @@ def fused(function: F) -> F:
         function if on_gpu else blockwise, autograph=False, jit_compile=True
     )
     # Traced once per shape, however many layers have it.
-    by_parts = tf.function(function, autograph=False)
+    by_parts = tf.function(
+        function, autograph=False, experimental_attributes=_NOT_INLINED
+    )
+    of_any_shape = by_parts
+    if result_shapes is not None:
+        of_any_shape = _traced_by_rank(function, result_shapes)
 
     @functools.wraps(function)
     def dispatch(*args: Any) -> Any:
         size = math.prod(n or UNKNOWN_SIZE for n in args[0].shape)
-        if size >= FUSED_MIN_SIZE and _xla_works():
-            return by_xla(*args)
-        return by_parts(*args)
+        if size < FUSED_MIN_SIZE:
+            return of_any_shape(*args)
+        return by_xla(*args) if _xla_works() else by_parts(*args)
 
     return dispatch  # type: ignore[return-value]
+
+
+def _traced_by_rank(
+    function: Callable[..., Any],
+    result_shapes: Callable[..., Sequence[Sequence[int]]],
+) -> Callable[..., Any]:
+    """Returns a TensorFlow function that is traced once for all shapes of a rank."""
+    import tensorflow as tf
+
+    traced: dict[Any, Any] = {}
+
+    def call(*args: Any) -> Any:
+        key = tuple((x.dtype, len(x.shape)) for x in args)
+        if key not in traced:
+            traced[key] = tf.function(
+                function,
+                input_signature=[tf.TensorSpec([None] * n, dtype) for dtype, n in key],
+                autograph=False,
+                experimental_attributes=_NOT_INLINED,
+            )
+        result = traced[key](*args)
+        for tensor, shape in zip(
+            tf.nest.flatten(result), result_shapes(*args), strict=True
+        ):
+            tensor.set_shape(shape)
+        return result
+
+    return call
 
 
 @functools.cache

@@ -5,7 +5,7 @@ The quantizers see a kernel with its filters last; here it gets there and back.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from keras import ops
 
@@ -28,10 +28,10 @@ def filters_last(
         A 2-D tensor, and a function that takes a tensor of this shape to the
         kernel's.
     """
-    shape = tuple(kernel.shape)
+    # Of tensors where it is not known while traced.
+    shape = ops.shape(kernel)
     others = tuple(axis for axis in range(len(shape)) if axis not in axes)
     order = others + axes
-    filters = math.prod(shape[axis] for axis in axes)
     ordered = order == tuple(range(len(shape)))
     if ordered and len(shape) == 2 and len(axes) == 1:
         return kernel, lambda columns: columns
@@ -44,6 +44,7 @@ def filters_last(
         inverse = tuple(order.index(axis) for axis in range(len(shape)))
         return ops.transpose(back, inverse)
 
+    filters = math.prod(shape[axis] for axis in axes)
     return ops.reshape(moved, (-1, filters)), restore
 
 
@@ -69,13 +70,15 @@ def forward_function(
 
     def forward(latent: Tensor, mask: Tensor, *state: Tensor) -> Tensor:
         columns, restore = filters_last(latent, axes)
-        kernel = restore(quantizer(columns, *state))
+        kernel = restore(quantizer(columns, *_states(quantizer, state)))
         if full_precision is not None:
             rest = full_precision_part(latent, full_precision)
             kernel = ops.where(mask, kernel, rest)
         return ops.cast(kernel, dtype)
 
-    return backend.fused(forward) if compile else forward
+    if not compile:
+        return forward
+    return _fused(quantizer, forward, lambda latent, *_: [latent.shape])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,14 +86,21 @@ def error_function(
     quantizer: Quantizer, axes: tuple[int, ...], granularity: str
 ) -> Callable[..., Tensor]:
     """Returns `errors(latent, *state)`: of every filter, or of every weight."""
+    by_element = granularity == "element"
 
     def errors(latent: Tensor, *state: Tensor) -> Tensor:
         columns, restore = filters_last(latent, axes)
-        if granularity == "element":
+        state = _states(quantizer, state)
+        if by_element:
             return restore(quantizer.element_errors(columns, *state))
         return quantizer.filter_errors(columns, *state)
 
-    return backend.fused(errors)
+    def shapes(latent: Tensor, *_: Tensor) -> list[tuple[int, ...]]:
+        shape = tuple(latent.shape)
+        filters = math.prod(shape[axis] for axis in axes)
+        return [shape if by_element else (filters,)]
+
+    return _fused(quantizer, errors, shapes)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -101,6 +111,20 @@ def update_function(
 
     def update(latent: Tensor, state: Tensor, updates: Tensor) -> Tensor:
         columns, _ = filters_last(latent, axes)
+        (state,) = _states(quantizer, (state,))
         return quantizer.update(columns, state, updates)
 
-    return backend.fused(update)
+    return _fused(quantizer, update, lambda _, state, updates: [state.shape])
+
+
+def _fused(
+    quantizer: Quantizer,
+    function: Callable[..., Tensor],
+    result_shapes: Callable[..., list[tuple[int, ...]]],
+) -> Callable[..., Tensor]:
+    return backend.fused(function, result_shapes if quantizer.any_shape else None)
+
+
+def _states(quantizer: Quantizer, state: Sequence[Tensor]) -> list[Tensor]:
+    """Returns states whose size is known where those of the filters are not."""
+    return [ops.reshape(x, (quantizer.state_size, -1)) for x in state]
