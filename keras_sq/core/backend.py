@@ -337,7 +337,7 @@ def fused(
     )
     of_any_shape = by_parts
     if result_shapes is not None:
-        of_any_shape = _traced_by_rank(function, result_shapes)
+        of_any_shape = traced_once(function, result_shapes)
 
     @functools.wraps(function)
     def dispatch(*args: Any) -> Any:
@@ -349,15 +349,23 @@ def fused(
     return dispatch  # type: ignore[return-value]
 
 
-def _traced_by_rank(
-    function: Callable[..., Any],
-    result_shapes: Callable[..., Sequence[Sequence[int]]],
-) -> Callable[..., Any]:
-    """Returns a TensorFlow function that is traced once for all shapes of a rank."""
+def traced_once(
+    function: F, result_shapes: Callable[..., Sequence[Sequence[int]]] | None = None
+) -> F:
+    """Returns `function` as one that TensorFlow traces once for all shapes of a rank.
+
+    Args:
+        function: A pure function of tensors whose shapes it need not know.
+        result_shapes: Returns the shapes of the results for the arguments, if they
+            are to be known.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
     import tensorflow as tf
 
     traced: dict[Any, Any] = {}
 
+    @functools.wraps(function)
     def call(*args: Any) -> Any:
         key = tuple((x.dtype, len(x.shape)) for x in args)
         if key not in traced:
@@ -368,13 +376,13 @@ def _traced_by_rank(
                 experimental_attributes=_NOT_INLINED,
             )
         result = traced[key](*args)
-        for tensor, shape in zip(
-            tf.nest.flatten(result), result_shapes(*args), strict=True
-        ):
-            tensor.set_shape(shape)
+        if result_shapes is not None:
+            tensors = tf.nest.flatten(result)
+            for tensor, shape in zip(tensors, result_shapes(*args), strict=True):
+                tensor.set_shape(shape)
         return result
 
-    return call
+    return call  # type: ignore[return-value]
 
 
 @functools.cache
