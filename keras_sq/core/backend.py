@@ -11,8 +11,9 @@ core, 21 ms (binary) and 37 ms (ternary) a step. Fused by XLA, with the sums
 taken block by block (`functional.filter_sums`), it is 5 ms and 8 ms, and no
 copy of the kernel is made but the result. So `fused` compiles just these few
 operations, inside whatever the surrounding step is compiled with. Small
-kernels (`FUSED_MIN_SIZE`) stay with plain operations: entering a compiled
-function costs more than it saves.
+kernels (`FUSED_MIN_SIZE`) stay with plain operations: to compile a function for one
+shape takes 0.4 s on one core, and a step saves 0.15 ms by it for a ternary kernel of
+83,000 weights (2,400 steps until it pays) and 0.6 ms for 262,000 (600 steps).
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from keras_sq.core.types import Tensor, Variable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FUSED_MIN_SIZE = 2**16
+FUSED_MIN_SIZE = 2**17
 """Kernels with fewer weights are quantized by plain operations."""
 
 _NOT_INLINED = {"_noinline": True}
@@ -293,7 +294,9 @@ def float64() -> contextlib.AbstractContextManager[Any]:
 
 
 def fused(
-    function: F, result_shapes: Callable[..., Sequence[Sequence[int]]] | None = None
+    function: F,
+    result_shapes: Callable[..., Sequence[Sequence[int]]] | None = None,
+    work: int = 1,
 ) -> F:
     """Returns `function` compiled on its own, into one kernel where it pays.
 
@@ -305,6 +308,8 @@ def fused(
             `None`, the function works with tensors whose shapes are not known while
             it is traced, and TensorFlow traces it once for small tensors of all
             shapes.
+        work: Int, how many times the work of a usual function it does: one that does
+            more is compiled for smaller tensors, too.
     """
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax"):
@@ -342,7 +347,7 @@ def fused(
     @functools.wraps(function)
     def dispatch(*args: Any) -> Any:
         size = math.prod(n or UNKNOWN_SIZE for n in args[0].shape)
-        if size < FUSED_MIN_SIZE:
+        if size * work < FUSED_MIN_SIZE:
             return of_any_shape(*args)
         return by_xla(*args) if _xla_works() else by_parts(*args)
 

@@ -135,7 +135,9 @@ def _fused(
     function: F,
     result_shapes: Callable[..., list[tuple[int, ...]]],
 ) -> F:
-    return backend.fused(function, result_shapes if quantizer.any_shape else None)
+    return backend.fused(
+        function, result_shapes if quantizer.any_shape else None, quantizer.work
+    )
 
 
 def _once(quantizer: Quantizer, name: str, columns: Tensor) -> Callable[..., Tensor]:

@@ -85,6 +85,11 @@ class Quantizer(abc.ABC):
         return 2 * self.max_code + 1
 
     @property
+    def work(self) -> int:
+        """How many times the work of a ternary quantizer it does, about."""
+        return 1
+
+    @property
     def state_size(self) -> int:
         """Numbers of state a filter; 0 for a quantizer without."""
         return 0

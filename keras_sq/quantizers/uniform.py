@@ -154,6 +154,11 @@ class UniformQuantizer(Quantizer):
         """The largest absolute code."""
         return self._num_levels // 2
 
+    @property
+    def work(self) -> int:
+        """How many times the work of a ternary quantizer it does, about."""
+        return 2 if self.scale == "output_error" else 1
+
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale,)`."""
         largest = filter_functions.absolute_maxima(kernel) / self.max_code
