@@ -116,9 +116,7 @@ def update_function(
     both stay as they are.
     """
 
-    def update(
-        latent: Tensor, state: Tensor, updates: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def update(latent: Tensor, state: Tensor, updates: Tensor) -> tuple[Tensor, Tensor]:
         columns, _ = filters_last(latent, axes)
         after = _once(quantizer, "update", columns)(columns, state, updates)
         finite = ops.all(ops.isfinite(after))

@@ -40,7 +40,7 @@ def update_masks(
 
     Returns:
         Bool `(number of layers,)`: whether the layer's quantization errors
-        were finite. Where one's are not, no mask is drawn.
+        were finite. The masks of a layer where they are not stay as they are.
     """
     ratio = ops.cast(ratio, "float32")
     if not len(ratio.shape):
@@ -145,12 +145,11 @@ def _drawn(
             [noise[index] for index in members],
             [previous[index] for index in members],
         )
-        for index, mask in zip(members, rows.split(drawn), strict=True):
-            masks[index] = mask
-    # What is traced here once is not traced for each mask.
+        kept = ops.unstack(flags, len(members))
+        for index, mask, flag in zip(members, rows.split(drawn), kept, strict=True):
+            masks[index] = ops.where(flag, mask, previous[index])
     all_flags = ops.take(ops.concatenate(finite), np.argsort(order), axis=0)
-    new = ops.where(ops.all(all_flags), ops.concatenate(masks), now)
-    return new, all_flags, states
+    return ops.concatenate(masks), all_flags, states
 
 
 def _errors(
@@ -170,7 +169,9 @@ def _errors(
         sizes = [_size(layer, name) for layer, name in masked]
         return matrix, ops.isfinite(ops.stack(sizes))
     errors = [layer.quantization_errors(name) for layer, name in masked]
-    matrix = rows.join([x if len(x.shape) == 1 else ops.reshape(x, (-1,)) for x in errors])
+    # Those of filters are vectors already.
+    flat = [x if len(x.shape) == 1 else ops.reshape(x, (-1,)) for x in errors]
+    matrix = rows.join(flat)
     return matrix, ops.all(ops.isfinite(matrix), axis=-1)
 
 
