@@ -342,7 +342,7 @@ def fused(
     )
     of_any_shape = by_parts
     if result_shapes is not None:
-        of_any_shape = traced_once(function, result_shapes)
+        of_any_shape = traced_once(function, result_shapes, inlined=False)
 
     @functools.wraps(function)
     def dispatch(*args: Any) -> Any:
@@ -355,7 +355,9 @@ def fused(
 
 
 def traced_once(
-    function: F, result_shapes: Callable[..., Sequence[Sequence[int]]] | None = None
+    function: F,
+    result_shapes: Callable[..., Sequence[Sequence[int]]] | None = None,
+    inlined: bool = True,
 ) -> F:
     """Returns `function` as one that TensorFlow traces once for all shapes of a rank.
 
@@ -363,6 +365,8 @@ def traced_once(
         function: A pure function of tensors whose shapes it need not know.
         result_shapes: Returns the shapes of the results for the arguments, if they
             are to be known.
+        inlined: Whether it becomes a part of the graph that calls it; else it is
+            optimized once, however many layers call it.
     """
     if keras.backend.backend() != "tensorflow":
         return function
@@ -378,7 +382,7 @@ def traced_once(
                 function,
                 input_signature=[tf.TensorSpec([None] * n, dtype) for dtype, n in key],
                 autograph=False,
-                experimental_attributes=_NOT_INLINED,
+                experimental_attributes=None if inlined else _NOT_INLINED,
             )
         result = traced[key](*args)
         if result_shapes is not None:

@@ -54,6 +54,17 @@ def code_table(num_bits: int, signed: bool) -> np.ndarray[Any, Any]:
     return (2 * bits - 1 if signed else bits).astype("float32")
 
 
+def sorted_levels(basis: Tensor, signed: bool) -> Tensor:
+    """Returns the levels, sorted: float32 `(levels, filters)`.
+
+    Args:
+        basis: Float32 `(num_bits, filters)`.
+        signed: Whether codes are -1 and 1, or 0 and 1.
+    """
+    table = code_table(int(basis.shape[0]), signed)
+    return ops.sort(ops.matmul(table, basis), axis=0)
+
+
 def levels_of(basis: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """Returns the levels, sorted, and their codes.
 
@@ -67,9 +78,9 @@ def levels_of(basis: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     table = code_table(int(basis.shape[0]), signed)
     unsorted = ops.matmul(table, basis)
     order = ops.argsort(unsorted, axis=0)
-    levels = ops.take_along_axis(unsorted, order, axis=0)
     codes = ops.transpose(ops.take(table, order, axis=0), (0, 2, 1))
-    return levels, codes
+    # Fewer operations than to take them in this order.
+    return ops.sort(unsorted, axis=0), codes
 
 
 def thresholds_of(levels: Tensor) -> Tensor:

@@ -121,14 +121,14 @@ class LearnedQuantizer(Quantizer):
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the numbers of the levels, from 0, the lowest first."""
-        levels, _ = codebook.levels_of(fitted[0], signed=True)
+        levels = self.levels(*fitted)
         wide = ops.cast(kernel, "float32")
         rank = codebook.ranks(wide, codebook.thresholds_of(levels))
         return ops.cast(rank, kernel.dtype)
 
     def levels(self, *fitted: Tensor) -> Tensor:
         """Returns the levels, sorted: float32 `(num_levels, filters)`."""
-        return codebook.levels_of(fitted[0], signed=True)[0]
+        return codebook.sorted_levels(fitted[0], signed=True)
 
     def decode(self, codes: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the levels that codes stand for, in the dtype of `codes`."""
