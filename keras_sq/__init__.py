@@ -37,6 +37,8 @@ from keras_sq.conversion.quantize import quantize_model as quantize_model
 from keras_sq.conversion.strip import strip_quantization as strip_quantization
 from keras_sq.core.version import __version__ as __version__
 from keras_sq.export import export as export
+from keras_sq.export import pack_file as pack_file
+from keras_sq.export import unpack_file as unpack_file
 from keras_sq.layers import register as register
 from keras_sq.layers.masks import get_ratio as get_ratio
 from keras_sq.layers.masks import set_ratio as set_ratio
@@ -88,6 +90,7 @@ __all__ = [
     "layers",
     "learning_rates",
     "models",
+    "pack_file",
     "plots",
     "presets",
     "quantize_model",
@@ -99,4 +102,5 @@ __all__ = [
     "set_ratio",
     "strip_quantization",
     "summary",
+    "unpack_file",
 ]

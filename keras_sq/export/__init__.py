@@ -15,6 +15,7 @@ What lives here, from the top down:
 - `activations/`: which activations are quantized, and how a file holds them;
 - `tflite/`: which constants of a file are kernels, what values they hold, which forms
   these allow and which they get, in a file that can be edited;
+- `packed/` for files that are compressed until they are used;
 - `inspection/` for what is in a file; the command (`__main__.py`).
 
 Design note: **one name, two things.** `keras_sq.export(model, path)` is a call,
@@ -31,6 +32,8 @@ package, which the command line would need a module of this name beside.
 
 from keras_sq.export.errors import ExportError as ExportError
 from keras_sq.export.exporter import export as export
+from keras_sq.export.packed.files import pack_file as pack_file
+from keras_sq.export.packed.files import unpack_file as unpack_file
 from keras_sq.export.report import ActivationReport as ActivationReport
 from keras_sq.export.report import ExportReport as ExportReport
 from keras_sq.export.report import KernelReport as KernelReport

@@ -59,6 +59,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "Oldest runtime that has to run the file, such as 'LiteRT 1.0.1'. [the newest]",
         **shared,
     )
+    flags.DEFINE_enum(
+        "optimize",
+        None,
+        ["size", "speed"],
+        "For lowbit: what counts first. [size]",
+        **shared,
+    )
     flags.DEFINE_bool(
         "allow_partial", False, "Quantize what is not trained to the end.", **shared
     )
@@ -98,7 +105,7 @@ def main(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         )
     path, destination = arguments
     options: dict[str, Any] = {"target": values.target}
-    for name in ("max_decode_bytes", "oldest_runtime"):
+    for name in ("max_decode_bytes", "oldest_runtime", "optimize"):
         if values[name].value is not None:
             options[name] = values[name].value
     try:

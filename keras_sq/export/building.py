@@ -57,7 +57,7 @@ def smallest(request: Request) -> Candidate:
     Each tensor takes its smallest form; but no file is larger than one of the types of
     codes alone, which needs no tables of digits.
     """
-    codes = request.types
+    codes = tuple(name for name in request.types if name in forms.CODE_TYPES)
     alone = [codes[place:] for place in range(len(codes))]
     return float_weights(request, (*forms.PACKED_FORMS, *codes), *alone)
 
@@ -76,11 +76,7 @@ def integers(request: Request) -> Candidate:
 
 def packed_integers(request: Request) -> Candidate:
     """Makes a file of packed weights and int8 activations."""
-    candidate, floats = _with_float_codes(request, integer_file(request))
-    file = TFLiteFile(candidate.converted.content)
-    file.share_constants()
-    content = file.pack()
-    weights = _named_besides(request, TFLiteFile(content), floats)
+    candidate, content, weights, floats = shared_integers(request)
     file, kernels = choice.store_int8_weights(content, weights)
     _drop_bias_scales(file, weights, kernels)
     return dataclasses.replace(
@@ -89,6 +85,39 @@ def packed_integers(request: Request) -> Candidate:
         kernels=with_missing([*kernels, *floats], request),
         equals=candidate.converted.content,
     )
+
+
+def shared_integers(
+    request: Request,
+) -> tuple[Candidate, bytes, list[WeightTensor], list[KernelReport]]:
+    """Makes an int8 file whose constants are shared, for other forms of its weights.
+
+    Returns:
+        The int8 file, the bytes of the shared one, its weight tensors, and rows of
+        kernels that are float codes already.
+    """
+    candidate, floats = _with_float_codes(request, integer_file(request))
+    file = TFLiteFile(candidate.converted.content)
+    file.share_constants()
+    content = file.pack()
+    weights = _named_besides(request, TFLiteFile(content), floats)
+    return candidate, content, weights, floats
+
+
+def shared_floats(
+    request: Request,
+) -> tuple[convert.Converted, bytes, list[WeightTensor]]:
+    """Makes a float file whose constants are shared, for other forms of its weights.
+
+    Returns:
+        The float file, the bytes of the shared one, and its weight tensors.
+    """
+    converted = convert.float_file(request.model, request.signature)
+    content = folding.without_row_scales(converted.content, request.codes)
+    file = TFLiteFile(content)
+    file.share_constants()
+    content = file.pack()
+    return converted, content, named(request, TFLiteFile(content))
 
 
 def _with_float_codes(
@@ -128,7 +157,7 @@ def _named_besides(
 def _drop_bias_scales(
     file: TFLiteFile, weights: Sequence[WeightTensor], kernels: Sequence[KernelReport]
 ) -> None:
-    """Drops the scales of biases beside packed kernels: 12 bytes a filter.
+    """Drops the scales of biases beside packed kernels: 4 bytes a filter.
 
     A runtime's own kernels take a bias's scales for granted where the filters have
     one each. XNNPACK looks at them, but does not take an unfolded kernel anyway.

@@ -31,6 +31,7 @@ def export(
     representative_data: Any = None,
     max_decode_bytes: int | None = None,
     oldest_runtime: str | None = None,
+    optimize: str | None = None,
     allow_partial: bool = False,
     allow_untrained: bool = False,
     allow_float_kernels: bool = False,
@@ -48,6 +49,8 @@ def export(
     | `"float"` | float32 | float32 | every runtime |
     | `"fast"` | int8 codes, unfolded when loaded | float32 | every runtime |
     | `"int4"`, `"int2"` | 4- or 2-bit codes, where they fit | float32 | LiteRT |
+    | `"lowbit"` | 2 or 4 bits, multiplied as they are | float32 outside, rounded to \
+    int8 as it runs; int8 with representative data | LiteRT 2.1.4 |
     | `"small"` | the smallest form, 1.07 bits a weight and up | float32, or int8 \
     with representative data | see `oldest_runtime` |
     | `"int8"` | int8 | int8 | every runtime |
@@ -96,6 +99,9 @@ def export(
             codes need LiteRT 2.1 or TensorFlow 2.21, 4-bit codes LiteRT 1.0.1 or
             TensorFlow 2.18; older runtimes read packed levels. The newest, if not
             given; the report says what the file needs.
+        optimize: For target `"lowbit"`: `"size"`, the fastest file of about the least
+            size, or `"speed"`, the smallest of about the least time, by measured times
+            of single operators. `"size"`, if not given.
         allow_partial: Whether to export a model whose ratio is below 1, that
             is one that was trained only part of the way. The rest is
             quantized.
@@ -133,13 +139,15 @@ def export(
     kind = kinds.get(target)
     destination = atomic_files.destination(path)
     _check_model(model)
-    _check_options(kind, representative_data, max_decode_bytes)
+    _check_options(kind, representative_data, max_decode_bytes, optimize)
     types = kind.types(oldest_runtime)
     if layers.quantized_layers(model):
         _check_training(model, allow_partial, allow_untrained)
     from keras_sq.export import steps  # It brings TensorFlow: here, on its backend.
 
-    request = steps.prepare(model, kind, representative_data, max_decode_bytes, types)
+    request = steps.prepare(
+        model, kind, representative_data, max_decode_bytes, types, optimize or "size"
+    )
     with steps.writers(destination, kind) as writers:
         candidate = steps.make(request, allow_float_kernels)
         report = steps.verify(candidate, request, os.fspath(path))
@@ -182,7 +190,10 @@ def _check_model(model: Model) -> None:
 
 
 def _check_options(
-    kind: kinds.Kind, representative_data: Any, max_decode_bytes: int | None
+    kind: kinds.Kind,
+    representative_data: Any,
+    max_decode_bytes: int | None,
+    optimize: str | None,
 ) -> None:
     if kind.needs_examples and representative_data is None:
         raise ValueError(
@@ -197,6 +208,13 @@ def _check_options(
                 f"Received: max_decode_bytes={max_decode_bytes} (target '{kind.name}')"
             )
         checks.integer("max_decode_bytes", max_decode_bytes, minimum=1)
+    if optimize is not None:
+        checks.one_of("optimize", optimize, ("size", "speed"))
+        if not kind.optimizes:
+            raise ValueError(
+                "Argument `optimize` is for target 'lowbit' only. "
+                f"Received: optimize={optimize!r} (target '{kind.name}')"
+            )
 
 
 def _check_training(model: Model, allow_partial: bool, allow_untrained: bool) -> None:

@@ -24,6 +24,7 @@ class Kind:
         single: Who takes one example at a time, where its files do.
         type_name: Type of its codes, where a runtime may lack the type.
         runtime: Name of the only runtime that the files are for, or `None`.
+        optimizes: Whether argument `optimize` chooses between size and speed.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Kind:
     single: str | None = None
     type_name: str | None = None
     runtime: str | None = None
+    optimizes: bool = False
 
     def types(self, oldest_runtime: str | None) -> tuple[str, ...]:
         """Returns the types of codes that a file may have, the smallest first.
@@ -68,6 +70,14 @@ _KINDS = (
     Kind("fast", "int8 codes, unfolded to float32 when loaded"),
     Kind("int2", "2-bit codes, where they fit", type_name="INT2"),
     Kind("int4", "4-bit codes, where they fit", type_name="INT4"),
+    Kind(
+        "lowbit",
+        "2- and 4-bit weights that the runtime multiplies as they are; with "
+        "representative data on int8 activations",
+        int8_activations=True,
+        type_name="INT2 weights",
+        optimizes=True,
+    ),
     Kind(
         "small",
         "the smallest of packed levels, 1.07 to 5.33 bits a weight, and 2-, 4- or "

@@ -30,6 +30,7 @@ class Request:
         quantizers: Quantizers of the model's activations.
         examples: Examples to calibrate, compare and check the file on.
         max_decode_bytes: See `keras_sq.export`.
+        optimize: See `keras_sq.export`.
         notes: Notes for the report.
     """
 
@@ -42,6 +43,7 @@ class Request:
     quantizers: Sequence[ActivationLevels] = ()
     examples: Examples = Examples()
     max_decode_bytes: int | None = None
+    optimize: str = "size"
     notes: tuple[str, ...] = ()
 
     @property
@@ -62,6 +64,10 @@ class Candidate:
         float_bytes: Size of the float file of the same model.
         runtimes: The oldest versions that run the file.
         equals: File whose outputs must be the same bit for bit, or `None`.
+        plain: The same graph with float weights, which must agree with Keras as float
+            files do; of files that round activations to int8 as they run.
+        twin: The same graph with int8 weights, whose outputs must be the same bit for
+            bit with XNNPACK; of files whose weights are multiplied as they are.
         load: `load(content, delegates)` returns the interpreter of a file.
         arena_bytes: Memory that the file needs on a microcontroller, or `None`.
         int8_arena_bytes: Memory that `equals` needs on one.
@@ -73,6 +79,8 @@ class Candidate:
     runtimes: tuple[str, ...]
     activations: tuple[StoredActivations, ...] = ()
     equals: bytes | None = None
+    plain: bytes | None = None
+    twin: bytes | None = None
     load: Callable[[bytes, bool], FileRunner] = Runner
     arena_bytes: int | None = None
     int8_arena_bytes: int | None = None

@@ -9,11 +9,25 @@ from collections.abc import Iterable
 EVERY_RUNTIME = ("tflite-runtime >= 2.14", "LiteRT >= 1.0.1", "TensorFlow >= 2.14")
 """The oldest versions that files were tried on."""
 
+PRODUCT_RUNTIMES = ("LiteRT >= 2.1.4", "TensorFlow >= 2.21")
+"""The oldest versions that multiply INT2 weights as they are.
+
+LiteRT 2.1.2 and TensorFlow 2.21 are right, but about ten times slower; LiteRT 2.1.0 fails
+on float inputs; older ones refuse.
+"""
+
 INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.18")
 INT2_RUNTIMES = ("LiteRT >= 2.1", "TensorFlow >= 2.21")
 
-RUNTIMES_OF_TYPES = {"INT2": INT2_RUNTIMES, "INT4": INT4_RUNTIMES}
-"""Type of codes -> the oldest versions that read it; every runtime reads INT8."""
+RUNTIMES_OF_TYPES = {
+    "INT2 weights": PRODUCT_RUNTIMES,
+    "INT2": INT2_RUNTIMES,
+    "INT4": INT4_RUNTIMES,
+}
+"""Type of codes -> the oldest versions that read it; every runtime reads INT8.
+
+`"INT2 weights"` are multiplied as they are, those of 4 bits too.
+"""
 
 EXAMPLE = "LiteRT 1.0.1"
 
@@ -32,7 +46,7 @@ def types(oldest_runtime: str | None) -> tuple[str, ...]:
         ValueError: If it names no known runtime, or a version that is too old.
     """
     if oldest_runtime is None:
-        return ("INT2", "INT4", "INT8")
+        return (*RUNTIMES_OF_TYPES, "INT8")
     if not isinstance(oldest_runtime, str):
         raise TypeError(
             "Argument `oldest_runtime` must be `None` or a string such as "
@@ -70,6 +84,8 @@ def needed(stored_as: Iterable[str]) -> tuple[str, ...]:
         stored_as: How it holds its kernels, such as `"INT4 codes"`.
     """
     stored = set(stored_as)
+    if stored & {"INT2 weights", "INT4 weights"}:
+        return PRODUCT_RUNTIMES
     for kind, runtimes in RUNTIMES_OF_TYPES.items():
         if f"{kind} codes" in stored:
             return runtimes

@@ -31,6 +31,7 @@ def prepare(
     representative_data: Any,
     max_decode_bytes: int | None,
     types: tuple[str, ...],
+    optimize: str = "size",
 ) -> Request:
     """Returns what a target makes the file from.
 
@@ -40,6 +41,7 @@ def prepare(
         representative_data: See `keras_sq.export`.
         max_decode_bytes: See `keras_sq.export`.
         types: Types of codes that the oldest runtime reads.
+        optimize: See `keras_sq.export`.
     """
     signature, examples, notes = inputs.prepare(model, representative_data)
     if kind.single:
@@ -64,6 +66,7 @@ def prepare(
         quantizers=levels.deploy(model, plain) if rounding else (),
         examples=examples,
         max_decode_bytes=max_decode_bytes,
+        optimize=optimize,
         notes=notes,
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from keras_sq.export import building
 from keras_sq.export.lce import checks as lce_checks
 from keras_sq.export.lce import making as lce_making
+from keras_sq.export.lowbit import checks as lowbit_checks
+from keras_sq.export.lowbit import making as lowbit_making
 from keras_sq.export.micro import c_source
 from keras_sq.export.micro import making as micro_making
 from keras_sq.export.report import ExportReport
@@ -92,6 +94,15 @@ class LarqTarget(Target):
         lce_checks.check_parts(candidate, request)
 
 
+class LowBitTarget(Target):
+    """Files whose weights of 2 and 4 bits the runtime multiplies as they are."""
+
+    def verify(self, candidate: Candidate, request: Request) -> Comparison:
+        """Also compares the file with what its weights stand for."""
+        lowbit_checks.check(candidate, request)
+        return super().verify(candidate, request)
+
+
 def _floats(*forms: str) -> Callable[[Request], Candidate]:
     """Returns what makes float files with weights in those forms that runtimes have."""
 
@@ -112,6 +123,7 @@ TARGETS = {
     "fast": Target(_floats("INT8")),
     "int2": Target(_floats("INT2", "INT4", "INT8")),
     "int4": Target(_floats("INT4", "INT8")),
+    "lowbit": LowBitTarget(lowbit_making.make),
     "small": Target(_small),
     "int8": Target(building.integers),
     "mcu": MicroTarget(micro_making.make),

@@ -10,12 +10,16 @@ from typing import Any
 SUFFIX = ".tflite"
 
 
-def destination(path: Any) -> pathlib.Path:
+def destination(path: Any, suffix: str = SUFFIX) -> pathlib.Path:
     """Returns where to write, symbolic links followed.
+
+    Args:
+        path: The path.
+        suffix: How it must end.
 
     Raises:
         TypeError: If `path` is no path.
-        ValueError: If it does not end in `.tflite`.
+        ValueError: If it does not end in `suffix`.
         OSError: If it is a directory, or its directory does not exist.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
@@ -29,9 +33,9 @@ def destination(path: Any) -> pathlib.Path:
             "Argument `path` must name a file. "
             f"Received: path='{path}', which is a directory."
         )
-    if target.suffix != SUFFIX:
+    if target.suffix != suffix:
         raise ValueError(
-            f"Argument `path` must end in '{SUFFIX}'. Received: path='{path}'"
+            f"Argument `path` must end in '{suffix}'. Received: path='{path}'"
         )
     if not target.parent.is_dir():
         raise FileNotFoundError(

@@ -24,7 +24,7 @@ ROWS = [
     {"analysis"},
     {"export"},
     {"experiments"},
-    {"train", "sweep", "inspect"},
+    {"train", "sweep", "inspect", "benchmark", "pack"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
@@ -202,6 +202,7 @@ heavy = {"tensorflow_datasets", "matplotlib", "ai_edge_litert", "sklearn"}
 heavy |= {"pandas", "tensorboard", "tflite_micro", "larq_compute_engine"}
 heavy |= {f"keras_sq.{x}" for x in ("experiments", "datasets", "models")}
 heavy |= {f"keras_sq.{x}" for x in ("analysis.plots", "export.inspection")}
+heavy |= {"keras_sq.export.benchmark"}
 heavy |= {"keras_sq.export.tflite.flatbuffer"}
 print(sorted(heavy & (set(sys.modules) - before)))
 """

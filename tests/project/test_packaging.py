@@ -54,10 +54,13 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     expected = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "keras_sq").rglob("*")
-        if path.suffix in (".json", ".npz", ".py", ".typed") or path.name == "README.md"
+        if path.suffix in (".h", ".java", ".json", ".npz", ".py", ".typed")
+        or path.name == "README.md"
     }
     assert {"keras_sq/py.typed", "keras_sq/datasets/data/digits.npz"} <= expected
     assert "keras_sq/experiments/sq.json" in expected
+    assert "keras_sq/export/packed/decoders/keras_sq_unpack.h" in expected
+    assert "keras_sq/export/packed/decoders/Unpacker.java" in expected
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == expected
 

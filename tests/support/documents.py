@@ -15,9 +15,14 @@ PROGRAMS = {
     "keras_sq.train": ("keras_sq.experiments.flags", 0),
     "keras_sq.sweep": ("keras_sq.experiments.sweep", 0),
     "keras_sq.export": ("keras_sq.export.__main__", 2),
+    "keras_sq.pack": ("keras_sq.export.packed.command", 2),
     "keras_sq.inspect": ("keras_sq.export.inspection.command", 1),
+    "keras_sq.benchmark": ("keras_sq.export.benchmark.command", None),
 }
-"""Module of `python -m` -> where its flags are, and its number of arguments."""
+"""Module of `python -m` -> where its flags are, and its number of arguments.
+
+The number is `None` where argparse counts them: without absl, as on devices.
+"""
 
 
 class Block(NamedTuple):
@@ -84,9 +89,13 @@ def check_command(command):
             (ROOT / path).exists() for path in arguments[2:]
         )
     elif arguments[0] == "-m":
-        module, number = PROGRAMS[arguments[1]]
+        name, number = PROGRAMS[arguments[1]]
+        module = importlib.import_module(name)
+        if number is None:
+            assert module.parser().parse_args(arguments[2:])
+            return
         values = flags.FlagValues()
-        importlib.import_module(module).define_flags(values)
+        module.define_flags(values)
         assert len(values(arguments[1:])[1:]) == number
     else:
         assert program in ("python", "bash")

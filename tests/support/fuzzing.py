@@ -193,6 +193,7 @@ class Files:
             model = keras_sq.quantize_model(dense, "ternary", seed=0, overrides={})
             keras_sq.export(model, path, target=target, allow_untrained=True)
             self.tflite.append(path.read_bytes())
+        self.tflite.append(keras_sq.pack_file(path))
         values = dict.fromkeys(training_report.COLUMNS[2:], 0.25)
         self.rows = [{"run": "sq", "epoch": epoch, **values} for epoch in range(3)]
         self.csv = training_report.history_csv(self.rows).encode()

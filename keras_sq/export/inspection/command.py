@@ -3,8 +3,9 @@
     python -m keras_sq.inspect model.tflite
     python -m keras_sq.inspect model.tflite --json
 
-Of any file, from any converter: sizes, inputs and outputs, operators, and for
-each weight how it is stored, how many levels it has and how many bits it takes.
+Of any file, from any converter, packed by `keras_sq.pack` or not: sizes, inputs and
+outputs, operators, and for each weight how it is stored, how many levels it has and how
+many bits it takes.
 Reading is in `reader.py`, the layout in `table.py`.
 """
 

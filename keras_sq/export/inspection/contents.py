@@ -1,7 +1,8 @@
 """What a TFLite file contains, as data: the result of inspecting it.
 
     contents(content) -> {
-        "num_bytes": size of the file,
+        "num_bytes": size of the file, unpacked,
+        "packed_bytes": size of a packed file (`keras_sq.pack_file`), of others `None`,
         "constant_bytes": size of the constants; what several share counts once,
         "other_bytes": the rest: graphs, names, metadata, padding,
         "weight_bytes": what weights are made of, counted alike, with scales and zero
@@ -39,6 +40,7 @@ from keras_sq.export.inspection.tensors import (
     text,
 )
 from keras_sq.export.inspection.weights import Graph, Weight
+from keras_sq.export.packed import container
 from keras_sq.export.tflite.flatbuffer import IDENTIFIER, TFLiteFile
 
 Array = np.ndarray[Any, Any]
@@ -53,13 +55,21 @@ def contents(content: Any) -> Json:
     """Returns what a file contains, see above.
 
     Args:
-        content: The bytes of the file, or a map of it.
+        content: The bytes of the file, or a map of it; packed or not.
 
     Raises:
         InvalidFile: If the file is none of TFLite, or is damaged.
     """
     if not len(content):
         raise InvalidFile("it is empty")
+    if container.is_packed(content):
+        try:
+            unpacked = container.read(bytes(content))
+        except ValueError as error:
+            raise InvalidFile(str(error)) from error
+        if container.is_packed(unpacked):
+            raise InvalidFile("it is packed twice")
+        return {**contents(unpacked), "packed_bytes": len(content)}
     if content[4:8] != IDENTIFIER:
         raise InvalidFile("it is no TFLite file (there is no 'TFL3' at its start)")
     try:
@@ -100,6 +110,7 @@ def _contents(content: Any, file: TFLiteFile) -> Json:
     report, notes = _report(metadata.get(REPORT_NAME))
     return {
         "num_bytes": len(content),
+        "packed_bytes": None,
         "constant_bytes": constant_bytes,
         "other_bytes": len(content) - constant_bytes,
         "weight_bytes": weight_bytes,

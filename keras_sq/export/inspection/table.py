@@ -25,6 +25,8 @@ def table(contents: Json, title: str) -> str:
         f"{title}: {contents['num_bytes']:,} bytes ({contents['constant_bytes']:,} of "
         f"constants, {contents['other_bytes']:,} of the rest)"
     ]
+    if (packed := contents["packed_bytes"]) is not None:
+        lines += _entry("packed", f"{packed:,} bytes; other sizes are those unpacked")
     weights, graphs = contents["weights"], contents["graphs"]
     for signature in contents["signatures"]:
         key = f"{signature['key']}: " if len(contents["signatures"]) > 1 else ""

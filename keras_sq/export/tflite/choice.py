@@ -79,6 +79,21 @@ def _unpacked(trial: Sequence[Plan]) -> list[Plan]:
     ]
 
 
+def store_plans(
+    content: bytes, chosen: Sequence[Plan]
+) -> tuple[TFLiteFile, list[KernelReport]]:
+    """Puts the weights of a file into the forms of plans.
+
+    Args:
+        content: The bytes of the file.
+        chosen: A plan for each of its weight tensors, with the forms allowed.
+
+    Returns:
+        The file, and what became of each tensor.
+    """
+    return _smallest(content, [chosen])
+
+
 def _smallest(
     content: bytes, choices: Sequence[Sequence[Plan]]
 ) -> tuple[TFLiteFile, list[KernelReport]]:
@@ -91,21 +106,14 @@ def _smallest(
         if estimate > limit:
             continue
         file = TFLiteFile(content)
-        kernels = _store(file, [_moved(plan, file) for plan in trial])
+        moved = [dataclasses.replace(x, weight=x.weight.of(file)) for x in trial]
+        kernels = _store(file, moved)
         size = len(file.pack()) + _text_bytes(kernels)
         size += PREFERENCE_BYTES if place == 0 else 0
         if best is None or size < best[0]:
             best = size, file, kernels
     assert best is not None  # The smallest estimate is within the limit.
     return best[1:]
-
-
-def _moved(plan: Plan, file: TFLiteFile) -> Plan:
-    """Returns a plan for the same tensor of another copy of the file."""
-    subgraph = file.subgraphs[plan.weight.graph]
-    tensor = subgraph.tensors[plan.weight.index]
-    weight = dataclasses.replace(plan.weight, subgraph=subgraph, tensor=tensor)
-    return dataclasses.replace(plan, weight=weight)
 
 
 def _text_bytes(kernels: Sequence[KernelReport]) -> int:

@@ -42,8 +42,9 @@ from keras_sq.export.tflite.weights import WeightTensor
 PACKED = "packed levels"
 """What reports call the forms of packed indices."""
 
-CHANNEL_BYTES = 12
-"""What quantization takes a channel: a float32 scale and an int64 zero point."""
+CHANNEL_BYTES = 4
+"""What quantization takes a channel: a float32 scale. Zero points are all 0, and stored
+once for all tensors of as many channels."""
 
 GATHER_BYTES = 600
 DEQUANTIZE_BYTES = 250
@@ -379,6 +380,9 @@ class Int8Codes(Codes):
     name, stored_as = "INT8", "INT8 codes"
     low, high, bits, version = -MAX_CODE, MAX_CODE, 8, 5
 
+
+CODE_TYPES = (Int2Codes.name, Int4Codes.name, Int8Codes.name)
+"""Names of the forms of codes."""
 
 PACKED_FORMS = (PackedLevels.name, TransposedLevels.name, PackedCodes.name)
 """Names of the packed forms of a float constant, which every runtime takes."""

@@ -139,6 +139,22 @@ class AllTensors:
                 for index in wanted
             ]
 
+    def shapes(self, sizes: Mapping[str, Sequence[int]]) -> dict[int, tuple[int, ...]]:
+        """Returns place -> shape of the main graph's tensors, as they are in a run.
+
+        Args:
+            sizes: Shapes of the inputs, by name.
+        """
+        inputs = self._run.get_input_details()
+        zeros = {
+            name: np.zeros(shape, inputs[name]["dtype"])
+            for name, shape in sizes.items()
+        }
+        with quiet():
+            self._run(**zeros)
+            details = self._interpreter.get_tensor_details()
+        return {x["index"]: tuple(int(n) for n in x["shape"]) for x in details}
+
     def not_finite(
         self, inputs: Mapping[str, Array], order: Sequence[int]
     ) -> int | None:

@@ -90,6 +90,12 @@ class WeightTensor:
         """How many weights it has."""
         return int(np.prod(self.shape))
 
+    def of(self, file: TFLiteFile) -> "WeightTensor":
+        """Returns the same tensor of another copy of the file."""
+        subgraph = file.subgraphs[self.graph]
+        tensor = subgraph.tensors[self.index]
+        return dataclasses.replace(self, subgraph=subgraph, tensor=tensor)
+
     @property
     def gains(self) -> bool:
         """Whether packing gains more than the factors of its rows take, apart."""

@@ -112,6 +112,8 @@ def compare(candidate: Candidate, request: Request) -> Comparison:
         return comparer.compare_int8(explain)
     if request.quantizers:
         return comparer.compare_rounded()
+    if candidate.plain is not None:
+        return comparer.compare_mean()
     return comparer.compare_float()
 
 
@@ -195,6 +197,21 @@ class Comparer:
                     "before it rounds)"
                 )
         return self._comparison(tolerance=tolerance, agreeing=fraction)
+
+    def compare_mean(self) -> Comparison:
+        """Compares a float file that rounds activations to int8 as it runs."""
+        for batch, actual, expected in self._outputs():
+            for name, value in expected.items():
+                if value.dtype.kind == "f":
+                    self._add(batch, name, actual[name], value)
+        for name, error in self._errors.items():
+            if not error.mean <= MAX_MEAN_ERROR and not error.silent:
+                raise refusal(
+                    f"output '{name}' differs by {error.mean:.2g} of its size in the "
+                    "mean, though the same products in float agree: int8 is too coarse "
+                    "for its activations"
+                )
+        return self._comparison()
 
     def compare_int8(self, explain: Callable[[float], str] | None = None) -> Comparison:
         """Compares a file of int8 activations with Keras, in the mean.

@@ -1,0 +1,108 @@
+"""Makes the file of target `"lowbit"`: a form for each weight tensor.
+
+Three forms compete: **direct**, 2- or 4-bit weights that the runtime multiplies as they
+are; **int8**, a byte a weight; and **packed**, the smallest constant, which the runtime
+unfolds and computes with in a slower way. `choosing.py` decides.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from keras_sq.export import building, runtimes
+from keras_sq.export.activations import forms as activation_forms
+from keras_sq.export.lowbit import choosing
+from keras_sq.export.lowbit.choosing import Option
+from keras_sq.export.lowbit.rewriting import rewritten
+from keras_sq.export.missing_kernels import with_missing
+from keras_sq.export.report import KernelReport
+from keras_sq.export.request import Candidate, Request
+from keras_sq.export.tflite import choice
+from keras_sq.export.tflite.flatbuffer import TFLiteFile
+from keras_sq.export.tflite.runtime import AllTensors
+
+
+def make(request: Request) -> Candidate:
+    """Makes a file whose weights are multiplied as they are, where that pays."""
+    return _integers(request) if request.integer else _floats(request)
+
+
+def _floats(request: Request) -> Candidate:
+    converted, content, weights = building.shared_floats(request)
+    file, shapes = TFLiteFile(content), _shapes(content, request)
+    rounds = bool(request.quantizers)
+    options = [
+        choosing.float_option(file, weight, shapes, rounds) for weight in weights
+    ]
+    chosen = choosing.choose(options, request.optimize)
+    result, kernels = _stored(content, chosen)
+    file = TFLiteFile(result)
+    activations = activation_forms.float_forms(file, request.quantizers)
+    entries = [x.direct for x in chosen if x.direct]
+    return Candidate(
+        converted=dataclasses.replace(converted, content=file.pack()),
+        kernels=with_missing(kernels, request),
+        float_bytes=len(converted.content),
+        runtimes=runtimes.needed(kernel.stored_as for kernel in kernels),
+        activations=tuple(activations),
+        plain=rewritten(content, entries, "FLOAT32") if entries else None,
+        twin=_stored(content, chosen, "INT8")[0] if entries else None,
+    )
+
+
+def _integers(request: Request) -> Candidate:
+    candidate, content, weights, floats = building.shared_integers(request)
+    file, shapes = TFLiteFile(content), _shapes(content, request)
+    rounds = bool(request.quantizers)
+    options = [
+        choosing.integer_option(file, weight, shapes, rounds) for weight in weights
+    ]
+    chosen = choosing.choose(options, request.optimize)
+    result, kernels = _stored(content, chosen)
+    entries = [x.direct for x in chosen if x.direct]
+    rows = [*kernels, *floats]
+    return dataclasses.replace(
+        candidate,
+        converted=dataclasses.replace(candidate.converted, content=result),
+        kernels=with_missing(rows, request),
+        runtimes=runtimes.needed(row.stored_as for row in rows),
+        equals=rewritten(content, entries, "INT8"),
+        twin=_stored(content, chosen, "INT8")[0] if entries else None,
+    )
+
+
+def _shapes(content: bytes, request: Request) -> dict[int, tuple[int, ...]]:
+    """Returns place -> shape of the tensors of a main graph, for one example."""
+    batch = next(request.examples.comparison(request.signature))
+    sizes = {name: array.shape for name, array in batch.by_name.items()}
+    return AllTensors(content).shapes(sizes)
+
+
+def _stored(
+    content: bytes, chosen: Sequence[Option], type_name: str | None = None
+) -> tuple[bytes, list[KernelReport]]:
+    """Puts weight tensors into their forms.
+
+    Args:
+        content: The bytes of a file.
+        chosen: The tensors, each with its form.
+        type_name: Type of all weights that are multiplied as they are, see `rewritten`.
+
+    Returns:
+        The bytes of the new file, and what became of each tensor.
+    """
+    result = rewritten(content, [x.direct for x in chosen if x.direct], type_name)
+    file = TFLiteFile(result)
+    rest = [
+        dataclasses.replace(x.plan, weight=x.plan.weight.of(file))
+        for x in chosen
+        if x.direct is None
+    ]
+    file, rows = choice.store_plans(result, rest)
+    others = iter(rows)
+    kernels = [
+        choosing.direct_report(option)
+        if option.direct is not None
+        else choosing.with_share(next(others), option)
+        for option in chosen
+    ]
+    return file.pack(), kernels
