@@ -33,8 +33,7 @@ FUSED_MIN_SIZE = 2**17
 """Kernels with fewer weights are quantized by plain operations."""
 
 _NOT_INLINED = {"_noinline": True}
-"""Attributes of a TensorFlow function that many layers call: it is optimized once, and
-not again within each graph that calls it."""
+"""Of a TensorFlow function that is optimized once, not in each graph that calls it."""
 
 UNKNOWN_SIZE = 32
 """What an unknown dimension, the batch, counts for."""
@@ -301,13 +300,10 @@ def fused(
     """Returns `function` compiled on its own, into one kernel where it pays.
 
     Args:
-        function: A pure function of tensors, the first of which decides by
-            its size. Gradients do not pass: call it from within a custom
-            gradient.
-        result_shapes: Returns the shapes of the results for the arguments. If not
-            `None`, the function works with tensors whose shapes are not known while
-            it is traced, and TensorFlow traces it once for small tensors of all
-            shapes.
+        function: A pure function of tensors, the first of which decides by its size.
+            Gradients do not pass: call it from within a custom gradient.
+        result_shapes: As of `traced_once`, which is what becomes of it for small
+            tensors; `None`: the function has to know their shapes.
         work: Int, how many times the work of a usual function it does: one that does
             more is compiled for smaller tensors, too.
     """
@@ -337,10 +333,8 @@ def fused(
         function if on_gpu else blockwise, autograph=False, jit_compile=True
     )
     # Traced once per shape, however many layers have it.
-    by_parts = tf.function(
-        function, autograph=False, experimental_attributes=_NOT_INLINED
-    )
-    of_any_shape = by_parts
+    options = {"autograph": False, "experimental_attributes": _NOT_INLINED}
+    of_any_shape = by_parts = tf.function(function, **options)
     if result_shapes is not None:
         of_any_shape = traced_once(function, result_shapes, inlined=False)
 
@@ -385,10 +379,9 @@ def traced_once(
                 experimental_attributes=None if inlined else _NOT_INLINED,
             )
         result = traced[key](*args)
-        if result_shapes is not None:
-            tensors = tf.nest.flatten(result)
-            for tensor, shape in zip(tensors, result_shapes(*args), strict=True):
-                tensor.set_shape(shape)
+        shapes = result_shapes(*args) if result_shapes else ()
+        for tensor, shape in zip(tf.nest.flatten(result), shapes, strict=False):
+            tensor.set_shape(shape)
         return result
 
     return call  # type: ignore[return-value]
