@@ -96,7 +96,7 @@ def ranks(weights: Tensor, thresholds: Tensor) -> Tensor:
         limits = ops.unstack(thresholds, count)
         above = [ops.cast(weights > limit, "int32") for limit in limits]
         return functools.reduce(ops.add, above)
-    rank = ops.zeros(weights.shape, "int32")
+    rank = ops.zeros_like(weights, "int32")
     half = (count + 1) // 2
     while half:
         value = _picked(thresholds, rank + (half - 1))
@@ -117,7 +117,7 @@ def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
         result = _picked(levels, ranks(weights, thresholds_of(levels)))
     else:
         rows = levels if isinstance(levels, Sequence) else ops.unstack(levels, count)
-        result = ops.broadcast_to(rows[0], weights.shape)
+        result = ops.broadcast_to(rows[0], ops.shape(weights))
         for lower, upper in itertools.pairwise(rows):
             result = ops.where(weights > (lower + upper) / 2, upper, result)
     return ops.where(weights == weights, result, weights)
@@ -125,9 +125,9 @@ def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
 
 def _picked(values: Tensor, indices: Tensor) -> Tensor:
     """Returns `values[indices[..., f], f]`."""
-    filters = values.shape[-1]
-    flat = ops.reshape(indices, (-1, filters))
-    return ops.reshape(ops.take_along_axis(values, flat, axis=0), indices.shape)
+    shape = ops.shape(indices)
+    flat = ops.reshape(indices, (-1, shape[-1]))
+    return ops.reshape(ops.take_along_axis(values, flat, axis=0), shape)
 
 
 def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +141,8 @@ def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
         Two float32 tensors `(levels, filters)`.
     """
     count = int(thresholds.shape[0])
-    filters = int(weights.shape[-1])
     if count >= 2**MAX_UNROLLED_BITS:
+        filters = ops.shape(weights)[-1]
         wide = ops.reshape(ops.cast(weights, "float32"), (-1, filters))
         places = ranks(wide, thresholds) * filters + ops.arange(filters)
         size = (count + 1) * filters
@@ -165,7 +165,8 @@ def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
 
     limits = ops.unstack(thresholds, count)
     total, *rest = filter_functions.filter_sums(terms, weights, *limits)
-    number = ops.full((filters,), float(filter_functions.weights_per_filter(weights)))
+    count_of_all = ops.cast(filter_functions.weights_per_filter(weights), "float32")
+    number = ops.zeros_like(total) + count_of_all
     # Of the weights above each threshold; between two, the difference.
     numbers = ops.stack([number, *rest[:count], ops.zeros_like(number)])
     sums = ops.stack([total, *rest[count:], ops.zeros_like(number)])
