@@ -131,18 +131,16 @@ def make_metrics_before_the_step() -> None:
     Keras makes the variables of its metrics in the first step, and TensorFlow traces
     a function again in which variables were made. Most of a short training is this.
     """
-    import tensorflow as tf
     from keras.src.trainers.compile_utils import CompileMetrics
+
+    from keras_sq.core import backend
 
     build = CompileMetrics.build
 
     @functools.wraps(build)
     def outside(self: Any, *arguments: Any) -> None:
-        # Replicas make them as they always do.
-        if tf.distribute.has_strategy():
-            return build(self, *arguments)
-        with tf.init_scope():
-            return build(self, *arguments)
+        with backend.outside_of_graphs():
+            build(self, *arguments)
 
     CompileMetrics.build = outside
 

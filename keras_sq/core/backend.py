@@ -264,6 +264,25 @@ def compiled(function: F, variables: Sequence[Variable]) -> F:
     return call  # type: ignore[return-value]
 
 
+def outside_of_graphs() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which variables are not those of the function traced.
+
+    TensorFlow traces a function again in which variables were made: `init_scope` alone
+    does not hide them. Replicas make them as they always do.
+    """
+    stack = contextlib.ExitStack()
+    if keras.backend.backend() != "tensorflow":
+        return stack
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    if not tf.distribute.has_strategy():
+        stack.enter_context(tf.init_scope())
+        stack.enter_context(tf.Graph().as_default())
+        stack.enter_context(context.eager_mode())
+    return stack
+
+
 def workers_of_strategy() -> int:
     """Returns how many workers the strategy in scope trains with, or 0.
 
