@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import compilation
 from keras_sq.core.types import Tensor
 from keras_sq.layers.split_update import full_precision_part
 from keras_sq.quantizers import Quantizer
@@ -133,7 +133,7 @@ def _fused(
     function: F,
     result_shapes: Callable[..., list[tuple[int, ...]]],
 ) -> F:
-    return backend.fused(
+    return compilation.fused(
         function, result_shapes if quantizer.any_shape else None, quantizer.work
     )
 
@@ -160,4 +160,4 @@ def _traced_method(quantizer: Quantizer, name: str) -> Callable[..., Tensor]:
             rest = (state, *rest[1:])
         return method(columns, *rest)
 
-    return backend.traced_once(with_sizes)
+    return compilation.traced_once(with_sizes)

@@ -20,7 +20,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import compilation
 from keras_sq.core.types import Tensor
 
 BLOCKWISE_MIN_SIZE = 2**16
@@ -75,7 +75,7 @@ def filter_sums(
     if count is None or filters is None:  # Traced once for small kernels of any shape.
         return _plain_sums(terms, rows, per_filter)
     size, limit = BLOCK_SIZE, BLOCKWISE_MIN_SIZE
-    if not backend.inside_fused():
+    if not compilation.inside_fused():
         size = limit = UNFUSED_MAX_SIZE
         if candidates == 1:
             return _plain_sums(terms, rows, per_filter)

@@ -7,7 +7,7 @@ import pytest
 from backends import tensor
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import compilation
 from keras_sq.layers import kernel_functions
 from keras_sq.quantizers import get
 
@@ -77,7 +77,7 @@ def test_errors_allocate_no_copy_of_the_kernel(name):
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_large_kernels_are_fused_to_the_same_result(name):
-    assert ROWS * FILTERS >= backend.FUSED_MIN_SIZE
+    assert ROWS * FILTERS >= compilation.FUSED_MIN_SIZE
     for full_precision, limit in (("identity", np.inf), ("clip", 1.0)):
         function = forward_function(name, full_precision)
         rest = np.clip(kernel(), -limit, limit)
@@ -93,7 +93,7 @@ def test_large_kernels_are_fused_to_the_same_result(name):
 def test_without_xla_the_result_is_the_same(monkeypatch):
     function = forward_function("binary", "identity")
     expected = function(kernel(), mask())
-    monkeypatch.setattr(backend, "_xla_works", lambda: False)
+    monkeypatch.setattr(compilation, "_xla_works", lambda: False)
     np.testing.assert_allclose(function(kernel(), mask()), expected, rtol=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_small_kernels_of_all_shapes_are_traced_once():
         traced.append(tuple(kernel.shape))
         return abs(kernel) * factor
 
-    function = backend.fused(absolute, lambda kernel, factor: [kernel.shape])
+    function = compilation.fused(absolute, lambda kernel, factor: [kernel.shape])
     for rows in range(2, 6):
         small = tensor(np.full((rows, 3), -2.0, "float32"))
         np.testing.assert_array_equal(function(small, tensor(0.5)), np.ones((rows, 3)))

@@ -21,7 +21,7 @@ from keras import ops
 
 import keras_sq
 from keras_sq import quantizers
-from keras_sq.core import backend
+from keras_sq.core import compilation
 from keras_sq.quantizers import (
     BinaryQuantizer,
     Quantizer,
@@ -709,7 +709,7 @@ def test_traced_for_any_shape_computes_the_same_bits(row, method):
     import tensorflow as tf
 
     function = getattr(row.make(), method)
-    traced_once = backend.traced_once(function)
+    traced_once = compilation.traced_once(function)
     for shape in ((27, 5), (40, 1), (7, 33)):
         kernel = kernel_of(shape, seed=sum(shape))
         kernel[:, 0] *= kernel[0, 0]
@@ -756,7 +756,7 @@ def test_fused_large_kernel_equals_plain(name):
     quantizer = row.make()
     weights = kernel_of((301, 257), seed=1)
     kernel = ops.array(weights)
-    both = backend.fused(lambda w: (quantizer(w), quantizer.filter_errors(w)))
+    both = compilation.fused(lambda w: (quantizer(w), quantizer.filter_errors(w)))
     quantized, errors = both(kernel)
     plain = array(quantizer(kernel))
     # Sums in another order move a threshold by an ulp, and a weight across it.
