@@ -704,7 +704,9 @@ METHODS = ["__call__", "filter_errors", "element_errors"]
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("row", [r for r in TABLE if r.make().any_shape], ids=str)
+@pytest.mark.parametrize(
+    "row", [x for x in TABLE if x.make().any_shape], ids=lambda row: row.name
+)
 def test_traced_for_any_shape_computes_the_same_bits(row, method):
     import tensorflow as tf
 
