@@ -1,5 +1,7 @@
 """Target "lowbit": weights of 2 and 4 bits that the runtime multiplies as they are."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -518,6 +520,80 @@ def test_sums_that_codes_make_too_coarse_keep_int8_weights(tmp_path):
     (kernel,) = report.kernels
     assert kernel.stored_as not in DIRECT
     assert "is more than 0.5 steps of its output" in kernel.reason
+
+
+# Sizes.
+
+
+def dense_layers(size, count=3):
+    """Dense layers of 300 outputs and of few, in turn."""
+    x = inputs = keras.Input((size,))
+    for place in range(count):
+        x = kl.Dense(size if place % 2 else 300)(x)
+    return keras.Model(inputs, x)
+
+
+def convolutions(channels):
+    x = inputs = keras.Input((6, 6, channels))
+    x = kl.ReLU()(kl.Conv2D(96, 3, padding="same")(x))
+    return keras.Model(inputs, kl.Conv2D(64, 1)(kl.Conv2D(channels, 3)(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "quantizer"),
+    [
+        # Packed, each would need a table that takes more than they do.
+        (
+            lambda: keras.Sequential([keras.Input((6, 6, 64)), kl.Conv2D(1, 3)]),
+            "ternary",
+        ),
+        (lambda: dense_layers(3), "ternary"),
+        (lambda: dense_layers(7), "binary"),
+        (lambda: dense_layers(7), "uniform-4"),
+        # Zero channels take operators of their own.
+        (lambda: convolutions(1), "ternary"),
+        (lambda: convolutions(3), "ternary"),
+    ],
+)
+@pytest.mark.parametrize("integer", [False, True])
+def test_small_files_are_not_larger_than_those_of_other_targets(
+    tmp_path, make, quantizer, integer
+):
+    keras.utils.set_random_seed(1)
+    model = make()
+    sq_model = keras_sq.quantize_model(model, quantizer, overrides={})
+    examples = data(*model.input_shape[1:]) if integer else None
+    path = tmp_path / "model.tflite"
+    small = exported(sq_model, path, examples)
+    fast = exported(sq_model, path, examples, optimize="speed")
+    other = keras_sq.export(
+        sq_model,
+        path,
+        target="int8" if integer else "fast",
+        representative_data=examples,
+        allow_untrained=True,
+    )
+    # Its rows in the report are longer.
+    most = 1.08 * min(fast.num_bytes, other.num_bytes)
+    assert small.num_bytes <= most + 128
+    assert fast.num_bytes <= 1.01 * other.num_bytes + 128
+
+
+def test_tables_that_take_more_than_they_save_are_not_used(choice):
+    def packed(size, table):
+        other = SimpleNamespace(total_bytes=size, table=table, name="packed")
+        eight = SimpleNamespace(total_bytes=3000, table=None, name="INT8")
+        plan = Plan(None, None, 4000, (other, eight), "")
+        return Form(size, 30, plan, packed=True)
+
+    wide = form(3000, 20)
+    one = option(wide, packed(1500, (0, (0, 1))))
+    assert choice([one], "size") == [wide]
+    # Two tensors share it.
+    chosen = choice([one, one], "size")
+    assert chosen == [one.forms[1]] * 2
+    other = option(wide, packed(1500, (0, (0, 1, 2))))
+    assert choice([one, other], "size") == [wide] * 2
 
 
 # Requests.
