@@ -599,6 +599,19 @@ def test_tables_that_take_more_than_they_save_are_not_used(choice):
 # Requests.
 
 
+@pytest.mark.parametrize("integer", [False, True])
+def test_models_that_compute_with_no_input_are_refused(tmp_path, integer):
+    """An embedding that has fewer rows than there are places."""
+    inputs = keras.Input((8, 16))
+    places = keras.ops.cast(keras.ops.sum(0 * inputs, -1), "int32") + 99
+    x = kl.Concatenate()([inputs, kl.Embedding(40, 16)(places)])
+    model = keras.Model(inputs, kl.Dense(8)(x))
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ExportError, match="cannot be run on inputs of shapes"):
+        exported(model, path, data(8, 16) if integer else None)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
