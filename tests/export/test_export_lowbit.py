@@ -12,7 +12,7 @@ import keras_sq
 from keras_sq.export import ExportError
 from keras_sq.export.lowbit import checks, choosing, codes, costs, patches
 from keras_sq.export.lowbit.choosing import Form, Option
-from keras_sq.export.lowbit.products import Window
+from keras_sq.export.lowbit.products import Window, products_of
 from keras_sq.export.tflite.flatbuffer import (
     TYPE_NAMES,
     TFLiteFile,
@@ -167,6 +167,44 @@ def test_rows_of_embeddings_are_looked_up_as_they_are(tmp_path):
     names = [name for name, _ in operators(path)]
     assert "EMBEDDING_LOOKUP" in names
     assert "DEQUANTIZE" not in names
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "dtype", "reason"),
+    [
+        ((None,), 32, "int32", "an open number of its rows is looked up"),
+        ((6,), 30, "int32", "its rows are not of a multiple of 4 weights"),
+        ((6,), 32, "int64", "its rows are not looked up as floats, by int32 numbers"),
+    ],
+)
+def test_other_rows_say_why_they_are_not_looked_up(
+    tmp_path, shape, size, dtype, reason
+):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape, dtype=dtype)
+    model = keras.Model(inputs, kl.Embedding(200, size)(inputs))
+    sq_model = keras_sq.quantize_model(model, "ternary", overrides={})
+    (row,) = exported(sq_model, tmp_path / "model.tflite").kernels
+    assert row.stored_as not in DIRECT
+    assert row.reason.split("; ")[1] == reason
+
+
+@pytest.mark.parametrize(("shape", "signature"), [((1, 1), [-1, -1]), ((), None)])
+def test_inputs_of_an_open_size_are_not_padded(shape, signature):
+    """Each of them alone is a row: zeros between them would be rows, too."""
+    file, weight = tensor_of(np.ones((8, 1), "i1"), np.ones(8, "f4"))
+    graph = weight.subgraph
+    file.model.operatorCodes = []
+    source = file.add_tensor(graph, "", shape, "INT8")
+    if signature is not None:
+        graph.tensors[source].shapeSignature = np.array(signature, "i4")
+    output = file.add_tensor(graph, "", (1, 8), "INT8")
+    inputs = [source, weight.index, -1]
+    graph.operators = [file.new_operator("FULLY_CONNECTED", inputs, [output])]
+    assert products_of(file, weight) == (
+        [],
+        "its inputs lie on several axes, which cannot be padded together",
+    )
 
 
 def test_loops_over_time_multiply_too(tmp_path):
