@@ -5,6 +5,8 @@ of the training path run on JAX: what needs TensorFlow is left out, and pytest's
 header and summary say so.
 """
 
+import functools
+import gc
 import os
 import pathlib
 from collections.abc import Iterator
@@ -123,11 +125,39 @@ class WithoutTensorFlow:
         )
 
 
+def make_metrics_before_the_step() -> None:
+    """Lets TensorFlow trace a model's step once, not twice.
+
+    Keras makes the variables of its metrics in the first step, and TensorFlow traces
+    a function again in which variables were made. Most of a short training is this.
+    """
+    from keras.src.trainers.compile_utils import CompileMetrics
+
+    from keras_sq.core import backend
+
+    build = CompileMetrics.build
+
+    @functools.wraps(build)
+    def outside(self: Any, *arguments: Any) -> None:
+        with backend.outside_of_graphs():
+            build(self, *arguments)
+
+    CompileMetrics.build = outside
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays; the garbage collector need not look at it again. Nor so
+    # often: a graph is a hundred thousand objects, and each time all are looked at.
+    gc.freeze()
+    gc.set_threshold(7_000, 10, 10)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SharedFixtures(), "keras_sq_shared_fixtures")
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
+        make_metrics_before_the_step()
         # Two CPUs for `tf.distribute.MirroredStrategy`, which can be set only
         # before TensorFlow starts. Everything else runs on the first as before.
         (cpu,) = tf.config.list_physical_devices("CPU")

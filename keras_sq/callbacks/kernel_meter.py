@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import backend, compilation
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Array, Tensor, Variable
 from keras_sq.layers import masks
@@ -141,7 +141,7 @@ def _look_function(
         changed = ops.sum(ops.cast(ops.not_equal(new, codes), "int32"))
         return error, changed, new
 
-    return backend.fused(look)
+    return compilation.fused(look)
 
 
 def _room_for_codes(layer: StochasticallyQuantized, name: str) -> Variable:

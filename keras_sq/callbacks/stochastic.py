@@ -154,6 +154,7 @@ class StochasticQuantization(keras.callbacks.Callback):
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.model.trainable_variables)
+        internals.make_metrics_outside_of_steps(self.model)
         self._slots = self._momentum_slots() if self.clear_momentum else []
         for layer in self._layers:
             layer.ratio_is_controlled = True

@@ -1,24 +1,11 @@
-"""How a function of tensors is compiled on the backend that runs.
+"""What depends on the backend that runs.
 
-This and `layers/split_update.py` are the only files of the training path that name
-a backend.
-
-Design note: **why parts of a step are compiled on their own.** Quantizing a
-kernel is a handful of element-wise operations around a sum. Run one by one,
-each of them allocates and writes a tensor of the kernel's size, and on a CPU
-this traffic, not the arithmetic, is the cost: for a 2048 x 2048 kernel on one
-core, 21 ms (binary) and 37 ms (ternary) a step. Fused by XLA, with the sums
-taken block by block (`functional.filter_sums`), it is 5 ms and 8 ms, and no
-copy of the kernel is made but the result. So `fused` compiles just these few
-operations, inside whatever the surrounding step is compiled with. Small
-kernels (`FUSED_MIN_SIZE`) stay with plain operations: entering a compiled
-function costs more than it saves.
+This, `compilation.py` and `layers/split_update.py` are the only files of the training
+path that name a backend.
 """
 
 import contextlib
 import functools
-import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -27,19 +14,6 @@ import keras
 from keras_sq.core.types import Tensor, Variable
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-FUSED_MIN_SIZE = 2**16
-"""Kernels with fewer weights are quantized by plain operations."""
-
-UNKNOWN_SIZE = 32
-"""What an unknown dimension, the batch, counts for."""
-
-_state = threading.local()
-
-
-def inside_fused() -> bool:
-    """Whether the code is being traced into a fused CPU function."""
-    return bool(getattr(_state, "depth", 0))
 
 
 def as_tensor(value: Any) -> Any:
@@ -107,12 +81,19 @@ def uniform_numbers(seeds: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         ]
     import tensorflow as tf
 
-    # As Keras does it, but for all seeds at once.
+    # As Keras does it, but for all seeds at once, and by what
+    # `tf.random.stateless_uniform` consists of: less to trace for each vector.
     seeds = tf.cast(tf.math.floormod(seeds, tf.int32.max - 1), "int32")
-    return [
-        tf.random.stateless_uniform((size,), seed=seed)
-        for size, seed in zip(sizes, tf.unstack(seeds, len(sizes)), strict=True)
-    ]
+    algorithm = tf.constant(tf.random.Algorithm.AUTO_SELECT.value)
+    numbers = []
+    for size, seed in zip(sizes, tf.unstack(seeds, len(sizes)), strict=True):
+        key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+        numbers.append(
+            tf.raw_ops.StatelessRandomUniformV2(
+                shape=[size], key=key, counter=counter, alg=algorithm
+            )
+        )
+    return numbers
 
 
 def strings(values: Any) -> Any:
@@ -253,6 +234,25 @@ def compiled(function: F, variables: Sequence[Variable]) -> F:
     return call  # type: ignore[return-value]
 
 
+def outside_of_graphs() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which variables are not those of the function traced.
+
+    TensorFlow traces a function again in which variables were made: `init_scope` alone
+    does not hide them. Replicas make them as they always do.
+    """
+    stack = contextlib.ExitStack()
+    if keras.backend.backend() != "tensorflow":
+        return stack
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    if not tf.distribute.has_strategy():
+        stack.enter_context(tf.init_scope())
+        stack.enter_context(tf.Graph().as_default())
+        stack.enter_context(context.eager_mode())
+    return stack
+
+
 def workers_of_strategy() -> int:
     """Returns how many workers the strategy in scope trains with, or 0.
 
@@ -279,62 +279,3 @@ def float64() -> contextlib.AbstractContextManager[Any]:
     import jax
 
     return jax.enable_x64(True)  # type: ignore[no-any-return]
-
-
-def fused(function: F) -> F:
-    """Returns `function` compiled on its own, into one kernel where it pays.
-
-    Args:
-        function: A pure function of tensors, the first of which decides by
-            its size. Gradients do not pass: call it from within a custom
-            gradient.
-    """
-    backend = keras.backend.backend()
-    if backend not in ("tensorflow", "jax"):
-        return function
-
-    @functools.wraps(function)
-    def blockwise(*args: Any) -> Any:
-        # Read while tracing only: it picks the form of the sums.
-        _state.depth = getattr(_state, "depth", 0) + 1
-        try:
-            return function(*args)
-        finally:
-            _state.depth -= 1
-
-    # The sums by block are for CPUs; on a GPU, XLA fuses the plain ones.
-    if backend == "jax":
-        import jax
-
-        on_cpu = jax.default_backend() == "cpu"
-        return jax.jit(blockwise if on_cpu else function)  # type: ignore[return-value]
-    import tensorflow as tf
-
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    by_xla = tf.function(
-        function if on_gpu else blockwise, autograph=False, jit_compile=True
-    )
-    # Traced once per shape, however many layers have it.
-    by_parts = tf.function(function, autograph=False)
-
-    @functools.wraps(function)
-    def dispatch(*args: Any) -> Any:
-        size = math.prod(n or UNKNOWN_SIZE for n in args[0].shape)
-        if size >= FUSED_MIN_SIZE and _xla_works():
-            return by_xla(*args)
-        return by_parts(*args)
-
-    return dispatch  # type: ignore[return-value]
-
-
-@functools.cache
-def _xla_works() -> bool:
-    """Tries XLA once: some TensorFlow builds come without it."""
-    import tensorflow as tf
-
-    try:
-        with tf.init_scope():
-            double = tf.function(lambda x: x + x, autograph=False, jit_compile=True)
-            return bool(double(tf.constant(1.0)) == 2.0)
-    except (tf.errors.OpError, ValueError):
-        return False

@@ -335,6 +335,24 @@ def batches_applied(optimizer: Any) -> Variable:
     return optimizer._iterations
 
 
+def make_metrics_outside_of_steps(model: Model) -> None:
+    """Lets the variables of a compiled model's metrics be made outside of its steps.
+
+    Keras makes them in the first step, so that TensorFlow traces that step twice.
+    """
+    metrics = getattr(model, "_compile_metrics", None)
+    if metrics is None or metrics.built:
+        return
+    build = metrics.build
+
+    def build_outside(*arguments: Any) -> None:
+        del metrics.build  # Back to that of the class.
+        with backend.outside_of_graphs():
+            build(*arguments)
+
+    metrics.build = build_outside
+
+
 def optimizer_slots(optimizer: Any) -> list[Variable]:
     """Returns an optimizer's state of each weight: momentum, moments.
 

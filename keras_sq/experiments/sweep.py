@@ -257,7 +257,9 @@ def _in_time(run: Run, end: float | None, folder: pathlib.Path) -> int | None:
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     """Stops a process; what it has done so far is in its last backup."""
-    process.send_signal(signal.SIGINT)
+    # What a shell runs in the background ignores SIGINT, and so do its children.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:

@@ -12,8 +12,8 @@ EVERY_RUNTIME = ("tflite-runtime >= 2.14", "LiteRT >= 1.0.1", "TensorFlow >= 2.1
 PRODUCT_RUNTIMES = ("LiteRT >= 2.1.4", "TensorFlow >= 2.21")
 """The oldest versions that multiply INT2 weights as they are.
 
-LiteRT 2.1.2 and TensorFlow 2.21 are right, but about ten times slower; LiteRT 2.1.0 fails
-on float inputs; older ones refuse.
+LiteRT 2.1.2 and TensorFlow 2.21 are right, but about ten times slower; LiteRT 2.1.0
+fails on float inputs; older ones refuse.
 """
 
 INT4_RUNTIMES = ("LiteRT >= 1.0.1", "TensorFlow >= 2.18")

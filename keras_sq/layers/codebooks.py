@@ -115,9 +115,6 @@ class LearnedCodebooks:
         update = update_function(self.quantization_settings.kernel_quantizer, axes)
         count = self.__dict__[f"_{name}_updates"]
         updates = internals.read(count)
-        after = update(ops.stop_gradient(value), before, updates)
-        # A kernel that is not finite ends the training, but does not take the
-        # codebook with it.
-        finite = ops.all(ops.isfinite(after))
-        self.codebook(name).assign(ops.where(finite, after, before))
-        count.assign(updates + ops.cast(finite, "float32"))
+        after, updates = update(ops.stop_gradient(value), before, updates)
+        self.codebook(name).assign(after)
+        count.assign(updates)

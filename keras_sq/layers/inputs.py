@@ -35,7 +35,7 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import compilation
 from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Layer, Tensor, Variable
 from keras_sq.layers.settings import Settings
@@ -150,7 +150,7 @@ def _forward_function(rule: ActivationRule, training: bool) -> Callable[..., Ten
     def forward(x: Tensor, *state: Tensor) -> Tensor:
         return ops.cast(rule.forward(ops.cast(x, "float32"), *state), x.dtype)
 
-    return backend.fused(forward) if training else forward
+    return compilation.fused(forward) if training else forward
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,7 +171,7 @@ def _hybrid_forward_function(
         quantized = ops.cast(rule.forward(ops.cast(x, "float32"), *state), x.dtype)
         return ops.where(mask, quantized, full_precision_part(x, full_precision))
 
-    return backend.fused(forward) if training else forward
+    return compilation.fused(forward) if training else forward
 
 
 @functools.lru_cache(maxsize=256)

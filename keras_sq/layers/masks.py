@@ -12,6 +12,7 @@ from keras_sq.core import keras_internals as internals
 from keras_sq.core.types import Array, Model, Tensor, Variable
 from keras_sq.layers import quantized_layers
 from keras_sq.layers.quantized import StochasticallyQuantized
+from keras_sq.layers.ranking import Rows
 from keras_sq.layers.selection import Selection
 
 
@@ -123,35 +124,55 @@ def _drawn(
         states: Int `(layers, 2)`, the random states.
     """
     masks: list[Tensor] = [None] * len(masked)
-    flags: list[Tensor] = [None] * len(masked)
     # Masks with the same way of selection and, to keep the padding small, of
     # similar size (a factor of four) are drawn together.
     groups: dict[tuple[Selection, int], list[int]] = {}
     for index, (layer, name) in enumerate(masked):
         magnitude = sizes[index].bit_length() // 2
         groups.setdefault((layer.selection_of(name), magnitude), []).append(index)
-    noise, states = _noise(masked, sizes, sum(groups.values(), []), states)
+    order = sum(groups.values(), [])
+    noise, states = _noise(masked, sizes, order, states)
     previous = _parts(now, sizes)
+    finite = []
     for (selection, _), members in groups.items():
-        errors = []
-        for index in members:
-            layer, name = masked[index]
-            if selection.needs_errors:
-                error = ops.reshape(layer.quantization_errors(name), (-1,))
-                flags[index] = ops.all(ops.isfinite(error))
-            else:
-                error = ops.zeros((sizes[index],), "float32")
-                flags[index] = ops.isfinite(_size(layer, name))
-            errors.append(error)
-        drawn = selection.masks(
-            errors,
+        rows = Rows([sizes[index] for index in members])
+        matrix, flags = _errors([masked[index] for index in members], selection, rows)
+        finite.append(flags)
+        drawn = selection.drawn(
+            rows,
+            matrix,
             ratio,
             [noise[index] for index in members],
             [previous[index] for index in members],
         )
-        for index, mask in zip(members, drawn, strict=True):
-            masks[index] = ops.where(flags[index], mask, previous[index])
-    return ops.concatenate(masks), ops.stack(flags), states
+        kept = ops.unstack(flags, len(members))
+        for index, mask, flag in zip(members, rows.split(drawn), kept, strict=True):
+            masks[index] = ops.where(flag, mask, previous[index])
+    all_flags = ops.take(ops.concatenate(finite), np.argsort(order), axis=0)
+    return ops.concatenate(masks), all_flags, states
+
+
+def _errors(
+    masked: Sequence[tuple[StochasticallyQuantized, str]],
+    selection: Selection,
+    rows: Rows,
+) -> tuple[Tensor, Tensor]:
+    """Returns the quantization errors as a matrix, and which rows are finite.
+
+    Args:
+        masked: As for `_drawn`, those of one selection.
+        selection: If it looks at no errors, they are 0.
+        rows: Joins the errors.
+    """
+    if not selection.needs_errors:
+        matrix = ops.zeros((len(masked), rows.width), "float32")
+        sizes = [_size(layer, name) for layer, name in masked]
+        return matrix, ops.isfinite(ops.stack(sizes))
+    errors = [layer.quantization_errors(name) for layer, name in masked]
+    # Those of filters are vectors already.
+    flat = [x if len(x.shape) == 1 else ops.reshape(x, (-1,)) for x in errors]
+    matrix = rows.join(flat)
+    return matrix, ops.all(ops.isfinite(matrix), axis=-1)
 
 
 def _noise(

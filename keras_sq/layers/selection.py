@@ -227,13 +227,34 @@ class Selection:
         Returns:
             For each kernel bool `(m,)`.
         """
-        sizes = [int(error.shape[0]) for error in errors]
-        rows = Rows(sizes)
-        number = number_quantized(ratio, np.asarray(sizes, "int32"))
+        rows = Rows([int(error.shape[0]) for error in errors])
         matrix = rows.join(errors)
+        return rows.split(self.drawn(rows, matrix, ratio, uniform, previous))
+
+    def drawn(
+        self,
+        rows: Rows,
+        matrix: Tensor,
+        ratio: Tensor,
+        uniform: Sequence[Tensor],
+        previous: Sequence[Tensor],
+    ) -> Tensor:
+        """Returns the masks as one matrix, bool.
+
+        Args:
+            rows: Joins and splits such matrices.
+            matrix: Float32, the errors of `masks`, joined.
+            ratio: As for `masks`.
+            uniform: As for `masks`.
+            previous: As for `masks`.
+        """
+        sizes = np.asarray(rows.sizes, "int32")
+        number = number_quantized(ratio, sizes)
         if self.selection == "deterministic":
-            return rows.split(rows.largest(-matrix, number))
-        draws = [ops.split(x, self.numbers_per_entry) for x in uniform]
+            return rows.largest(-matrix, number)
+        draws = [[x] for x in uniform]
+        if self.numbers_per_entry > 1:
+            draws = [ops.split(x, self.numbers_per_entry) for x in uniform]
         fresh = rows.join([draw[0] for draw in draws])
         noise = gumbel(fresh)
         if self.draw == "released":
@@ -249,7 +270,7 @@ class Selection:
             if self.selection == "fixed":
                 keeps = count <= number
             else:
-                keeps = count != np.asarray(sizes, "int32")
+                keeps = count != sizes
             stays = ops.logical_and(before > 0, ops.expand_dims(keeps, -1))
             if self.rate > 0.0:
                 release = rows.join([draw[1] for draw in draws])
@@ -261,9 +282,8 @@ class Selection:
             scores = ops.where(stays, first, scores)
         if self.draw == "released":
             # The entries drawn are the ones to keep: quantize the others.
-            kept = np.asarray(sizes, "int32") - number
-            return rows.split(ops.logical_not(rows.largest(scores, kept)))
-        return rows.split(rows.largest(scores, number, tie_break))
+            return ops.logical_not(rows.largest(scores, sizes - number))
+        return rows.largest(scores, number, tie_break)
 
 
 def number_quantized(ratio: Tensor, size: Any) -> Tensor:

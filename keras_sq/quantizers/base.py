@@ -2,7 +2,7 @@
 
 import abc
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -23,6 +23,11 @@ class Quantizer(abc.ABC):
     variable of so many numbers a filter, which `update` moves in training, and
     which stands for what `fit` would return wherever a method takes `*state`.
 
+    On TensorFlow a quantizer is traced for each shape of kernels. If its methods also
+    work where `kernel.shape` has `None` in it, its class may say `any_shape = True`:
+    it is then traced once for all small kernels, and training starts earlier. A
+    subclass must say so itself.
+
     Two quantizers with the same configuration are equal, and a quantizer does
     not change once it is made.
 
@@ -36,6 +41,14 @@ class Quantizer(abc.ABC):
         >>> PowerOfTwo()(ops.array([[0.2], [-0.4]])).numpy().tolist()
         [[0.25], [-0.25]]
     """
+
+    any_shape: ClassVar[bool] = False
+    """Whether the methods can be traced for kernels of any shape at once."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Not inherited: what a subclass adds may look at the shape.
+        cls.any_shape = cls.__dict__.get("any_shape", False)
 
     @abc.abstractmethod
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
@@ -70,6 +83,11 @@ class Quantizer(abc.ABC):
     def num_levels(self) -> int:
         """How many values a weight of a filter can take."""
         return 2 * self.max_code + 1
+
+    @property
+    def work(self) -> int:
+        """How many times the work of a ternary quantizer it does, about."""
+        return 1
 
     @property
     def state_size(self) -> int:

@@ -24,6 +24,8 @@ class BinaryQuantizer(Quantizer):
         - [Rastegari et al., 2016, section 3.1](https://arxiv.org/abs/1603.05279)
     """
 
+    any_shape = True
+
     @property
     def max_code(self) -> int:
         """The largest absolute code."""
@@ -36,8 +38,8 @@ class BinaryQuantizer(Quantizer):
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale,)`."""
-        count = filter_functions.weights_per_filter(kernel)
-        return (filter_functions.absolute_sums(kernel) / count,)
+        sums = filter_functions.absolute_sums(kernel)
+        return (filter_functions.per_weight(sums, kernel),)
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the signs, with +1 for 0."""
@@ -46,7 +48,7 @@ class BinaryQuantizer(Quantizer):
     def filter_errors(self, kernel: Tensor, *state: Tensor) -> Tensor:
         """Returns the error per filter; `Σ|w − q|` is `Σ||w| − scale|` here."""
         norm = filter_functions.absolute_sums(kernel)
-        scale = norm / filter_functions.weights_per_filter(kernel)
+        scale = filter_functions.per_weight(norm, kernel)
         (difference,) = filter_functions.filter_sums(
             lambda w, s: (ops.abs(ops.abs(w) - s),), kernel, scale
         )

@@ -54,22 +54,27 @@ def code_table(num_bits: int, signed: bool) -> np.ndarray[Any, Any]:
     return (2 * bits - 1 if signed else bits).astype("float32")
 
 
-def levels_of(basis: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """Returns the levels, sorted, and their codes.
+def levels_of(basis: Tensor, signed: bool) -> Tensor:
+    """Returns the levels, sorted: float32 `(levels, filters)`.
 
     Args:
         basis: Float32 `(num_bits, filters)`.
         signed: Whether codes are -1 and 1, or 0 and 1.
-
-    Returns:
-        Float32 `(levels, filters)` and `(levels, num_bits, filters)`.
     """
     table = code_table(int(basis.shape[0]), signed)
-    unsorted = ops.matmul(table, basis)
-    order = ops.argsort(unsorted, axis=0)
-    levels = ops.take_along_axis(unsorted, order, axis=0)
-    codes = ops.transpose(ops.take(table, order, axis=0), (0, 2, 1))
-    return levels, codes
+    return ops.sort(ops.matmul(table, basis), axis=0)
+
+
+def codes_of(basis: Tensor, signed: bool) -> Tensor:
+    """Returns the codes of the sorted levels: float32 `(levels, num_bits, filters)`.
+
+    Args:
+        basis: Float32 `(num_bits, filters)`.
+        signed: Whether codes are -1 and 1, or 0 and 1.
+    """
+    table = code_table(int(basis.shape[0]), signed)
+    order = ops.argsort(ops.matmul(table, basis), axis=0)
+    return ops.transpose(ops.take(table, order, axis=0), (0, 2, 1))
 
 
 def thresholds_of(levels: Tensor) -> Tensor:
@@ -91,7 +96,7 @@ def ranks(weights: Tensor, thresholds: Tensor) -> Tensor:
         limits = ops.unstack(thresholds, count)
         above = [ops.cast(weights > limit, "int32") for limit in limits]
         return functools.reduce(ops.add, above)
-    rank = ops.zeros(weights.shape, "int32")
+    rank = ops.zeros_like(weights, "int32")
     half = (count + 1) // 2
     while half:
         value = _picked(thresholds, rank + (half - 1))
@@ -112,7 +117,7 @@ def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
         result = _picked(levels, ranks(weights, thresholds_of(levels)))
     else:
         rows = levels if isinstance(levels, Sequence) else ops.unstack(levels, count)
-        result = ops.broadcast_to(rows[0], weights.shape)
+        result = ops.broadcast_to(rows[0], ops.shape(weights))
         for lower, upper in itertools.pairwise(rows):
             result = ops.where(weights > (lower + upper) / 2, upper, result)
     return ops.where(weights == weights, result, weights)
@@ -120,9 +125,9 @@ def nearest(weights: Tensor, levels: Tensor | Sequence[Tensor]) -> Tensor:
 
 def _picked(values: Tensor, indices: Tensor) -> Tensor:
     """Returns `values[indices[..., f], f]`."""
-    filters = values.shape[-1]
-    flat = ops.reshape(indices, (-1, filters))
-    return ops.reshape(ops.take_along_axis(values, flat, axis=0), indices.shape)
+    shape = ops.shape(indices)
+    flat = ops.reshape(indices, (-1, shape[-1]))
+    return ops.reshape(ops.take_along_axis(values, flat, axis=0), shape)
 
 
 def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +141,8 @@ def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
         Two float32 tensors `(levels, filters)`.
     """
     count = int(thresholds.shape[0])
-    filters = int(weights.shape[-1])
     if count >= 2**MAX_UNROLLED_BITS:
+        filters = ops.shape(weights)[-1]
         wide = ops.reshape(ops.cast(weights, "float32"), (-1, filters))
         places = ranks(wide, thresholds) * filters + ops.arange(filters)
         size = (count + 1) * filters
@@ -160,7 +165,8 @@ def level_sums(weights: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
 
     limits = ops.unstack(thresholds, count)
     total, *rest = filter_functions.filter_sums(terms, weights, *limits)
-    number = ops.full((filters,), float(filter_functions.weights_per_filter(weights)))
+    count_of_all = ops.cast(filter_functions.weights_per_filter(weights), "float32")
+    number = ops.zeros_like(total) + count_of_all
     # Of the weights above each threshold; between two, the difference.
     numbers = ops.stack([number, *rest[:count], ops.zeros_like(number)])
     sums = ops.stack([total, *rest[count:], ops.zeros_like(number)])
@@ -206,8 +212,9 @@ def step(weights: Tensor, basis: Tensor, signed: bool) -> Tensor:
         basis: Float32 `(num_bits, filters)`.
         signed: Whether codes are -1 and 1, or 0 and 1.
     """
-    levels, codes = levels_of(basis, signed)
-    return least_squares(basis, codes, *level_sums(weights, thresholds_of(levels)))
+    thresholds = thresholds_of(levels_of(basis, signed))
+    codes = codes_of(basis, signed)
+    return least_squares(basis, codes, *level_sums(weights, thresholds))
 
 
 def fitted(weights: Any, start: Any, steps: int) -> np.ndarray[Any, Any]:

@@ -14,11 +14,13 @@ References:
     - [Li et al., 2016](https://arxiv.org/abs/1605.04711) (ternary)
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import compilation
 from keras_sq.core.types import Tensor
 
 BLOCKWISE_MIN_SIZE = 2**16
@@ -68,11 +70,12 @@ def filter_sums(
     Returns:
         A float32 tensor `(filters,)` per term, or `(candidates, filters)`.
     """
-    filters = kernel.shape[-1]
     rows = _as_rows(kernel)
-    count = rows.shape[0]
+    count, filters = rows.shape
+    if count is None or filters is None:  # Traced once for small kernels of any shape.
+        return _plain_sums(terms, rows, per_filter)
     size, limit = BLOCK_SIZE, BLOCKWISE_MIN_SIZE
-    if not backend.inside_fused():
+    if not compilation.inside_fused():
         size = limit = UNFUSED_MAX_SIZE
         if candidates == 1:
             return _plain_sums(terms, rows, per_filter)
@@ -105,7 +108,7 @@ def _as_rows(kernel: Tensor) -> Tensor:
     """Returns a kernel as `(rows, filters)`; one that is so already as it is."""
     if len(kernel.shape) == 2:
         return kernel
-    return ops.reshape(kernel, (-1, kernel.shape[-1]))
+    return ops.reshape(kernel, (-1, ops.shape(kernel)[-1]))
 
 
 def _side_by_side(value: Tensor, fold: int) -> Tensor:
@@ -143,12 +146,25 @@ def absolute_maxima(kernel: Tensor) -> Tensor:
     return ops.maximum(ops.max(rows, axis=0), -ops.min(rows, axis=0))
 
 
-def weights_per_filter(kernel: Tensor) -> int:
-    """Returns how many weights a filter of `kernel` has."""
-    count = 1
-    for size in kernel.shape[:-1]:
-        count *= int(size)
-    return count
+def weights_per_filter(kernel: Tensor) -> Any:
+    """Returns how many weights a filter of `kernel` has.
+
+    An int, or a float64 tensor where the shape is not known while a function is
+    traced.
+    """
+    sizes = ops.shape(kernel)[:-1]
+    if all(isinstance(size, int) for size in sizes):
+        return math.prod(sizes)
+    return math.prod(ops.cast(size, "float64") for size in sizes)
+
+
+def per_weight(values: Tensor, kernel: Tensor) -> Tensor:
+    """Returns float32 values over the number of weights that a filter of `kernel` has.
+
+    Written as a product, which is what compilers make of a division by a constant: so
+    the result is the same, bit for bit, whatever is known of the shape.
+    """
+    return values * ops.cast(1.0 / weights_per_filter(kernel), "float32")
 
 
 def binary_codes(kernel: Tensor) -> Tensor:

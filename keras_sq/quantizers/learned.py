@@ -53,6 +53,8 @@ class LearnedQuantizer(Quantizer):
         - [Zhang et al., 2018, section 3](https://arxiv.org/abs/1807.10029)
     """
 
+    any_shape = True
+
     def __init__(self, num_bits: int) -> None:
         self.num_bits = checks.integer("num_bits", num_bits, 1, 8)
 
@@ -119,14 +121,14 @@ class LearnedQuantizer(Quantizer):
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the numbers of the levels, from 0, the lowest first."""
-        levels, _ = codebook.levels_of(fitted[0], signed=True)
+        levels = self.levels(*fitted)
         wide = ops.cast(kernel, "float32")
         rank = codebook.ranks(wide, codebook.thresholds_of(levels))
         return ops.cast(rank, kernel.dtype)
 
     def levels(self, *fitted: Tensor) -> Tensor:
         """Returns the levels, sorted: float32 `(num_levels, filters)`."""
-        return codebook.levels_of(fitted[0], signed=True)[0]
+        return codebook.levels_of(fitted[0], signed=True)
 
     def decode(self, codes: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the levels that codes stand for, in the dtype of `codes`."""
@@ -145,7 +147,8 @@ class LearnedQuantizer(Quantizer):
         (basis,) = state or self.fit(kernel)
         levels = self.levels(basis)
         if self.num_bits > codebook.MAX_UNROLLED_BITS:
-            wide = ops.reshape(ops.cast(kernel, "float32"), (-1, kernel.shape[-1]))
+            wide = ops.cast(kernel, "float32")
+            wide = ops.reshape(wide, (-1, ops.shape(kernel)[-1]))
             sums = ops.sum(ops.abs(wide - codebook.nearest(wide, levels)), axis=0)
             return filter_functions.relative_error(
                 sums, filter_functions.absolute_sums(kernel)

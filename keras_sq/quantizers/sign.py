@@ -28,6 +28,8 @@ class SignQuantizer(BinaryQuantizer):
         - [Hubara et al., 2016, section 1.1](https://arxiv.org/abs/1602.02830)
     """
 
+    any_shape = True
+
     @property
     def numbers_per_filter(self) -> int:
         """How many float numbers a filter needs besides its codes."""
@@ -35,7 +37,7 @@ class SignQuantizer(BinaryQuantizer):
 
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale,)`, all 1."""
-        return (ops.ones((kernel.shape[-1],), "float32"),)
+        return (ops.ones((ops.shape(kernel)[-1],), "float32"),)
 
     def encode(self, kernel: Tensor, *fitted: Tensor) -> Tensor:
         """Returns the signs, with +1 for 0."""

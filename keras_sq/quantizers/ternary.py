@@ -43,6 +43,8 @@ class TernaryQuantizer(Quantizer):
         - [Li et al., 2016, section 2.2](https://arxiv.org/abs/1605.04711)
     """  # noqa: E501 (a table row cannot be broken)
 
+    any_shape = True
+
     def __init__(self, threshold: str = "layer", threshold_factor: float = 0.7) -> None:
         self.threshold = checks.one_of("threshold", threshold, THRESHOLDS)
         self.threshold_factor = checks.positive("threshold_factor", threshold_factor)
@@ -57,18 +59,17 @@ class TernaryQuantizer(Quantizer):
         return self._fit(kernel, filter_functions.absolute_sums(kernel))
 
     def _fit(self, kernel: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        count = filter_functions.weights_per_filter(kernel)
         if self.threshold == "filter":
-            mean = norm / count
+            mean = filter_functions.per_weight(norm, kernel)
         elif self.threshold == "layer":
-            mean = ops.mean(norm / count)
+            mean = ops.mean(filter_functions.per_weight(norm, kernel))
         else:
             (sums,) = filter_functions.filter_sums(lambda w: (w,), kernel)
-            centre = ops.mean(sums / count)
+            centre = ops.mean(filter_functions.per_weight(sums, kernel))
             (spread,) = filter_functions.filter_sums(
                 lambda w, c: (ops.abs(w - c),), kernel, centre
             )
-            mean = ops.mean(spread / count)
+            mean = ops.mean(filter_functions.per_weight(spread, kernel))
         threshold = self.threshold_factor * mean
 
         def terms(weights: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:

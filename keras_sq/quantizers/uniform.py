@@ -121,6 +121,8 @@ class UniformQuantizer(Quantizer):
         - [Max, 1960](https://doi.org/10.1109/TIT.1960.1057548): scales for N(0, 1)
     """  # noqa: E501 (a table row cannot be broken)
 
+    any_shape = True
+
     def __init__(
         self,
         num_bits: int,
@@ -152,6 +154,11 @@ class UniformQuantizer(Quantizer):
         """The largest absolute code."""
         return self._num_levels // 2
 
+    @property
+    def work(self) -> int:
+        """How many times the work of a ternary quantizer it does, about."""
+        return 2 if self.scale == "output_error" else 1
+
     def fit(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Returns `(scale,)`."""
         largest = filter_functions.absolute_maxima(kernel) / self.max_code
@@ -159,7 +166,7 @@ class UniformQuantizer(Quantizer):
             return (largest,)
         best_for_gauss = gaussian_scale(self.max_code) * MEAN_TO_DEVIATION
         factor = best_for_gauss / filter_functions.weights_per_filter(kernel)
-        guess = factor * filter_functions.absolute_sums(kernel)
+        guess = ops.cast(factor, "float32") * filter_functions.absolute_sums(kernel)
         if self.scale == "least_squares":
             return (self._least_squares(kernel, ops.minimum(largest, guess)),)
         finest = ops.divide_no_nan(guess, largest)
@@ -194,7 +201,7 @@ class UniformQuantizer(Quantizer):
             squares = ops.square(difference)
             return (squares, difference) if limit > 1 else (squares,)
 
-        inverses = ops.reshape(1 / ratios, (CANDIDATES, 1, kernel.shape[-1]))
+        inverses = ops.reshape(1 / ratios, (CANDIDATES, 1, -1))
         error, *totals = filter_functions.filter_sums(
             terms, kernel, largest, inverses, candidates=CANDIDATES
         )

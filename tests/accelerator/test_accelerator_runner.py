@@ -16,22 +16,26 @@ import numpy as np
 import pytest
 import state
 from backends import needs_jax
+from hiding import TENSORFLOW, hide
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "benchmarks" / "accelerator"
 
 
-def check(cache, *checks):
+def check(folder, *checks):
     """Runs checks in a process on JAX; returns what it printed.
 
     Args:
-        cache: Folder for what it compiles: a job compiles what others did.
+        folder: Folder for what it compiles, as a job compiles what others did, and
+            for what hides TensorFlow: the machine with the GPU has none.
         *checks: As `accelerator_checks.py` takes them.
     """
+    cache = folder / "cache"
+    cache.mkdir()
     environment = {
         **os.environ,
         "KERAS_BACKEND": "jax",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([hide(folder, TENSORFLOW), str(ROOT)]),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -65,7 +69,7 @@ def test_fifty_steps_of_stompp_are_those_of_fit(tmp_path):
 def test_runs_resumed_killed_and_together_end_alike(tmp_path):
     (tmp_path / "kill").mkdir()
     jobs, killed = f"jobs:{tmp_path}", f"killed:{tmp_path / 'kill'}"
-    printed = check(tmp_path / "cache", jobs, killed)
+    printed = check(tmp_path, jobs, killed)
     for what in ("vmap", "resumed", "refused", "cleared", "killed at step"):
         assert what in printed
 

@@ -36,7 +36,10 @@ MODELS = flags.DEFINE_list(
 )
 KERNELS = flags.DEFINE_list("kernels", ["binary", "ternary", "4-level"], "")
 TARGETS = flags.DEFINE_list(
-    "targets", ["fast", "int4", "int2", "small", "int8", "small+int8", "mcu"], ""
+    "targets",
+    ["fast", "int4", "int2", "lowbit", "small", "int8", "small+int8", "lowbit+int8"]
+    + ["mcu"],
+    "",
 )
 RUNS = flags.DEFINE_integer("runs", 25, "Pairs of runs to time; 0 for none.")
 MICRO = ("resnet8", "ds_cnn", "cnn_half_million")
@@ -145,7 +148,7 @@ def rows(name: str, kernels: str, folder: str) -> None:
     path = os.path.join(folder, "model.tflite")
 
     def export(target: str) -> tuple[keras_sq.export, bytes]:
-        integer = target in ("int8", "small+int8", "mcu")
+        integer = target.endswith("int8") or target == "mcu"
         report = keras_sq.export(
             model,
             path,

@@ -4,10 +4,10 @@ r"""How fast and how large files of 2-bit weights are, beside float and int8.
     python tests/benchmarks/export_speed.py --networks=dense --files=float,int8,lowbit8
 
 The networks are ternary and not trained: neither size nor time depends on it, and the
-exporter checks every file. All kernels are quantized, but for the first and the last of
-networks for pictures, which have 4 bits. Times are CPU milliseconds of one example,
-one thread, medians: each file alone, `hot` with its weights in the caches, `cold` after
-24 MB of other memory were written, before each run. The ratios are of medians.
+exporter checks every file. All kernels are quantized. Times are CPU milliseconds of
+one example, one thread, medians: each file alone, `hot` with its weights in the caches,
+`cold` after 24 MB of other memory were written, before each run. The ratios are of
+medians.
 
 | file | |
 |---|---|
@@ -94,9 +94,8 @@ def network(name):
 
 
 def quantized(name):
-    """Returns a ternary network, its first and last kernel of 4 bits for pictures."""
-    overrides = {} if name in ("dense", "transformer") else None
-    return keras_sq.quantize_model(network(name), "ternary", overrides=overrides)
+    """Returns a network of ternary kernels."""
+    return keras_sq.quantize_model(network(name), "ternary", overrides={})
 
 
 def contents(model, examples):

@@ -565,3 +565,33 @@ def test_quantizing_a_model_made_under_a_strategy():
     x, _ = data()
     plain = keras_sq.strip_quantization(quantized)
     np.testing.assert_allclose(numpy(plain(x)), numpy(quantized(x)), rtol=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_a_step_is_traced_once(monkeypatch):
+    """With metrics that Keras makes in the first step, too."""
+    from keras.src.trainers.compile_utils import CompileMetrics
+
+    # As users have it: the tests make metrics early, to save time.
+    build = CompileMetrics.build
+    monkeypatch.setattr(CompileMetrics, "build", getattr(build, "__wrapped__", build))
+
+    class Counting(keras.layers.Layer):
+        calls = 0
+
+        def call(self, inputs):
+            Counting.calls += 1
+            return inputs
+
+    inputs = keras.Input((6,))
+    outputs = keras.layers.Dense(3)(Counting()(keras.layers.Dense(8)(inputs)))
+    model = keras_sq.quantize_model(keras.Model(inputs, outputs), "ternary")
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = np.ones((32, 6), "float32"), np.zeros(32, "int32")
+    before = Counting.calls
+    history = model.fit(
+        x, y, batch_size=8, verbose=0, callbacks=[StochasticQuantization()]
+    ).history
+    assert Counting.calls - before == 1
+    assert 0 <= history["accuracy"][0] <= 1
+    assert len(model.metrics) == 2

@@ -125,7 +125,7 @@ def test_masks_of_all_layers_are_one_compiled_call_traced_once():
 
 TRAINING = textwrap.dedent(
     """
-    import json, sys
+    import json, os, sys
 
     import keras
     import numpy as np
@@ -133,56 +133,72 @@ TRAINING = textwrap.dedent(
     import keras_sq
 
     assert keras.backend.backend() == "jax"
-    folder, input_quantizer = sys.argv[1], sys.argv[2] or None
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([
-        keras.Input((6, 6, 2), name="image"),
-        keras.layers.Conv2D(6, 3, activation="relu", name="conv"),
-        keras.layers.BatchNormalization(name="norm"),
-        keras.layers.Flatten(name="flat"),
-        keras.layers.Dense(5, activation="relu", name="hidden"),
-        keras.layers.Dense(3, name="logits"),
-    ])
-    model = keras_sq.quantize_model(
-        model, sys.argv[3], input_quantizer=input_quantizer, seed=0, skip=()
-    )
-    model.compile(
-        keras.optimizers.SGD(0.05, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(32, 6, 6, 2)).astype("float32")
-    y = rng.integers(0, 3, 32)
-    schedule = keras_sq.schedules.Stages([0.5])
-    callback = keras_sq.callbacks.StochasticQuantization(schedule)
-    logs = model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[callback])
-    assert np.isfinite(logs.history["loss"]).all()
-    model.save(f"{folder}/model.keras")
-    found = {"x": x, "deployed": model(x), "training": model(x, training=True)}
-    for path, layer in keras_sq.layers.quantized_layers(model):
-        found[f"mask {path}"] = layer.mask().value
-    np.savez(f"{folder}/found.npz", **found)
-    try:
-        keras_sq.export(model, f"{folder}/direct.tflite")
-        message = "exported"
-    except ValueError as error:
-        message = str(error)
-    with open(f"{folder}/words.json", "w") as file:
-        json.dump({"ratio": keras_sq.get_ratio(model), "export": message}, file)
+
+    def train(folder, input_quantizer, kernel_quantizer):
+        os.makedirs(folder)
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([
+            keras.Input((6, 6, 2), name="image"),
+            keras.layers.Conv2D(6, 3, activation="relu", name="conv"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Flatten(name="flat"),
+            keras.layers.Dense(5, activation="relu", name="hidden"),
+            keras.layers.Dense(3, name="logits"),
+        ])
+        model = keras_sq.quantize_model(
+            model, kernel_quantizer, input_quantizer=input_quantizer, seed=0, skip=()
+        )
+        model.compile(
+            keras.optimizers.SGD(0.05, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(32, 6, 6, 2)).astype("float32")
+        y = rng.integers(0, 3, 32)
+        schedule = keras_sq.schedules.Stages([0.5])
+        callback = keras_sq.callbacks.StochasticQuantization(schedule)
+        logs = model.fit(
+            x, y, batch_size=8, epochs=2, verbose=0, callbacks=[callback]
+        )
+        assert np.isfinite(logs.history["loss"]).all()
+        model.save(f"{folder}/model.keras")
+        found = {"x": x, "deployed": model(x), "training": model(x, training=True)}
+        for path, layer in keras_sq.layers.quantized_layers(model):
+            found[f"mask {path}"] = layer.mask().value
+        np.savez(f"{folder}/found.npz", **found)
+        try:
+            keras_sq.export(model, f"{folder}/direct.tflite")
+            message = "exported"
+        except ValueError as error:
+            message = str(error)
+        with open(f"{folder}/words.json", "w") as file:
+            json.dump({"ratio": keras_sq.get_ratio(model), "export": message}, file)
+
+    for folder, quantizers in json.loads(sys.argv[1]).items():
+        train(folder, *quantizers)
     """
 )
 
 KINDS = {
-    "ternary": ("", "ternary"),
+    "ternary": (None, "ternary"),
     "learned": ("lq-2", "lq-2"),
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def from_jax(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def all_from_jax(tmp_path_factory):
+    """The folder of what one process on JAX trains: a folder a kind."""
     folder = tmp_path_factory.mktemp("from_jax")
-    made = child("-c", TRAINING, folder, *KINDS[request.param])
+    kinds = {str(folder / kind): quantizers for kind, quantizers in KINDS.items()}
+    made = child("-c", TRAINING, json.dumps(kinds))
     assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def from_jax(request, all_from_jax):
+    folder = all_from_jax / request.param
     words = json.loads((folder / "words.json").read_text())
     return folder, dict(np.load(folder / "found.npz")), words
 

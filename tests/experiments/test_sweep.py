@@ -173,7 +173,7 @@ def test_failing_run_does_not_stop_the_others_and_is_tried_again(quick, capsys):
 def test_time_that_is_up_stops_the_run_and_the_next_goes_on(quick, capsys, monkeypatch):
     hanging = folder_of(quick, "digits_bwn", 0) / "hangs"
     hanging.touch()
-    short = SweepConfig(**{**vars(quick), "minutes": 5 / 60})
+    short = SweepConfig(**{**vars(quick), "minutes": 2 / 60})
     begin = time.monotonic()
     assert sweep.sweep(short) == 3
     assert time.monotonic() - begin < 60

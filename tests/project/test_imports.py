@@ -29,7 +29,13 @@ ROWS = [
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
 # The training path is written in `keras.ops`.
-NAMES_TENSORFLOW = {"layers.split_update", "core.backend", "export", "datasets"}
+NAMES_TENSORFLOW = {
+    "layers.split_update",
+    "core.backend",
+    "core.compilation",
+    "export",
+    "datasets",
+}
 NAMES_TENSORFLOW |= {"core.quiet_start", "core.call_values", "experiments.train"}
 NAMES_TENSORFLOW |= {"callbacks.tensorboard"}  # Writes by it, on any backend.
 NAMES_TENSORFLOW_DATASETS = {"datasets"}

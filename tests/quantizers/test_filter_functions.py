@@ -6,7 +6,7 @@ import pytest
 from backends import COMPILERS, array, compiled
 from keras import ops
 
-from keras_sq.core import backend
+from keras_sq.core import backend, compilation
 from keras_sq.quantizers import filter_functions
 
 
@@ -127,7 +127,7 @@ def test_filter_sums_fused_equal_plain(shape, dtype):
     kernel = ops.cast(normal(shape), dtype)
     limit = ops.full((shape[-1],), 0.5)
     plain = filter_functions.filter_sums(two_terms, kernel, limit, ops.array(0.25))
-    fused = backend.fused(
+    fused = compilation.fused(
         lambda w, a, b: filter_functions.filter_sums(two_terms, w, a, b)
     )(kernel, limit, ops.array(0.25))
     wide = ops.convert_to_numpy(ops.cast(kernel, "float32"))
@@ -140,7 +140,7 @@ def test_filter_sums_fused_equal_plain(shape, dtype):
 
 def test_fused_inside_a_compiled_step_equals_plain():
     kernel = ops.array(normal((600, 130)))
-    fused = backend.fused(filter_functions.absolute_sums)
+    fused = compilation.fused(filter_functions.absolute_sums)
     expected = np.abs(ops.convert_to_numpy(kernel)).astype("float64").sum(0)
     for how in COMPILERS:
         step = compiled(lambda w: fused(w) + 1.0, how)
@@ -149,10 +149,10 @@ def test_fused_inside_a_compiled_step_equals_plain():
 
 @pytest.mark.tensorflow  # On JAX a size makes no difference.
 def test_fused_small_kernel_is_not_summed_by_block():
-    assert not backend.inside_fused()
-    small = backend.fused(lambda w: ops.array(backend.inside_fused()))
+    assert not compilation.inside_fused()
+    small = compilation.fused(lambda w: ops.array(compilation.inside_fused()))
     assert not bool(small(ops.ones((3, 2))))
-    assert not backend.inside_fused()
+    assert not compilation.inside_fused()
 
 
 def test_absolute_sums_do_not_saturate_in_float16():

@@ -21,7 +21,7 @@ from keras import ops
 
 import keras_sq
 from keras_sq import quantizers
-from keras_sq.core import backend
+from keras_sq.core import compilation
 from keras_sq.quantizers import (
     BinaryQuantizer,
     Quantizer,
@@ -699,6 +699,42 @@ def test_eager_graph_and_xla_agree(row):
             np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
+METHODS = ["__call__", "filter_errors", "element_errors"]
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "row", [x for x in TABLE if x.make().any_shape], ids=lambda row: row.name
+)
+def test_traced_for_any_shape_computes_the_same_bits(row, method):
+    import tensorflow as tf
+
+    function = getattr(row.make(), method)
+    traced_once = compilation.traced_once(function)
+    for shape in ((27, 5), (40, 1), (7, 33)):
+        kernel = kernel_of(shape, seed=sum(shape))
+        kernel[:, 0] *= kernel[0, 0]
+        one_shape = tf.function(function)(ops.array(kernel))
+        np.testing.assert_array_equal(traced_once(ops.array(kernel)), one_shape)
+
+
+def test_subclass_is_traced_for_any_shape_only_if_it_says_so():
+    class LooksAtTheShape(BinaryQuantizer):
+        def fit(self, kernel):
+            (scale,) = super().fit(kernel)
+            return (scale * float(kernel.shape[0]),)
+
+    assert BinaryQuantizer.any_shape
+    assert not LooksAtTheShape.any_shape
+    layer = keras_sq.layers.SQDense(3, kernel_quantizer=LooksAtTheShape())
+    layer.build((None, 4))
+    keras_sq.set_ratio(layer, 1.0)
+    layer.latent().assign(np.full((4, 3), 0.5))
+    outputs = layer(np.ones((1, 4), "float32"), training=True)
+    np.testing.assert_allclose(outputs, np.full((1, 3), 8.0))
+
+
 @each
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite_has_nan_error(row, bad):
@@ -722,7 +758,7 @@ def test_fused_large_kernel_equals_plain(name):
     quantizer = row.make()
     weights = kernel_of((301, 257), seed=1)
     kernel = ops.array(weights)
-    both = backend.fused(lambda w: (quantizer(w), quantizer.filter_errors(w)))
+    both = compilation.fused(lambda w: (quantizer(w), quantizer.filter_errors(w)))
     quantized, errors = both(kernel)
     plain = array(quantizer(kernel))
     # Sums in another order move a threshold by an ulp, and a weight across it.

@@ -17,6 +17,14 @@ from keras_sq.callbacks import StochasticQuantization
 # Counts the graphs of `tf.function`, and exports.
 pytestmark = pytest.mark.tensorflow
 
+
+@pytest.fixture(autouse=True)
+def only_new_objects():
+    """Leaves out what earlier tests left: it makes each collection take seconds."""
+    gc.collect()
+    gc.freeze()
+
+
 METHODS = {
     "soft refresh, layerwise": (
         dict(keras_sq.presets.stompp().settings),

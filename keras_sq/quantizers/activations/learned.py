@@ -60,7 +60,8 @@ class LearnedRule(ActivationRule):
 
     def levels(self, *state: Tensor) -> Tensor:
         """Returns the levels, sorted."""
-        return codebook.levels_of(state[0][:, None], self.signed)[0][:, 0]
+        column = ops.expand_dims(state[0], 1)
+        return ops.squeeze(codebook.levels_of(column, self.signed), 1)
 
     def forward(self, x: Tensor, *state: Tensor) -> Tensor:
         """Returns the nearest level of every activation."""
@@ -69,9 +70,12 @@ class LearnedRule(ActivationRule):
         if self.num_bits > codebook.MAX_UNROLLED_BITS:
             level = ops.take(levels, _ranks(x, thresholds))
         else:
-            level = ops.broadcast_to(levels[0], ops.shape(x))
-            for t in range(2**self.num_bits - 1):
-                level = ops.where(x > thresholds[t], levels[t + 1], level)
+            count = 2**self.num_bits
+            lowest, *others = ops.unstack(levels, count)
+            level = ops.broadcast_to(lowest, ops.shape(x))
+            limits = ops.unstack(thresholds, count - 1)
+            for limit, upper in zip(limits, others, strict=True):
+                level = ops.where(x > limit, upper, level)
         return ops.where(ops.isnan(x), x, level)
 
     def backward(
@@ -88,7 +92,8 @@ class LearnedRule(ActivationRule):
         """Returns the basis after one alternation and the moving average."""
         basis, updates = state
         column = basis[:, None]
-        levels, codes = codebook.levels_of(column, self.signed)
+        levels = codebook.levels_of(column, self.signed)
+        codes = codebook.codes_of(column, self.signed)
         thresholds = codebook.thresholds_of(levels)[:, 0]
         with backend.float64():
             numbers, sums = self._level_sums(x, thresholds)
@@ -126,8 +131,8 @@ class LearnedRule(ActivationRule):
         numbers = [total(ops.ones_like(rows))]
         sums = [total(rows)]
         # Of what exceeds each threshold; between two, the difference.
-        for t in range(2**self.num_bits - 1):
-            above = rows > thresholds[t]
+        for limit in ops.unstack(thresholds, 2**self.num_bits - 1):
+            above = rows > limit
             numbers.append(total(ops.where(above, one, zero)))
             sums.append(total(ops.where(above, rows, zero)))
         nothing = ops.zeros((), "float64")
