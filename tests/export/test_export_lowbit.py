@@ -591,6 +591,8 @@ def convolutions(channels):
         # Zero channels take operators of their own.
         (lambda: convolutions(1), "ternary"),
         (lambda: convolutions(3), "ternary"),
+        # Instead of one table, there may be another.
+        (lambda: convolutions(5), "ternary"),
     ],
 )
 @pytest.mark.parametrize("integer", [False, True])
@@ -617,21 +619,24 @@ def test_small_files_are_not_larger_than_those_of_other_targets(
     assert fast.num_bytes <= 1.01 * other.num_bytes + 128
 
 
-def test_tables_that_take_more_than_they_save_are_not_used(choice):
-    def packed(size, table):
-        other = SimpleNamespace(total_bytes=size, table=table, name="packed")
-        eight = SimpleNamespace(total_bytes=3000, table=None, name="INT8")
-        plan = Plan(None, None, 4000, (other, eight), "")
-        return Form(size, 30, plan, packed=True)
+def packed_form(size, *tables):
+    """A packed form of a plan that may use any of some tables, or INT8."""
+    packed = [SimpleNamespace(total_bytes=size, table=x, name="packed") for x in tables]
+    eight = SimpleNamespace(total_bytes=3000, table=None, name="INT8")
+    return Form(size, 30, Plan(None, None, 4000, (*packed, eight), ""), packed=True)
 
+
+def test_tables_that_take_more_than_they_save_are_not_used(choice):
     wide = form(3000, 20)
-    one = option(wide, packed(1500, (0, (0, 1))))
+    one = option(wide, packed_form(1500, (0, (0, 1))))
     assert choice([one], "size") == [wide]
     # Two tensors share it.
     chosen = choice([one, one], "size")
     assert chosen == [one.forms[1]] * 2
-    other = option(wide, packed(1500, (0, (0, 1, 2))))
+    other = option(wide, packed_form(1500, (0, (0, 1, 2))))
     assert choice([one, other], "size") == [wide] * 2
+    either = option(wide, packed_form(1500, (0, (0, 1)), (0, (0, 1, 2))))
+    assert choice([either], "size") == [wide]
 
 
 # Requests.

@@ -277,7 +277,9 @@ def choose(options: Sequence[Option], optimize: str) -> list[Option]:
         best = [_best(option, by_size) for option in allowed]
         return _exchanged(allowed, best, by_size)
 
-    best = tables.without_dear(chosen, None if by_size else SLOWER)
+    packed = [form.plan for option in priced for form in option.forms if form.packed]
+    slower = None if by_size else SLOWER
+    best = tables.without_dear(chosen, tables.possible(packed), slower)
     total = sum(form.time for form in best if form is not None) or 1.0
     return [
         _taken(option, form, total) for option, form in zip(priced, best, strict=True)

@@ -1,8 +1,8 @@
 """Digit tables of packed weights, which several tensors share: which of them pay.
 
 A packed form may need a table of about `TABLE_BYTES`, however many tensors use it. A
-choice tensor by tensor does not count it; here it is made again without one table after
-the other, as long as the file gets smaller.
+choice tensor by tensor does not count it; here it is made again with one table more, as
+long as the file gets smaller.
 """
 
 import dataclasses
@@ -64,30 +64,42 @@ def used(plans: Sequence[Plan]) -> set[Table]:
     return {form.table for form in forms if form is not None and form.table is not None}
 
 
+def possible(plans: Sequence[Plan]) -> set[Table]:
+    """Returns the tables that any form of plans needs."""
+    return {x.table for plan in plans for x in plan.options if x.table is not None}
+
+
 def without_dear(
-    choose: Callable[[Set[Table]], list[FormType | None]], slower: float | None
+    choose: Callable[[Set[Table]], list[FormType | None]],
+    possible: Set[Table],
+    slower: float | None,
 ) -> list[FormType | None]:
     """Returns a choice of forms whose tables pay.
 
+    Begins without tables, for a form that lacks one may take another.
+
     Args:
         choose: Function from the tables that must not be used to a choice.
-        slower: Time over that of the first choice, up to which the file may get
+        possible: The tables that there may be.
+        slower: Time over that of a choice with all tables, up to which the file may be
             smaller; `None` for any.
     """
-    dear: Set[Table] = frozenset()
+    limit = math.inf
+    if slower is not None:
+        limit = slower * _time(choose(frozenset()))
+
+    def cost(choice: Choice) -> tuple[float, float]:
+        return max(_time(choice) - limit, 0.0), _size(choice)
+
+    dear = possible
     best = choose(dear)
-    allowed = math.inf if slower is None else slower * _time(best)
-    while True:
-        without = [dear | {table} for table in sorted(_tables(best))]
-        trials = [(choose(dropped), dropped) for dropped in without]
-        smaller = [
-            (choice, dropped)
-            for choice, dropped in trials
-            if _size(choice) < _size(best) and _time(choice) <= allowed
-        ]
-        if not smaller:
-            return best
-        best, dear = min(smaller, key=lambda trial: _size(trial[0]))
+    while dear:
+        trials = [(choose(dear - {x}), dear - {x}) for x in sorted(dear)]
+        trial, rest = min(trials, key=lambda entry: cost(entry[0]))
+        if cost(trial) >= cost(best):
+            break
+        best, dear = trial, rest
+    return best
 
 
 def _tables(choice: Choice) -> set[Table]:
