@@ -10,7 +10,7 @@ for a kernel's shape once.
 
 | table | |
 |---|---|
-| `start` | `start`: build, `quantize_model`, compile and a `fit` of three steps, with the callback; the second and the third such `fit`; the first `predict` |
+| `start` | `start`: build, `quantize_model`, compile (with accuracy) and a `fit` of three steps, with the callback; the second and the third such `fit`; the first `predict` |
 | `predict` | the first batch of `predict`, and a later one, of a ResNet50 |
 | `quantize` | `quantize_model` for a million weights |
 | `import` | `import keras_sq` after `import keras` |
@@ -141,7 +141,7 @@ def measure_start(name: str, quantizer: str) -> dict[str, float]:
     clock = Clock()
     model = quantized(network(name), quantizer)
     x, y = examples(model, 24)
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     callbacks = []
     if quantizer != "float":
         half = keras_sq.schedules.constant(0.5, allow_partial=True)
