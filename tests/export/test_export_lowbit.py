@@ -1,5 +1,7 @@
 """Target "lowbit": weights of 2 and 4 bits that the runtime multiplies as they are."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import keras_sq
 from keras_sq.export import ExportError
 from keras_sq.export.lowbit import checks, choosing, codes, costs, patches
 from keras_sq.export.lowbit.choosing import Form, Option
-from keras_sq.export.lowbit.products import Window
+from keras_sq.export.lowbit.products import Window, products_of
 from keras_sq.export.tflite.flatbuffer import (
     TYPE_NAMES,
     TFLiteFile,
@@ -165,6 +167,44 @@ def test_rows_of_embeddings_are_looked_up_as_they_are(tmp_path):
     names = [name for name, _ in operators(path)]
     assert "EMBEDDING_LOOKUP" in names
     assert "DEQUANTIZE" not in names
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "dtype", "reason"),
+    [
+        ((None,), 32, "int32", "an open number of its rows is looked up"),
+        ((6,), 30, "int32", "its rows are not of a multiple of 4 weights"),
+        ((6,), 32, "int64", "its rows are not looked up as floats, by int32 numbers"),
+    ],
+)
+def test_other_rows_say_why_they_are_not_looked_up(
+    tmp_path, shape, size, dtype, reason
+):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape, dtype=dtype)
+    model = keras.Model(inputs, kl.Embedding(200, size)(inputs))
+    sq_model = keras_sq.quantize_model(model, "ternary", overrides={})
+    (row,) = exported(sq_model, tmp_path / "model.tflite").kernels
+    assert row.stored_as not in DIRECT
+    assert row.reason.split("; ")[1] == reason
+
+
+@pytest.mark.parametrize(("shape", "signature"), [((1, 1), [-1, -1]), ((), None)])
+def test_inputs_of_an_open_size_are_not_padded(shape, signature):
+    """Each of them alone is a row: zeros between them would be rows, too."""
+    file, weight = tensor_of(np.ones((8, 1), "i1"), np.ones(8, "f4"))
+    graph = weight.subgraph
+    file.model.operatorCodes = []
+    source = file.add_tensor(graph, "", shape, "INT8")
+    if signature is not None:
+        graph.tensors[source].shapeSignature = np.array(signature, "i4")
+    output = file.add_tensor(graph, "", (1, 8), "INT8")
+    inputs = [source, weight.index, -1]
+    graph.operators = [file.new_operator("FULLY_CONNECTED", inputs, [output])]
+    assert products_of(file, weight) == (
+        [],
+        "its inputs lie on several axes, which cannot be padded together",
+    )
 
 
 def test_loops_over_time_multiply_too(tmp_path):
@@ -520,7 +560,99 @@ def test_sums_that_codes_make_too_coarse_keep_int8_weights(tmp_path):
     assert "is more than 0.5 steps of its output" in kernel.reason
 
 
+# Sizes.
+
+
+def dense_layers(size, count=3):
+    """Dense layers of 300 outputs and of few, in turn."""
+    x = inputs = keras.Input((size,))
+    for place in range(count):
+        x = kl.Dense(size if place % 2 else 300)(x)
+    return keras.Model(inputs, x)
+
+
+def convolutions(channels):
+    x = inputs = keras.Input((6, 6, channels))
+    x = kl.ReLU()(kl.Conv2D(96, 3, padding="same")(x))
+    return keras.Model(inputs, kl.Conv2D(64, 1)(kl.Conv2D(channels, 3)(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "quantizer"),
+    [
+        # Packed, each would need a table that takes more than they do.
+        (
+            lambda: keras.Sequential([keras.Input((6, 6, 64)), kl.Conv2D(1, 3)]),
+            "ternary",
+        ),
+        (lambda: dense_layers(3), "ternary"),
+        (lambda: dense_layers(7), "binary"),
+        (lambda: dense_layers(7), "uniform-4"),
+        # Zero channels take operators of their own.
+        (lambda: convolutions(1), "ternary"),
+        (lambda: convolutions(3), "ternary"),
+        # Instead of one table, there may be another.
+        (lambda: convolutions(5), "ternary"),
+    ],
+)
+@pytest.mark.parametrize("integer", [False, True])
+def test_small_files_are_not_larger_than_those_of_other_targets(
+    tmp_path, make, quantizer, integer
+):
+    keras.utils.set_random_seed(1)
+    model = make()
+    sq_model = keras_sq.quantize_model(model, quantizer, overrides={})
+    examples = data(*model.input_shape[1:]) if integer else None
+    path = tmp_path / "model.tflite"
+    small = exported(sq_model, path, examples)
+    fast = exported(sq_model, path, examples, optimize="speed")
+    other = keras_sq.export(
+        sq_model,
+        path,
+        target="int8" if integer else "fast",
+        representative_data=examples,
+        allow_untrained=True,
+    )
+    # Its rows in the report are longer.
+    most = 1.08 * min(fast.num_bytes, other.num_bytes)
+    assert small.num_bytes <= most + 128
+    assert fast.num_bytes <= 1.01 * other.num_bytes + 128
+
+
+def packed_form(size, *tables):
+    """A packed form of a plan that may use any of some tables, or INT8."""
+    packed = [SimpleNamespace(total_bytes=size, table=x, name="packed") for x in tables]
+    eight = SimpleNamespace(total_bytes=3000, table=None, name="INT8")
+    return Form(size, 30, Plan(None, None, 4000, (*packed, eight), ""), packed=True)
+
+
+def test_tables_that_take_more_than_they_save_are_not_used(choice):
+    wide = form(3000, 20)
+    one = option(wide, packed_form(1500, (0, (0, 1))))
+    assert choice([one], "size") == [wide]
+    # Two tensors share it.
+    chosen = choice([one, one], "size")
+    assert chosen == [one.forms[1]] * 2
+    other = option(wide, packed_form(1500, (0, (0, 1, 2))))
+    assert choice([one, other], "size") == [wide] * 2
+    either = option(wide, packed_form(1500, (0, (0, 1)), (0, (0, 1, 2))))
+    assert choice([either], "size") == [wide]
+
+
 # Requests.
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_models_that_compute_with_no_input_are_refused(tmp_path, integer):
+    """An embedding that has fewer rows than there are places."""
+    inputs = keras.Input((8, 16))
+    places = keras.ops.cast(keras.ops.sum(0 * inputs, -1), "int32") + 99
+    x = kl.Concatenate()([inputs, kl.Embedding(40, 16)(places)])
+    model = keras.Model(inputs, kl.Dense(8)(x))
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ExportError, match="cannot be run on inputs of shapes"):
+        exported(model, path, data(8, 16) if integer else None)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

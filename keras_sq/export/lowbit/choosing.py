@@ -9,21 +9,22 @@ alone, and exchange forms, the most gained for the least lost first.
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
-from keras_sq.export.lowbit import codes, costs, patches
+from keras_sq.export.lowbit import codes, costs, patches, tables
 from keras_sq.export.lowbit.codes import MatrixCodes
 from keras_sq.export.lowbit.products import Product, Window, products_of, work_of
 from keras_sq.export.lowbit.rewriting import (
     Direct,
     bias_scale,
     matrix_bytes,
+    padded_channels,
 )
-from keras_sq.export.report import KernelReport
-from keras_sq.export.tflite import choice, forms, plans
+from keras_sq.export.tflite import forms, plans
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
+from keras_sq.export.tflite.forms import Table
 from keras_sq.export.tflite.plans import Plan
 from keras_sq.export.tflite.weights import WeightTensor
 
@@ -53,8 +54,9 @@ Not measured: what counts is that the second is longer.
 """
 
 PRODUCT_BYTES = 100
+PAD_BYTES = 250
 ROWS_BYTES = 700
-"""About what the operators and tensors of a product, and of its rows, take."""
+"""About what operators and tensors take: of a product, of zero channels, of rows."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,16 +184,22 @@ def _option(
         assert matrix is not None  # Or there are no types.
         direct = Direct(weight, matrix, name)
         size = matrix_bytes(direct) + PRODUCT_BYTES * len(products)
+        if padded_channels(weight.shape[-1], name) > weight.shape[-1]:
+            # In rows, zero channels take no operator of their own.
+            size += PAD_BYTES * (len(products) - len(windows))
         options.append(Form(size, time(name, copied), plan, direct))
     wide, packed = _other_plans(plan, activations, bool(options))
     depth = "depthwise " if work.kind == "depthwise" else ""
+    # Plans of int8 weights do not count these, for they stay.
+    scales = _scale_bytes(weight) if activations == "int8" else 0
     if wide is not None:
         best = wide.best()
         size = plan.num_bytes if best is None else best.total_bytes
-        options.append(Form(size, time(f"{depth}INT8"), wide))
-    if packed is not None and (best := packed.best()) is not None:
-        size = best.total_bytes
-        options.append(Form(size, time(f"{depth}packed"), packed, packed=True))
+        options.append(Form(size + scales, time(f"{depth}INT8"), wide))
+    if packed is not None:
+        size = tables.packed_bytes(packed)
+        form = Form(size + scales, time(f"{depth}packed"), packed, packed=True)
+        options.append(form)
     looks_up = any(product.looks_up for product in products)
     return Option(plan, tuple(options), reason, windows, looks_up)
 
@@ -210,11 +218,18 @@ def _other_plans(
     if plan.reason and not plan.options:
         return None, None
     if activations == "int8":
-        return dataclasses.replace(plan, options=()), plan
+        return dataclasses.replace(plan, options=()), tables.without(plan, frozenset())
     wide = plans.allowed(plan, ("INT8",))
     short = () if direct else ("INT2", "INT4")
-    packed = plans.allowed(plan, (*forms.PACKED_FORMS, *short))
-    return (wide if wide.options else None), (packed if packed.options else None)
+    # INT8 is what is left where a table of digits does not pay.
+    packed = plans.allowed(plan, (*forms.PACKED_FORMS, *short, "INT8"))
+    return (wide if wide.options else None), tables.without(packed, frozenset())
+
+
+def _scale_bytes(weight: WeightTensor) -> int:
+    quantization = weight.tensor.quantization
+    scale = None if quantization is None else quantization.scale
+    return 0 if scale is None else 4 * len(scale)
 
 
 def _coarse_sums(
@@ -256,8 +271,15 @@ def choose(options: Sequence[Option], optimize: str) -> list[Option]:
     priced = [
         _worth_a_trial(_with_rows(option, sharing), by_size) for option in options
     ]
-    best = [_best(option, by_size) for option in priced]
-    best = _exchanged(priced, best, by_size)
+
+    def chosen(dear: Set[Table]) -> list[Form | None]:
+        allowed = [_without_tables(option, dear) for option in priced]
+        best = [_best(option, by_size) for option in allowed]
+        return _exchanged(allowed, best, by_size)
+
+    packed = [form.plan for option in priced for form in option.forms if form.packed]
+    slower = None if by_size else SLOWER
+    best = tables.without_dear(chosen, tables.possible(packed), slower)
     total = sum(form.time for form in best if form is not None) or 1.0
     return [
         _taken(option, form, total) for option, form in zip(priced, best, strict=True)
@@ -277,6 +299,19 @@ def _with_rows(option: Option, sharing: collections.Counter[Window]) -> Option:
         for form in option.forms
     ]
     return dataclasses.replace(option, forms=tuple(priced))
+
+
+def _without_tables(option: Option, dear: Set[Table]) -> Option:
+    """Drops what needs some tables of digits from the packed form of a tensor."""
+    kept = []
+    for form in option.forms:
+        if not form.packed or not dear & tables.used([form.plan]):
+            kept.append(form)
+        elif (plan := tables.without(form.plan, dear)) is not None:
+            more = tables.packed_bytes(plan) - tables.packed_bytes(form.plan)
+            size = form.num_bytes + more
+            kept.append(dataclasses.replace(form, plan=plan, num_bytes=size))
+    return dataclasses.replace(option, forms=tuple(kept))
 
 
 def _worth_a_trial(option: Option, by_size: bool) -> Option:
@@ -354,31 +389,3 @@ def _taken(option: Option, form: Form | None, total: float) -> Option:
         reason=reason,
         share=form.time / total,
     )
-
-
-def direct_report(option: Option) -> KernelReport:
-    """Returns the report of a tensor that is multiplied as it is."""
-    direct = option.direct
-    assert direct is not None  # As the caller made sure.
-    values = direct.codes.codes
-    verb = "looked up" if option.looks_up else "multiplied"
-    reason = f"codes {values.min()} to {values.max()}, {verb} as they are"
-    if option.windows:
-        height, width = option.windows[0].kernel
-        reason += f", in rows of {height} × {width} pixels"
-    row = choice.reported(
-        direct.weight,
-        option.plan.levels,
-        f"{direct.type_name} weights",
-        matrix_bytes(direct),
-        reason,
-    )
-    return with_share(row, option)
-
-
-def with_share(row: KernelReport, option: Option) -> KernelReport:
-    """Returns a row with the reason against a direct form, and the part of the time."""
-    parts = [row.reason, option.reason if option.direct is None else ""]
-    if option.share >= 0.005:
-        parts.append(f"about {option.share:.0%} of the time")
-    return dataclasses.replace(row, reason="; ".join(filter(None, parts)))

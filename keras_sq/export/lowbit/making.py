@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from keras_sq.export import building, runtimes
 from keras_sq.export.activations import forms as activation_forms
-from keras_sq.export.lowbit import choosing
+from keras_sq.export.lowbit import choosing, reporting
 from keras_sq.export.lowbit.choosing import Option
 from keras_sq.export.lowbit.rewriting import rewritten
 from keras_sq.export.missing_kernels import with_missing
@@ -100,9 +100,9 @@ def _stored(
     file, rows = choice.store_plans(result, rest)
     others = iter(rows)
     kernels = [
-        choosing.direct_report(option)
+        reporting.direct_report(option)
         if option.direct is not None
-        else choosing.with_share(next(others), option)
+        else reporting.with_share(next(others), option)
         for option in chosen
     ]
     return file.pack(), kernels

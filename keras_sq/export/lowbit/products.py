@@ -171,8 +171,10 @@ def _of_lookup(use: Use, weight: WeightTensor) -> Product | str:
     output = tensors[indices(use.operator.outputs)[0]]
     if rows.type != TYPES["INT32"] or output.type != TYPES["FLOAT32"]:
         return "its rows are not looked up as floats, by int32 numbers"
-    if _has_open_size(rows) or len(weight.shape) != 2 or weight.shape[1] % MULTIPLE:
-        return "its rows are not of a multiple of 4 weights, or of an open number"
+    if _has_open_size(rows):
+        return "an open number of its rows is looked up"
+    if len(weight.shape) != 2 or weight.shape[1] % MULTIPLE:
+        return "its rows are not of a multiple of 4 weights"
     return Product(use.operator, weight, looks_up=True)
 
 
@@ -184,7 +186,9 @@ def _of_operator(
     source = tensors[indices(operator.inputs)[0]]
     sizes = shape_of(source)
     if name == DENSE:
-        if sizes[-1] != weight.shape[-1] and weight.shape[-1] % MULTIPLE:
+        # A size of 1 may stand for an open one, and a shape () for any.
+        last = (indices(source.shapeSignature) or sizes or (-1,))[-1]
+        if last != weight.shape[-1] and weight.shape[-1] % MULTIPLE:
             return "its inputs lie on several axes, which cannot be padded together"
         return Product(operator, weight)
     if len(sizes) != 4 or len(weight.shape) != 4:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from keras_sq.core.types import Array
+from keras_sq.export.errors import ExportError
 from keras_sq.export.tflite.flatbuffer import TFLiteFile, indices
 
 
@@ -122,6 +123,23 @@ class AllTensors:
             (signature,) = self._interpreter.get_signature_list()
             self._run = self._interpreter.get_signature_runner(signature)
 
+    def _invoke(self, inputs: Mapping[str, Array]) -> None:
+        """Runs the file.
+
+        Raises:
+            ExportError: If it cannot be run on these inputs.
+        """
+        try:
+            self._run(**inputs)
+        except (RuntimeError, ValueError) as error:
+            sizes = {name: list(np.shape(values)) for name, values in inputs.items()}
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise ExportError(
+                f"The file that was made cannot be run on inputs of shapes {sizes} "
+                f"({reason}). Does the model compute with inputs of these shapes? No "
+                "file was written."
+            ) from error
+
     def values(
         self, inputs: Mapping[str, Array], wanted: Sequence[int], subgraph: int = 0
     ) -> list[Array]:
@@ -133,7 +151,7 @@ class AllTensors:
             subgraph: Number of the graph.
         """
         with quiet():
-            self._run(**inputs)
+            self._invoke(inputs)
             return [
                 np.array(self._interpreter.get_tensor(index, subgraph))
                 for index in wanted
@@ -151,7 +169,7 @@ class AllTensors:
             for name, shape in sizes.items()
         }
         with quiet():
-            self._run(**zeros)
+            self._invoke(zeros)
             details = self._interpreter.get_tensor_details()
         return {x["index"]: tuple(int(n) for n in x["shape"]) for x in details}
 
@@ -167,7 +185,7 @@ class AllTensors:
             order: Indices of the float tensors to look at.
         """
         with quiet():
-            self._run(**inputs)
+            self._invoke(inputs)
             for index in order:
                 values = np.abs(self._interpreter.get_tensor(index))
                 if not np.all(values < np.finfo(np.float32).max):
