@@ -212,8 +212,8 @@ def test_kernels_are_packed_whatever_is_folded(name, tmp_path):
     assert {row.path for row in report.kernels} == set(keras_sq.get_codes(model))
     for row in report.kernels:
         assert row.quantized
-        # Two bits a weight, and 12 bytes for the scale of each of up to 96 filters.
-        assert row.num_bytes <= row.weights / 4 + 12 * 96
+        # Two bits a weight, and 4 bytes for the scale of each of up to 96 filters.
+        assert row.num_bytes <= row.weights / 4 + 4 * 96
         assert row.num_bytes < row.weights
     add_up(report)
     x = data(model)

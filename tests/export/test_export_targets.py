@@ -215,7 +215,7 @@ def test_packed_codes_take_a_scale_a_filter(quantizer, bits, filters_first, tmp_
     (row,) = report.kernels
     assert (row.stored_as, row.reason[:6]) == ("packed levels", "codes ")
     per_filter = 288 if filters_first else 225
-    assert row.bits_per_weight == pytest.approx(bits + 12 * 8 / per_filter, rel=1e-3)
+    assert row.bits_per_weight == pytest.approx(bits + 4 * 8 / per_filter, rel=1e-3)
     assert report.runtimes == runtimes.EVERY_RUNTIME
     for delegates in (True, False):
         runner = runtime.Runner((tmp_path / "m.tflite").read_bytes(), delegates)
