@@ -55,11 +55,12 @@ def smallest(request: Request) -> Candidate:
     """Makes the smallest file of float operations.
 
     Each tensor takes its smallest form; but no file is larger than one of the types of
-    codes alone, which needs no tables of digits.
+    codes alone, which needs no tables of digits, or than one for old runtimes.
     """
     codes = tuple(name for name in request.types if name in forms.CODE_TYPES)
     alone = [codes[place:] for place in range(len(codes))]
-    return float_weights(request, (*forms.PACKED_FORMS, *codes), *alone)
+    old = (*forms.PACKED_FORMS, *codes[-1:])
+    return float_weights(request, (*forms.PACKED_FORMS, *codes), old, *alone)
 
 
 def integers(request: Request) -> Candidate:

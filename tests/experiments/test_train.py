@@ -136,8 +136,8 @@ def test_run_writes_files_and_table(finished):
     assert reports["float"].target == "float"
     for phase in ("direct", "sq"):
         assert reports[phase].quantized_weights == kernels
-        # Codes of two bits; a float32 scale and an int64 zero point a filter.
-        bits = 2 + (32 + 64) * filters / kernels
+        # Codes of two bits, and a float32 scale a filter.
+        bits = 2 + 32 * filters / kernels
         assert reports[phase].bits_per_weight == pytest.approx(bits, rel=1e-3)
         assert reports[phase].target == "small"
         assert reports[phase].tflite_bytes < reports[phase].float_tflite_bytes / 8

@@ -532,17 +532,23 @@ def test_small_is_the_smallest(build, method, settings, tmp_path):
 
 def test_old_runtimes_get_types_that_they_know(tmp_path):
     path = tmp_path / "m.tflite"
-    model = keras_sq.quantize_model(images(), "ternary", overrides={}, seed=0)
-    expected = {
-        None: ({"INT2"}, runtimes.INT2_RUNTIMES),
-        "LiteRT 2.1": ({"INT2"}, runtimes.INT2_RUNTIMES),
-        "litert >= 2.0.3": ({"INT4"}, runtimes.INT4_RUNTIMES),
-        "TensorFlow 2.18.0": ({"INT4"}, runtimes.INT4_RUNTIMES),
-        "tflite-runtime 2.14": (set(), runtimes.EVERY_RUNTIME),
-        "TensorFlow 2.17": (set(), runtimes.EVERY_RUNTIME),
-    }
+    ternary, fifteen = (
+        keras_sq.quantize_model(images(), quantizer, overrides={}, seed=0)
+        for quantizer in ("ternary", "uniform-4")
+    )
+    four_bits = {"INT4"}, runtimes.INT4_RUNTIMES
+    expected = [
+        (ternary, None, {"INT2"}, runtimes.INT2_RUNTIMES),
+        (ternary, "LiteRT 2.1", {"INT2"}, runtimes.INT2_RUNTIMES),
+        # Packed levels are smaller than codes of 4 bits here.
+        (ternary, "litert >= 2.0.3", set(), runtimes.EVERY_RUNTIME),
+        (ternary, "tflite-runtime 2.14", set(), runtimes.EVERY_RUNTIME),
+        (fifteen, "litert >= 2.0.3", *four_bits),
+        (fifteen, "TensorFlow 2.18.0", *four_bits),
+        (fifteen, "TensorFlow 2.17", set(), runtimes.EVERY_RUNTIME),
+    ]
     sizes = []
-    for oldest, (types, needed) in expected.items():
+    for model, oldest, types, needed in expected:
         report = export(model, path, "small", oldest_runtime=oldest)
         file = TFLiteFile(path.read_bytes())
         kinds = {TYPE_NAMES[tensor.type] for _, _, tensor in file.constants()}
