@@ -6,7 +6,7 @@ import pytest
 from backends import COMPILERS, array, compiled
 from keras import ops
 
-from keras_sq.core import backend, compilation
+from keras_sq.core import compilation
 from keras_sq.quantizers import filter_functions
 
 
@@ -69,7 +69,7 @@ def test_filter_sums_by_block_equal_plain(shape, monkeypatch):
         seen.append(tuple(block.shape))
         return two_terms(block, *rest)
 
-    monkeypatch.setattr(backend, "inside_fused", lambda: True)
+    monkeypatch.setattr(compilation, "inside_fused", lambda: True)
     by_block = filter_functions.filter_sums(watched, *arguments)
     for expected, one, other in zip(
         two_sums(kernel, limit, 0.25), plain, by_block, strict=True
@@ -98,7 +98,7 @@ def test_filter_sums_of_candidates(shape, fused, monkeypatch):
         above = ops.where(ops.abs(block) > limit, block, 0.0)
         return above, factor * ops.square(above)
 
-    monkeypatch.setattr(backend, "inside_fused", lambda: fused)
+    monkeypatch.setattr(compilation, "inside_fused", lambda: fused)
     monkeypatch.setattr(filter_functions, "UNFUSED_MAX_SIZE", 2**15)
     found = filter_functions.filter_sums(
         terms, ops.array(kernel), ops.array(limits), ops.array(0.25), candidates=5
