@@ -16,6 +16,8 @@ medians.
 | `lowbit`, `lowbit8` | target `"lowbit"`, without and with representative data |
 | `small8` | target `"small"` with representative data |
 | `speed`, `speed8` | as `lowbit` and `lowbit8` with `optimize="speed"` |
+| `peer2`, `peer4`, `peer8` | `float` by ai-edge-quantizer (install it), weights of \
+2, 4 or 8 bits a channel, activations rounded as it runs |
 """
 
 import os
@@ -103,6 +105,11 @@ def contents(model, examples):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.tflite")
         for name in FILES.value:
+            if name.startswith("peer"):
+                keras_sq.export(model, path, target="float", allow_untrained=True)
+                with open(path, "rb") as file:
+                    yield name, by_peer(file.read(), int(name[-1]))
+                continue
             if name == "dynamic8":
                 kind = kinds.get("lowbit")
                 request = steps.prepare(model, kind, None, None, kind.types(None))
@@ -118,6 +125,24 @@ def contents(model, examples):
             keras_sq.export(model, path, allow_untrained=True, **options)
             with open(path, "rb") as file:
                 yield name, file.read()
+
+
+def by_peer(content, bits):
+    """Returns a float file as ai-edge-quantizer quantizes it."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    recipes = {
+        2: recipe.dynamic_wi2c_afp32,
+        4: recipe.dynamic_wi4c_afp32,
+        8: recipe.dynamic_wi8c_afp32,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "float.tflite")
+        with open(path, "wb") as file:
+            file.write(content)
+        return bytes(
+            quantizer.Quantizer(path, recipes[bits]()).quantize().quantized_model
+        )
 
 
 def timed(content):
