@@ -32,15 +32,25 @@ def float_weights(request: Request, *allowed: Sequence[str]) -> Candidate:
         request: What it is made from.
         *allowed: Sets of forms, see `choice.store_smallest`.
     """
-    converted = convert.float_file(request.model, request.signature)
-    content = converted.content
-    if any(allowed):
-        content = folding.without_row_scales(content, request.codes)
-    file = TFLiteFile(content)
-    file.share_constants()
-    content = file.pack()
-    weights = named(request, TFLiteFile(content))
+    converted, content, weights = shared_floats(request, folded=any(allowed))
     file, kernels = choice.store_smallest(content, weights, allowed)
+    return float_candidate(request, converted, file, kernels)
+
+
+def float_candidate(
+    request: Request,
+    converted: convert.Converted,
+    file: TFLiteFile,
+    kernels: Sequence[KernelReport],
+) -> Candidate:
+    """Returns a file of float operations whose weights are in their forms.
+
+    Args:
+        request: What it is made from.
+        converted: The float file that it was.
+        file: The file; quantized activations are still put into their form.
+        kernels: What became of each weight tensor.
+    """
     activations = activation_forms.float_forms(file, request.quantizers)
     return Candidate(
         converted=dataclasses.replace(converted, content=file.pack()),
@@ -106,15 +116,21 @@ def shared_integers(
 
 
 def shared_floats(
-    request: Request,
+    request: Request, folded: bool = True
 ) -> tuple[convert.Converted, bytes, list[WeightTensor]]:
     """Makes a float file whose constants are shared, for other forms of its weights.
+
+    Args:
+        request: What it is made from.
+        folded: Whether multiplications are taken out of the rows of kernels.
 
     Returns:
         The float file, the bytes of the shared one, and its weight tensors.
     """
     converted = convert.float_file(request.model, request.signature)
-    content = folding.without_row_scales(converted.content, request.codes)
+    content = converted.content
+    if folded:
+        content = folding.without_row_scales(content, request.codes)
     file = TFLiteFile(content)
     file.share_constants()
     content = file.pack()

@@ -6,19 +6,19 @@ unfolds and computes with in a slower way. `choosing.py` decides.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from keras_sq.export import building, runtimes
-from keras_sq.export.activations import forms as activation_forms
 from keras_sq.export.lowbit import choosing, reporting
-from keras_sq.export.lowbit.choosing import Option
-from keras_sq.export.lowbit.rewriting import rewritten
+from keras_sq.export.lowbit.choosing import Option, Shapes
+from keras_sq.export.lowbit.rewriting import Direct, rewritten
 from keras_sq.export.missing_kernels import with_missing
 from keras_sq.export.report import KernelReport
 from keras_sq.export.request import Candidate, Request
 from keras_sq.export.tflite import choice
 from keras_sq.export.tflite.flatbuffer import TFLiteFile
 from keras_sq.export.tflite.runtime import AllTensors
+from keras_sq.export.tflite.weights import WeightTensor
 
 
 def make(request: Request) -> Candidate:
@@ -28,22 +28,11 @@ def make(request: Request) -> Candidate:
 
 def _floats(request: Request) -> Candidate:
     converted, content, weights = building.shared_floats(request)
-    file, shapes = TFLiteFile(content), _shapes(content, request)
-    rounds = bool(request.quantizers)
-    options = [
-        choosing.float_option(file, weight, shapes, rounds) for weight in weights
-    ]
-    chosen = choosing.choose(options, request.optimize)
+    chosen = _chosen(request, content, weights, choosing.float_option)
     result, kernels = _stored(content, chosen)
-    file = TFLiteFile(result)
-    activations = activation_forms.float_forms(file, request.quantizers)
-    entries = [x.direct for x in chosen if x.direct]
-    return Candidate(
-        converted=dataclasses.replace(converted, content=file.pack()),
-        kernels=with_missing(kernels, request),
-        float_bytes=len(converted.content),
-        runtimes=runtimes.needed(kernel.stored_as for kernel in kernels),
-        activations=tuple(activations),
+    entries = _direct(chosen)
+    return dataclasses.replace(
+        building.float_candidate(request, converted, TFLiteFile(result), kernels),
         plain=rewritten(content, entries, "FLOAT32") if entries else None,
         twin=_stored(content, chosen, "INT8")[0] if entries else None,
     )
@@ -51,14 +40,9 @@ def _floats(request: Request) -> Candidate:
 
 def _integers(request: Request) -> Candidate:
     candidate, content, weights, floats = building.shared_integers(request)
-    file, shapes = TFLiteFile(content), _shapes(content, request)
-    rounds = bool(request.quantizers)
-    options = [
-        choosing.integer_option(file, weight, shapes, rounds) for weight in weights
-    ]
-    chosen = choosing.choose(options, request.optimize)
+    chosen = _chosen(request, content, weights, choosing.integer_option)
     result, kernels = _stored(content, chosen)
-    entries = [x.direct for x in chosen if x.direct]
+    entries = _direct(chosen)
     rows = [*kernels, *floats]
     return dataclasses.replace(
         candidate,
@@ -68,6 +52,31 @@ def _integers(request: Request) -> Candidate:
         equals=rewritten(content, entries, "INT8"),
         twin=_stored(content, chosen, "INT8")[0] if entries else None,
     )
+
+
+def _chosen(
+    request: Request,
+    content: bytes,
+    weights: Sequence[WeightTensor],
+    option_of: Callable[[TFLiteFile, WeightTensor, Shapes, bool], Option],
+) -> list[Option]:
+    """Returns the weight tensors of a file, each with its form.
+
+    Args:
+        request: What the file is made from.
+        content: The bytes of the file.
+        weights: Its weight tensors.
+        option_of: `choosing.float_option` or `choosing.integer_option`.
+    """
+    file, shapes = TFLiteFile(content), _shapes(content, request)
+    rounds = bool(request.quantizers)
+    options = [option_of(file, weight, shapes, rounds) for weight in weights]
+    return choosing.choose(options, request.optimize)
+
+
+def _direct(chosen: Sequence[Option]) -> list[Direct]:
+    """Returns the tensors that are multiplied as they are."""
+    return [option.direct for option in chosen if option.direct is not None]
 
 
 def _shapes(content: bytes, request: Request) -> dict[int, tuple[int, ...]]:
@@ -90,7 +99,7 @@ def _stored(
     Returns:
         The bytes of the new file, and what became of each tensor.
     """
-    result = rewritten(content, [x.direct for x in chosen if x.direct], type_name)
+    result = rewritten(content, _direct(chosen), type_name)
     file = TFLiteFile(result)
     rest = [
         dataclasses.replace(x.plan, weight=x.plan.weight.of(file))
